@@ -1,0 +1,1 @@
+"""A checkpoint to the weights that others load: Hugging Face and TurboMind."""

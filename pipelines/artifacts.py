@@ -1,0 +1,184 @@
+"""An artefact: files that appear by rename, with a manifest of their digests written last.
+
+A manifest is canonical JSON and carries nothing that differs between two runs of the same inputs: no time, host or
+absolute path (those go to run.json beside it). No manifest, no artefact.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import BusyError, CheckError, MachineError
+
+Json = Any
+"""What json.loads returns."""
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of an artefact, as its manifest lists it."""
+
+    path: str
+    """POSIX path relative to the manifest."""
+    size: int
+    """Bytes."""
+    sha256: str
+
+    @classmethod
+    def of(cls, root: Path, path: Path) -> "FileRecord":
+        return cls(path.relative_to(root).as_posix(), path.stat().st_size, digest_file(path))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artefact is, where it came from and what it holds."""
+
+    kind: str
+    """`prep`, `checkpoint`, `hf`, `turbomind`."""
+    format_version: int
+    """Raised whenever the bytes written for the same inputs change."""
+    identity: str
+    """SHA-256 over everything the artefact's bytes depend on."""
+    parents: Mapping[str, str]
+    """Identity of each artefact this one was made from, by kind."""
+    files: Sequence[FileRecord]
+    """Every file beside the manifest that belongs to the artefact, sorted by path."""
+    facts: Mapping[str, Json]
+    """Counts, settings and library versions; content by kind."""
+
+    def write(self, folder: Path) -> None:
+        """Complete the artefact in `folder`."""
+        write_atomic(folder / MANIFEST, canonical_json(self.as_json()))
+
+    def as_json(self) -> Json:
+        return {
+            "kind": self.kind,
+            "format_version": self.format_version,
+            "identity": self.identity,
+            "parents": dict(self.parents),
+            "files": [vars(record) for record in self.files],
+            "facts": dict(self.facts),
+        }
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest | None":
+        """The manifest in `folder`, or None where there is no complete artefact."""
+        path = folder / MANIFEST
+        try:
+            content = json.loads(path.read_bytes())
+            files = [FileRecord(**record) for record in content.pop("files")]
+            return cls(files=files, **content)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckError(f"{path}: not a manifest ({error}); run the stage that writes it again") from error
+
+    def verify(self, folder: Path, *, hashes: bool = True) -> None:
+        """Compare the files in `folder` with the manifest.
+
+        Raises:
+            CheckError: naming the first file that is missing, has another size, or (with `hashes`) another digest.
+        """
+        for record in self.files:
+            path = folder / record.path
+            if not path.is_file():
+                raise CheckError(f"{path}: listed in {MANIFEST} but missing; run the stage that writes it again")
+            if path.stat().st_size != record.size:
+                raise CheckError(f"{path}: {path.stat().st_size} bytes, {MANIFEST} says {record.size}; it was changed")
+            if hashes and digest_file(path) != record.sha256:
+                raise CheckError(f"{path}: SHA-256 differs from {MANIFEST}; it was changed or damaged")
+
+
+def canonical_json(value: Json) -> bytes:
+    """Equal values to equal bytes: sorted keys, two spaces, UTF-8, one line feed at the end, no NaN."""
+    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    return text.encode("utf-8") + b"\n"
+
+
+def identity(*parts: Json) -> str:
+    """SHA-256 of the canonical JSON of `parts`."""
+    return hashlib.sha256(canonical_json(parts)).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it is seen complete or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        sync_file(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def commit_directory(temporary: Path, final: Path) -> None:
+    """Give a complete directory its name; what stood there before is replaced.
+
+    The old directory loses its manifest first, so a kill in between leaves no artefact rather than a mixed one.
+    """
+    if final.exists():
+        (final / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(final)
+    temporary.rename(final)
+    sync_directory(final.parent)
+
+
+def sync_file(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(folder: Path) -> Path:
+    """Create a directory and its parents, or say why not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MachineError(f"{folder}: cannot be written ({error.strerror}); set run.work_dir elsewhere") from error
+    return folder
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other packtrain processes; the lock goes with the process, however it ends.
+
+    Raises:
+        BusyError: if another process holds it.
+    """
+    make_directory(folder)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BusyError(f"{folder}: another packtrain process works here; wait for it or stop it") from error
+        yield
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in a manifest")

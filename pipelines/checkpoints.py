@@ -1,0 +1,150 @@
+"""The checkpoint format: the training state as named fragments, readable on any number of ranks and without torch.
+
+A checkpoint is a directory `step-00000500` that appears by rename:
+
+    manifest.json                    kind `checkpoint`; its facts are `CheckpointFacts`
+    state-00000-of-00002.safetensors one per rank: the fragments that rank owns
+    model/                           config.json and generation_config.json as the exporter needs them
+    tokenizer/                       the tokenizer directory that prep read, with its chat template
+
+A fragment is a flat run of one tensor's elements. Its key is `kind/name/first element`, for example
+`parameter/model.norm.weight/0` or `exp_avg/model.layers.0.mlp.up_proj.weight/8192`. `parameter` is the float32 master
+weight; the other kinds are the optimizer's. Fragments of one tensor never overlap and together cover it, however
+ZeRO cut it, so any layout can be loaded into any other and the exporter reads only the ranges it wants.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import safe_open
+
+from pipelines.artifacts import MANIFEST, Manifest
+from pipelines.errors import CheckError, DataError
+
+FORMAT_VERSION = 1
+STEP_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A flat run of one tensor's elements in one file."""
+
+    path: Path
+    key: str
+    start: int
+    """First element within the flattened tensor."""
+    size: int
+    """Elements."""
+
+
+class Checkpoint:
+    """A finished checkpoint, opened for reading."""
+
+    def __init__(self, folder: Path) -> None:
+        manifest = Manifest.read(folder)
+        if manifest is None or manifest.kind != "checkpoint":
+            raise DataError(f"{folder}: not a finished checkpoint; name a step-* directory that holds {MANIFEST}")
+        if manifest.format_version != FORMAT_VERSION:
+            raise DataError(
+                f"{folder}: checkpoint of format {manifest.format_version}, this version reads {FORMAT_VERSION}; "
+                "export it with the version that wrote it"
+            )
+        self.folder = folder
+        self.manifest = manifest
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            name: tuple(shape) for name, shape in manifest.facts["parameters"].items()
+        }
+        """Every trained parameter by name, in the model's order."""
+        self._fragments = self._index()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.manifest.facts["step"])
+
+    @property
+    def packs_consumed(self) -> int:
+        """Packs of the global order consumed: the position in the data."""
+        return int(self.manifest.facts["packs_consumed"])
+
+    def kinds(self) -> list[str]:
+        """`parameter`, and what the optimizer keeps per parameter."""
+        return sorted({kind for kind, _ in self._fragments})
+
+    def fragments(self, kind: str, name: str) -> list[Fragment]:
+        """The pieces of one tensor in element order.
+
+        Raises:
+            CheckError: if they do not cover the tensor exactly.
+        """
+        pieces = sorted(self._fragments.get((kind, name), []), key=lambda piece: piece.start)
+        position = 0
+        for piece in pieces:
+            if piece.start != position:
+                break
+            position += piece.size
+        expected = int(np.prod(self.shapes[name], dtype=np.int64))
+        if position != expected:
+            raise CheckError(
+                f"{self.folder}: {kind} of {name} holds {position} of {expected} elements in one piece; "
+                "the checkpoint is incomplete, use another one"
+            )
+        return pieces
+
+    def read(self, kind: str, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """Elements start..stop of a flattened tensor, reading only the fragments that hold them."""
+        size = int(np.prod(self.shapes[name], dtype=np.int64))
+        stop = size if stop is None else stop
+        values = np.empty(stop - start, np.float32)
+        for piece in self.fragments(kind, name):
+            first, last = max(start, piece.start), min(stop, piece.start + piece.size)
+            if first < last:
+                with safe_open(piece.path, framework="numpy") as file:
+                    part = file.get_slice(piece.key)[first - piece.start : last - piece.start]
+                values[first - start : last - start] = part
+        return values
+
+    def tensors(self, kind: str = "parameter") -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+        """Every tensor of a kind, whole and in its shape, one at a time."""
+        for name, shape in self.shapes.items():
+            yield name, self.read(kind, name).reshape(shape)
+
+    def _index(self) -> dict[tuple[str, str], list[Fragment]]:
+        fragments: defaultdict[tuple[str, str], list[Fragment]] = defaultdict(list)
+        for record in self.manifest.files:
+            if not re.fullmatch(r"state-\d{5}-of-\d{5}\.safetensors", record.path):
+                continue
+            path = self.folder / record.path
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    for key in file.keys():  # noqa: SIM118 (not a mapping)
+                        kind, name, start = key.split("/")
+                        size = int(np.prod(file.get_slice(key).get_shape(), dtype=np.int64))
+                        fragments[kind, name].append(Fragment(path, key, int(start), size))
+            except (OSError, ValueError) as error:
+                raise CheckError(f"{path}: cannot be read ({error}); use another checkpoint") from error
+        return dict(fragments)
+
+
+def fragment_key(kind: str, name: str, start: int) -> str:
+    """The key of a fragment inside a state file."""
+    return f"{kind}/{name}/{start}"
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def finished(checkpoints: Path) -> list[Path]:
+    """Complete checkpoints below a directory, oldest first. Half-written ones are not seen."""
+    if not checkpoints.is_dir():
+        return []
+    found: list[Any] = [path for path in checkpoints.iterdir() if STEP_NAME.fullmatch(path.name)]
+    return sorted(path for path in found if (path / MANIFEST).is_file())

@@ -1,0 +1,53 @@
+"""The errors a user can meet, each with its exit code.
+
+A message is one line: where, what was found, what to do. The command line prints it without a traceback.
+Anything else that escapes a command is our fault and exits 1.
+"""
+
+from collections.abc import Sequence
+
+
+class PacktrainError(Exception):
+    """Base of the errors that are shown to the user as one line a problem."""
+
+    exit_code = 1
+
+
+class ConfigError(PacktrainError):
+    """The TOML or the command line is wrong. Holds every problem found, one line each."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: str) -> None:
+        self.problems: Sequence[str] = problems
+        super().__init__("\n".join(problems))
+
+
+class DataError(PacktrainError):
+    """The input data is wrong: `file:line: finding; remedy`."""
+
+    exit_code = 3
+
+
+class CheckError(PacktrainError):
+    """A check the user asked for found a difference."""
+
+    exit_code = 4
+
+
+class MachineError(PacktrainError):
+    """This machine lacks something: a package, memory, a writable directory, a device."""
+
+    exit_code = 5
+
+
+class BusyError(PacktrainError):
+    """Another process works in the same directory."""
+
+    exit_code = 6
+
+
+class InterruptedRun(PacktrainError):  # noqa: N818 (an interruption is not an error)
+    """Stopped by a signal after saving; the same command continues."""
+
+    exit_code = 75

@@ -1,0 +1,424 @@
+"""The tables of a pipeline TOML: one model per table, one documented field per key.
+
+A default is a recommendation; a key without one is a decision the user has to make. Sizes are integers in
+tokens, packs, steps or bytes; ratios that decide bytes (weights) are exact decimals, all other reals are floats.
+"""
+
+import math
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationInfo,
+    model_validator,
+)
+
+
+def _real(value: object) -> object:
+    if isinstance(value, Decimal) or (isinstance(value, int) and not isinstance(value, bool)):
+        value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("expected a finite number")
+    return value
+
+
+def _exact(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Decimal(value)
+    if isinstance(value, Decimal) and not value.is_finite():
+        raise ValueError("expected a finite number")
+    return value
+
+
+def _local_path(value: object, info: ValidationInfo) -> object:
+    if value == "":
+        raise ValueError("expected a path, found an empty string")
+    if not isinstance(value, str | Path):
+        return value
+    base = info.context["base"] if info.context else Path()
+    return Path(base) / value
+
+
+def _file_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", value):
+        raise ValueError("expected letters, digits, '.', '_' or '-', starting with a letter or digit")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_real)]
+"""A finite binary float, written in TOML as an integer or a decimal."""
+Exact = Annotated[Decimal, BeforeValidator(_exact)]
+"""A finite exact decimal."""
+LocalPath = Annotated[Path, BeforeValidator(_local_path)]
+"""A path, relative to the TOML file that names it."""
+Name = Annotated[str, AfterValidator(_file_name)]
+"""A name that is also a file name."""
+
+
+class Table(BaseModel):
+    """Base of all tables: no coercion, no unknown keys, no change after reading."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class Run(Table):
+    """[run]: what this run is called and where its files go."""
+
+    name: Name
+    """Directory of this run below work_dir."""
+    work_dir: LocalPath = Path("work")
+    """Everything a run writes is below it."""
+    seed: NonNegativeInt = 1024
+    """The only seed; every stage derives its own from it."""
+
+
+class Model(Table):
+    """[model]: what is trained. Either name_or_path or the [model.scratch] table."""
+
+    name_or_path: LocalPath | None = None
+    """A Hugging Face model directory."""
+    scratch: dict[str, Any] | None = None
+    """Keys of a config.json (model_type and sizes): a randomly initialised model."""
+    torch_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number format of the exported weights: auto is the checkpoint's own, or float32 for a scratch model."""
+    attn_implementation: Literal["auto", "flash_attention_2", "varlen", "sdpa"] = "auto"
+    """Varlen attention: auto takes flash-attn where installed, else PyTorch's kernel on CUDA, else SDPA by document."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.name_or_path is None) == (self.scratch is None):
+            raise ValueError("give exactly one of model.name_or_path and the [model.scratch] table")
+        return self
+
+
+class Tokenizer(Table):
+    """[tokenizer]: text to token ids."""
+
+    name_or_path: LocalPath | None = None
+    """A directory with tokenizer.json or tokenizer.model; by default the model's."""
+
+
+class Loss(Table):
+    """[template.loss]: which tokens of a conversation are trained on."""
+
+    roles: list[str] = ["assistant"]
+    """Roles whose content carries loss; a message's own `loss` field overrides."""
+    end_of_turn: bool = True
+    """Train the end-of-turn token of those roles."""
+    turns: Literal["all", "last"] = "all"
+    """Which of those turns are trained."""
+    on_empty: Literal["error", "drop"] = "error"
+    """A record without any token to train: stop, or drop and count it."""
+
+
+class Template(Table):
+    """[template]: conversations to text. One object renders training text, prompts and the exported template."""
+
+    name: str = "tokenizer"
+    """`tokenizer` for the tokenizer's own chat template, or a built-in name such as `internlm2_chat`."""
+    system: str = ""
+    """System text of a conversation that has none."""
+    special_text: Literal["escape", "error"] = "escape"
+    """Special-token text inside user data: tokenize it as plain text, or refuse the record."""
+    loss: Loss = Loss()
+
+
+class Source(Table):
+    """[[prep.source]]: files of one kind, with their share in the mix.
+
+    Sources with `weight` share the mix; `repeat`, `samples` and `tokens` contribute exactly that on top; with none
+    of them a source counts as repeat = 1.
+    """
+
+    name: Name
+    """Unique; part of every sample's identity, so renaming a source reorders it."""
+    path: LocalPath
+    """A file or a directory."""
+    format: Literal["auto", "jsonl", "ftdp"] = "auto"
+    """auto goes by the file's ending: .jsonl, .bin (ftdp)."""
+    files: list[str] = []
+    """Patterns below a directory, such as `**/*.jsonl`; empty takes every file whose ending is known."""
+    map: Literal["openai", "none"] = "openai"
+    """Shape of a record; `none` for data that is already tokenized."""
+    weight: Exact | None = None
+    """Share of the mix in prep.mix.unit, relative to the other weights."""
+    repeat: Exact | None = None
+    """Passes over the source; 2.5 is two passes and half of a third."""
+    samples: PositiveInt | None = None
+    """Exactly so many samples."""
+    tokens: PositiveInt | None = None
+    """So many tokens, to within one sample."""
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        given = [key for key in ("weight", "repeat", "samples", "tokens") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give at most one of weight, repeat, samples and tokens; found {' and '.join(given)}")
+        for key in ("weight", "repeat"):
+            amount = getattr(self, key)
+            if amount is not None and amount <= 0:
+                raise ValueError(f"{key} = {amount}: expected more than 0")
+        return self
+
+
+class Order(Table):
+    """[prep.order]: which files, in which order, and how samples are shuffled."""
+
+    file: LocalPath = Path("data_order.txt")
+    """The lock file of the data: one relative path per line."""
+    mode: Literal["locked", "write", "scan"] = "locked"
+    """locked: the file must exist and match; write: create it if missing; scan: code point order without a file."""
+    shuffle: Literal["hash", "none"] = "hash"
+    """Order of samples inside a source: by a keyed hash of the sample's identity, or as in the files."""
+    interleave: Literal["fractional", "concat"] = "fractional"
+    """Sources spread evenly through the order, or one after another."""
+
+
+class Mix(Table):
+    """[prep.mix]: how much of each weighted source."""
+
+    unit: Literal["tokens", "samples"] = "tokens"
+    """What prep.source.weight means."""
+    total: NonNegativeInt = 0
+    """Size of the weighted part in `unit`; 0: as much as the scarcest source allows without repeating."""
+    max_repeat: Exact = Decimal(4)
+    """Refuse a mix that repeats a source more often than this."""
+
+
+class PackTable(Table):
+    """[prep.pack]: samples into packs."""
+
+    capacity: PositiveInt
+    """Tokens per pack, and so the longest context the trainer sees."""
+    strategy: Literal["best_fit", "concat_split", "none"] = "best_fit"
+    """best_fit cuts no sample; concat_split cuts the stream every `capacity` tokens; none is one sample a pack."""
+    scope: Literal["source", "global"] = "source"
+    """Which samples may share a pack; source keeps other sources' packs unchanged when one is added."""
+
+
+class Output(Table):
+    """[prep.output]: the shards."""
+
+    shard_tokens: PositiveInt = 67_108_864
+    """Tokens per shard before the next begins."""
+
+
+class Prep(Table):
+    """[prep]: raw or tokenized data into packed shards."""
+
+    source: list[Source] = Field(min_length=1)
+    pack: PackTable
+    max_length: PositiveInt | None = None
+    """Longest sample in tokens; by default the pack's capacity."""
+    min_length: NonNegativeInt = 0
+    """Shorter samples are dropped and counted."""
+    overlength: Literal["error", "truncate_right", "drop"] = "error"
+    """What happens to a sample above max_length."""
+    workers: NonNegativeInt = 0
+    """Processes; 0 is one a core. Never changes a byte of output."""
+    max_record_bytes: PositiveInt = 16_777_216
+    """Longest input line accepted, in bytes."""
+    order: Order = Order()
+    mix: Mix = Mix()
+    output: Output = Output()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [source.name for source in self.source]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sources are called {name!r}; a name is part of a sample's identity")
+        cuts = self.pack.strategy == "concat_split"
+        if self.max_length is not None and self.max_length > self.pack.capacity and not cuts:
+            raise ValueError(
+                f"max_length = {self.max_length} exceeds pack.capacity = {self.pack.capacity}; a sample must fit a pack"
+            )
+        return self
+
+
+class Optimizer(Table):
+    """[train.optimizer]."""
+
+    type: Literal["adamw"] = "adamw"
+    lr: Real
+    """Peak learning rate."""
+    betas: tuple[Real, Real] = (0.9, 0.95)
+    eps: Real = 1e-8
+    weight_decay: Real = 0.0
+    no_decay: list[str] = ["bias", "norm"]
+    """Parameters whose name contains one of these are not decayed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _array_is_tuple(cls, values: dict[str, Any]) -> dict[str, Any]:
+        betas = values.get("betas")
+        return {**values, "betas": tuple(betas)} if isinstance(betas, list) else values
+
+
+class Scheduler(Table):
+    """[train.scheduler]: linear warm-up into one of the usual shapes, by optimizer step."""
+
+    type: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Real = 0.03
+    """Share of all steps spent warming up; not together with warmup_steps."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps spent warming up."""
+    warmup_start_factor: Real = 1e-5
+    """Learning rate of the first step over the peak."""
+    min_lr: Real = 0.0
+    """Learning rate of the last step."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_steps is not None and "warmup_ratio" in self.model_fields_set:
+            raise ValueError("give warmup_ratio or warmup_steps, not both")
+        return self
+
+
+class Deepspeed(Table):
+    """[train.deepspeed]."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What is sharded over ranks: 1 optimizer state, 2 gradients as well, 3 parameters as well."""
+    extra: dict[str, Any] = {}
+    """Any other DeepSpeed key, verbatim; keys that this file owns are refused."""
+
+
+class CheckpointTable(Table):
+    """[train.checkpoint]."""
+
+    save_steps: NonNegativeInt = 500
+    """Optimizer steps between checkpoints; 0 saves only the last."""
+    save_total_limit: Literal[-1] | PositiveInt = 2
+    """Newest checkpoints kept; -1 keeps all."""
+
+
+class TrainLog(Table):
+    """[train.log]."""
+
+    steps: PositiveInt = 10
+    """Optimizer steps between lines on the terminal; metrics.jsonl has every step."""
+
+
+class Train(Table):
+    """[train]: packed shards into checkpoints."""
+
+    global_batch_size: PositiveInt
+    """Packs per optimizer step, on any number of ranks: the only batch size there is."""
+    optimizer: Optimizer
+    max_epochs: PositiveInt = 1
+    """Passes over the packs."""
+    max_steps: NonNegativeInt = 0
+    """Optimizer steps; 0: from max_epochs."""
+    shuffle: Literal["hash", "none"] = "hash"
+    """Order of the packs in each epoch."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of the forward and backward pass; auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
+    nproc_per_node: Literal["auto"] | PositiveInt = "auto"
+    """Ranks to start on this machine when no launcher did; auto: one a GPU, or one on a CPU."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """Recompute the layers' activations in the backward pass."""
+    max_grad_norm: Real = 1.0
+    """Gradients are scaled down to this norm; 0 turns it off."""
+    resume: Literal["auto", "none"] = "auto"
+    """auto continues from the newest complete checkpoint of this very run."""
+    scheduler: Scheduler = Scheduler()
+    deepspeed: Deepspeed = Deepspeed()
+    checkpoint: CheckpointTable = CheckpointTable()
+    log: TrainLog = TrainLog()
+
+
+class HfExport(Table):
+    """[export.hf]: a directory that plain Transformers loads."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number format of the weights; auto is model.torch_dtype."""
+    max_shard_size: PositiveInt = 5_000_000_000
+    """Bytes per safetensors file."""
+
+
+class TurbomindExport(Table):
+    """[export.turbomind]: the weight folder that LMDeploy 0.6 to 0.7.3 serves."""
+
+    tp: Literal[1, 2, 4, 8] = 1
+    """Tensor-parallel size, frozen into the files."""
+    weight_type: Literal["bfloat16", "float16"] = "bfloat16"
+    model_name: str | None = None
+    """Name under which it is served; by default run.name."""
+    chat_template: str = "base"
+    """LMDeploy's name of a built-in chat template."""
+
+
+class ExportVerify(Table):
+    """[export.verify]: what is compared after writing."""
+
+    max_abs_diff: Real = 0.0
+    """Largest difference accepted between the exported weights and the checkpoint's, after the stated cast."""
+    greedy_tokens: NonNegativeInt = 16
+    """Length of the greedy continuation compared; 0 turns it off."""
+
+
+class ExportEval(Table):
+    """[export.eval]: conversations whose last assistant message the exported model must reproduce."""
+
+    file: LocalPath
+    """JSON lines of OpenAI messages; the last message is the expected answer."""
+    max_new_tokens: PositiveInt = 64
+    """Tokens generated at most for an answer."""
+    min_accuracy: Real = 0.0
+    """Share of exact answers below which the export fails its check."""
+
+
+class Export(Table):
+    """[export]: a checkpoint into the weights that others load."""
+
+    checkpoint: Literal["latest"] | NonNegativeInt = "latest"
+    """Newest complete checkpoint, or a step."""
+    targets: list[Literal["hf", "turbomind"]] = Field(default=["hf"], min_length=1)
+    hf: HfExport = HfExport()
+    turbomind: TurbomindExport = TurbomindExport()
+    verify: ExportVerify = ExportVerify()
+    eval: ExportEval | None = None
+
+
+class Pipeline(Table):
+    """One TOML file. A stage reads its own table and the shared ones above it, nothing else."""
+
+    schema_version: Literal[1]
+    run: Run
+    model: Model
+    tokenizer: Tokenizer = Tokenizer()
+    template: Template = Template()
+    prep: Prep
+    train: Train | None = None
+    """Without it the pipeline ends after prep."""
+    export: Export = Export()
+
+    @property
+    def home(self) -> Path:
+        """Where this run writes: work_dir/name."""
+        return self.run.work_dir / self.run.name
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """The directory tokenization reads."""
+        where = self.tokenizer.name_or_path or self.model.name_or_path
+        assert where is not None  # _tokenizer_is_somewhere
+        return where
+
+    @model_validator(mode="after")
+    def _tokenizer_is_somewhere(self) -> Self:
+        if self.tokenizer.name_or_path is None and self.model.name_or_path is None:
+            raise ValueError("a [model.scratch] model has no tokenizer of its own; set tokenizer.name_or_path")
+        return self

@@ -1,0 +1,1 @@
+"""Packed shards to checkpoints, on torch, Transformers and DeepSpeed."""
