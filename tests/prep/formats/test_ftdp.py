@@ -1,0 +1,131 @@
+"""ftdp files are read as their writers meant them, and faults are named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.errors import DataError
+from prep.formats import ftdp
+from prep.formats.fault import RecordFault
+from prep.store import LOSS_BIT
+
+ROWS = st.lists(st.lists(st.integers(-999, 999), max_size=20), max_size=10)
+
+
+def write(folder: Path, lines: list[bytes], tokens: list[int], dtype: type = np.int64) -> Path:
+    path = folder / "data.bin"
+    path.write_bytes(b"".join(lines))
+    offsets = np.cumsum([0, *map(len, lines)])[:-1]
+    meta = np.array(list(zip(offsets, tokens, strict=True)), dtype=dtype) if lines else np.zeros(0)
+    with (folder / "data.bin.meta").open("wb") as file:
+        np.save(file, meta)
+    return path
+
+
+def line(tokens: list[int]) -> bytes:
+    return json.dumps({"tokens": tokens}).encode() + b"\n"
+
+
+def read(path: Path, vocab_size: int = 1000) -> list[tuple[int, list[int]]]:
+    """(number, tokens) with ftdp's sign restored, through every chunk."""
+    found = []
+    for begin, end in ftdp.chunks(path):
+        for number, marked in ftdp.samples(path, begin, end, vocab_size=vocab_size):
+            ids = (marked & ~LOSS_BIT).astype(np.int64)
+            found.append((begin + number, np.where(marked & LOSS_BIT, ids, -ids).tolist()))
+    return found
+
+
+@given(rows=ROWS, spaces=st.booleans(), chunk_bytes=st.sampled_from([1, 40, 1 << 20]))
+def test_every_line_is_read_as_json_reads_it(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[list[int]], spaces: bool, chunk_bytes: int
+) -> None:
+    separators = (", ", ": ") if spaces else (",", ":")
+    lines = [json.dumps({"tokens": row}, separators=separators).encode() + b"\n" for row in rows]
+    path = write(tmp_path_factory.mktemp("ftdp"), lines, [len(row) for row in rows])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ftdp, "CHUNK_BYTES", chunk_bytes)
+        assert read(path) == list(enumerate(rows))
+
+
+def test_a_negative_id_carries_no_loss_and_zero_never_does(tmp_path: Path) -> None:
+    path = write(tmp_path, [line([5, -6, 0])], [3])
+    [(_, marked)] = ftdp.samples(path, 0, 1, vocab_size=10)
+    assert marked.tolist() == [5 | 1 << 31, 6, 0]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_meta_of_either_integer_width_is_read(tmp_path: Path, dtype: type) -> None:
+    assert read(write(tmp_path, [line([1]), line([2, 3])], [1, 2], dtype)) == [(0, [1]), (1, [2, 3])]
+
+
+def test_an_empty_file_with_its_float_meta_has_no_chunks(tmp_path: Path) -> None:
+    assert ftdp.chunks(write(tmp_path, [], [])) == []
+
+
+def test_a_linked_bin_finds_its_meta_beside_the_target(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "data.bin").symlink_to(write(tmp_path / "store", [line([7])], [1]))
+    assert read(tmp_path / "data.bin") == [(0, [7])]
+
+
+@pytest.mark.parametrize(
+    ("second", "tokens", "finding"),
+    [
+        (b'{"tokens": [1, 2]}\n', 3, "2 tokens, the meta file says 3"),
+        (b'{"tokens": [1, 2]}\n', 1, "2 tokens, the meta file says 1"),
+        (b'{"ids": [1]}\n', 1, "expected {"),
+        (b'{"tokens": [1.5]}\n', 1, "expected {"),
+        (b'{"tokens": [1,]}\n', 1, "expected {"),
+        (b'{"tokens": [01]}\n', 1, "expected {"),
+        (b'{"tokens": [1]\n', 1, "expected {"),
+        (b'{"tokens": [1]} x\n', 1, "expected {"),
+        (b'{"tokens": [99999999999999999999]}\n', 1, "more than 30 bits"),
+        (b'{"tokens": [1, -1000]}\n', 2, "token 1 has id 1000, the tokenizer's vocabulary ends at 999"),
+    ],
+)
+def test_a_faulty_line_is_named(tmp_path: Path, second: bytes, tokens: int, finding: str) -> None:
+    path = write(tmp_path, [line([1]), second], [1, tokens])
+    with pytest.raises(RecordFault, match=finding) as fault:
+        read(path)
+    assert fault.value.record == 1
+
+
+@pytest.mark.parametrize(
+    ("meta", "finding"),
+    [
+        (np.array([[0, 1], [3, 1]]), "offset is not the beginning of a line"),
+        (np.array([[0, 1], [0, 1]]), "row 1 is"),
+        (np.array([[0, 1], [999, 1]]), "row 1 is"),
+        (np.array([[-1, 1]]), "row 0 is"),
+        (np.array([[0, -1]]), "row 0 is"),
+        (np.array([0, 1]), "expected integer rows"),
+        (np.array([[0.0, 1.0]]), "expected integer rows"),
+        (np.array([["a", "b"]], dtype=object), "not a NumPy array"),
+    ],
+)
+def test_a_meta_file_that_cannot_belong_to_the_bin_is_refused(tmp_path: Path, meta: object, finding: str) -> None:
+    path = write(tmp_path, [line([1]), line([2])], [1, 1])
+    with (tmp_path / "data.bin.meta").open("wb") as file:
+        np.save(file, meta)  # type: ignore[arg-type]
+    with pytest.raises((DataError, RecordFault), match=finding):
+        read(path)
+
+
+def test_a_missing_meta_file_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, [line([1])], [1])
+    (tmp_path / "data.bin.meta").unlink()
+    with pytest.raises(DataError, match=r"data\.bin\.meta: missing"):
+        read(path)
+
+
+def test_a_meta_file_that_skips_the_beginning_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, [line([1]), line([2])], [1, 1])
+    with (tmp_path / "data.bin.meta").open("wb") as file:
+        np.save(file, np.array([[len(line([1])), 1]]))
+    with pytest.raises(RecordFault, match="first line at byte"):
+        read(path)

@@ -1,0 +1,80 @@
+"""JSON lines are read the same however the file is cut into chunks."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prep.formats import jsonl
+from prep.formats.fault import RecordFault
+
+LINE = st.one_of(st.just(""), st.text(st.characters(exclude_characters="\n\r"), max_size=30).map(lambda s: s.strip()))
+
+
+def write(folder: Path, content: bytes) -> Path:
+    path = folder / "data.jsonl"
+    path.write_bytes(content)
+    return path
+
+
+@given(lines=st.lists(LINE, max_size=12), ends_with_feed=st.booleans(), cut=st.integers(1, 17))
+def test_chunks_of_any_size_give_every_line_once(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], ends_with_feed: bool, cut: int
+) -> None:
+    text = "\n".join(lines) + ("\n" if ends_with_feed and lines else "")
+    path = write(tmp_path_factory.mktemp("jsonl"), text.encode())
+    size = path.stat().st_size
+    bounds = [(begin, min(begin + cut, size)) for begin in range(0, size, cut)]
+    whole = list(jsonl.lines(path, 0, size, max_bytes=1000))
+    pieces = [list(jsonl.lines(path, begin, end, max_bytes=1000)) for begin, end in bounds]
+    assert [line for piece in pieces for line in piece] == whole == text.encode().splitlines()
+    assert [jsonl.count(path, begin, end) for begin, end in bounds] == [len(piece) for piece in pieces]
+
+
+def test_a_line_feed_inside_a_chunk_border_starts_the_next_chunks_first_line(tmp_path: Path) -> None:
+    path = write(tmp_path, b'{"a":1}\n{"a":2}\n')
+    assert list(jsonl.records(path, 0, 8, max_bytes=99)) == [(0, {"a": 1})]
+    assert list(jsonl.records(path, 8, 16, max_bytes=99)) == [(0, {"a": 2})]
+
+
+def test_blank_lines_are_skipped_and_keep_their_number(tmp_path: Path) -> None:
+    path = write(tmp_path, b'\n{"a":1}\r\n  \n{"a":2}')
+    assert list(jsonl.records(path, 0, path.stat().st_size, max_bytes=99)) == [(1, {"a": 1}), (3, {"a": 2})]
+
+
+def test_shipped_chunks_cover_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "CHUNK_BYTES", 10)
+    path = write(tmp_path, b"x" * 25)
+    assert jsonl.chunks(path) == [(0, 10), (10, 20), (20, 25)]
+
+
+@pytest.mark.parametrize(
+    ("line", "finding", "byte"),
+    [
+        (b'{"a": tru}', "not valid JSON", 7),
+        ('{"ü": x}'.encode(), "not valid JSON", 8),
+        (b'{"a": "\xff"}', "not valid JSON", 8),
+        (b'{"a": NaN}', "not valid JSON", 7),
+        (b"[1]", "expected a JSON object, found an array", 1),
+        (b"null", "expected a JSON object, found null", 1),
+    ],
+)
+def test_a_faulty_line_is_named_with_its_byte(tmp_path: Path, line: bytes, finding: str, byte: int) -> None:
+    path = write(tmp_path, b'{"a":1}\n' + line + b"\n")
+    with pytest.raises(RecordFault, match=finding) as fault:
+        list(jsonl.records(path, 0, path.stat().st_size, max_bytes=999))
+    assert (fault.value.record, fault.value.byte) == (1, byte)
+
+
+def test_a_line_above_the_limit_is_refused_without_reading_it(tmp_path: Path) -> None:
+    path = write(tmp_path, json.dumps({"a": "x" * 5000}).encode())
+    with pytest.raises(RecordFault, match="max_record_bytes = 100"):
+        list(jsonl.records(path, 0, path.stat().st_size, max_bytes=100))
+
+
+def test_deep_nesting_is_a_fault_and_not_a_crash(tmp_path: Path) -> None:
+    path = write(tmp_path, b'{"a":' + b"[" * 3000 + b"]" * 3000 + b"}")
+    with pytest.raises(RecordFault, match="not valid JSON"):
+        list(jsonl.records(path, 0, path.stat().st_size, max_bytes=99999))
