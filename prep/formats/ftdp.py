@@ -6,6 +6,7 @@ is float64 of shape (0,)). A symlinked X.bin has its meta beside the target.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def chunks(path: Path) -> list[tuple[int, int]]:
         return []
     first = np.searchsorted(offsets, np.arange(0, offsets[-1] + 1, CHUNK_BYTES), side="left")
     bounds = [*np.unique(first).tolist(), offsets.size]
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(pairwise(bounds))
 
 
 def meta_path(path: Path) -> Path:

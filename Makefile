@@ -1,0 +1,75 @@
+# `make prep train export` runs the quickstart; `make PIPELINE=my.toml prep train export` runs yours.
+# Python and make are all that has to be there: the environment is made on first use and kept in .venv.
+
+PYTHON   ?= python3
+PIPELINE ?= pipelines/quickstart.toml
+SET      ?=
+BIN      := .venv/bin
+
+.NOTPARALLEL:
+.DEFAULT_GOAL := all
+.PHONY: all setup data prep train export chat check lint types fast test test-slow golden tokenizer clean help
+
+all: prep train export
+
+help:
+	@echo "make prep train export   the three stages of PIPELINE=$(PIPELINE)"
+	@echo "make chat                talk to the exported model"
+	@echo "make test                every test;  make check: lint, types and the fast tests"
+	@echo "make clean               remove the runs below work/"
+
+setup: .venv/.ready
+
+# torch first and alone, pinned without a build tag: each machine takes the build its index offers, and no
+# other package's range can pull a larger one.
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "packtrain needs Python 3.11 to 3.13; set PYTHON=/path/to/python"; exit 5; }
+	@echo "making the environment in .venv (several minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	@touch $@
+
+# The quickstart's data is generated, not stored; complete files are left alone.
+data: setup
+ifeq ($(PIPELINE),pipelines/quickstart.toml)
+	@$(BIN)/packtrain init quickstart pipelines
+endif
+
+prep: data
+	@$(BIN)/packtrain prep $(PIPELINE) $(SET)
+
+train: setup
+	@$(BIN)/packtrain train $(PIPELINE) $(SET)
+
+export: setup
+	@$(BIN)/packtrain export $(PIPELINE) $(SET)
+
+chat: setup
+	@$(BIN)/packtrain chat work/quickstart/export/hf
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup
+	@$(BIN)/mypy
+
+fast: setup
+	@$(BIN)/pytest -m "not slow and not gpu" -n 2
+
+check: lint types fast
+
+test: setup
+	@$(BIN)/pytest -n 2 --dist worksteal
+
+# After a deliberate change of the bytes that prep writes: raise the format version, then this.
+golden: data
+	@$(BIN)/python -m bench.golden --write
+
+tokenizer: setup
+	@$(BIN)/python -m prep.bpe pipelines/quickstart/tokenizer
+
+clean:
+	rm -rf work

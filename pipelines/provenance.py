@@ -1,0 +1,90 @@
+"""`packtrain verify`: walk export -> checkpoint -> prep -> inputs by digest."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.artifacts import MANIFEST, Manifest, digest_file
+from pipelines.errors import CheckError, DataError
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One artefact whose files are as its manifest says, and which of its parents was found."""
+
+    path: Path
+    kind: str
+    identity: str
+    files: int
+    parents: dict[str, str]
+    """By kind: the parent's directory, or `not here`."""
+
+
+def verify(path: Path) -> list[Verified]:
+    """Check every artefact at or below `path` and the artefacts and inputs it was made from.
+
+    Raises:
+        DataError: if there is no artefact.
+        CheckError: at the first file or parent that differs.
+    """
+    found = list(_artefacts(path))
+    if not found:
+        raise DataError(f"{path}: no {MANIFEST} here or below; name a run, a stage's output or a checkpoint")
+    seen: dict[Path, Verified] = {}
+    for folder in found:
+        _verify(folder.resolve(), seen)
+    return list(seen.values())
+
+
+def _verify(folder: Path, seen: dict[Path, Verified]) -> None:
+    if folder in seen:
+        return
+    manifest = Manifest.read(folder)
+    assert manifest is not None
+    manifest.verify(folder)
+    parents: dict[str, str] = {}
+    for kind, identity in sorted(manifest.parents.items()):
+        parent = _find(folder, kind, identity)
+        parents[kind] = str(parent) if parent else "not here"
+        if parent:
+            _verify(parent.resolve(), seen)
+    if manifest.kind == "prep":
+        parents["inputs"] = _verify_inputs(folder, manifest)
+    seen[folder] = Verified(folder, manifest.kind, manifest.identity, len(manifest.files), parents)
+
+
+def _verify_inputs(folder: Path, manifest: Manifest) -> str:
+    # Where the inputs were is in run.json, since a path is no part of what they are.
+    try:
+        places = json.loads((folder / "run.json").read_bytes())["inputs"]
+    except (OSError, ValueError, KeyError):
+        return "places unknown (no run.json)"
+    missing = 0
+    for record, place in zip(manifest.facts["files"], places, strict=True):
+        where = Path(place["where"])
+        if not where.is_file():
+            missing += 1
+        elif digest_file(where) != record["sha256"]:
+            raise CheckError(f"{where}: changed since prep read it; run prep again, or restore the file")
+    return f"{len(places) - missing} unchanged, {missing} not here"
+
+
+def _artefacts(path: Path) -> Iterator[Path]:
+    if (path / MANIFEST).is_file():
+        yield path
+    elif path.is_dir():
+        for child in sorted(path.iterdir()):
+            if child.is_dir() and not child.name.startswith("."):
+                yield from _artefacts(child)
+
+
+def _find(folder: Path, kind: str, identity: str) -> Path | None:
+    """The artefact of that kind and identity in the run that `folder` belongs to."""
+    for home in folder.parents[:4]:
+        candidates = [home / "prep"] if kind == "prep" else sorted((home / "train" / "checkpoints").glob("step-*"))
+        for candidate in candidates:
+            manifest = Manifest.read(candidate)
+            if manifest and manifest.kind == kind and manifest.identity == identity:
+                return candidate
+    return None

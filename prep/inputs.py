@@ -1,0 +1,84 @@
+"""The input files of a run: what each is called, how it is read, and its digest."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipelines.artifacts import digest_file
+from pipelines.errors import DataError
+from pipelines.schema import Source
+
+FORMATS = {".jsonl": "jsonl", ".bin": "ftdp"}
+"""Format of a file by its ending, where the source says auto."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input file, at its place in the data order."""
+
+    source: int
+    """Index of its source in the TOML."""
+    name: str
+    """Name of its source."""
+    path: str
+    """POSIX path below the source's folder, as data_order.txt has it."""
+    where: Path
+    format: str
+    map: str
+    size: int = 0
+    """Bytes."""
+    modified_ns: int = 0
+    """Only to notice a change while the run lasts; part of no artefact."""
+    sha256: str = ""
+
+
+def digest(inputs: Sequence[Input], *, workers: int) -> list[Input]:
+    """The same inputs with size and SHA-256."""
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(inputs), desc="digest inputs", unit="file", leave=False, disable=None) as progress,
+    ):
+        found = []
+        for one in pool.map(_digest, inputs):
+            found.append(one)
+            progress.update()
+    return found
+
+
+def unchanged(inputs: Sequence[Input]) -> None:
+    """Refuse inputs that changed after they were digested.
+
+    Raises:
+        DataError: naming the first such file.
+    """
+    for one in inputs:
+        state = one.where.stat()
+        if (state.st_size, state.st_mtime_ns) != (one.size, one.modified_ns):
+            raise DataError(f"{one.where}: changed while prep was reading it; run prep again when it is complete")
+
+
+def input_format(source: Source, path: Path) -> str:
+    """How a file is read.
+
+    Raises:
+        DataError: if the source leaves it to the ending and the ending says nothing.
+    """
+    if source.format != "auto":
+        return source.format
+    found = FORMATS.get(path.suffix)
+    if found is None:
+        raise DataError(
+            f"{path}: ending {path.suffix!r} does not tell the format; set format in [[prep.source]] {source.name!r}"
+        )
+    return found
+
+
+def _digest(one: Input) -> Input:
+    try:
+        state = one.where.stat()
+        return replace(one, size=state.st_size, modified_ns=state.st_mtime_ns, sha256=digest_file(one.where))
+    except OSError as error:
+        raise DataError(f"{one.where}: cannot be read ({error.strerror})") from error
