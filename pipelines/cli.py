@@ -75,3 +75,143 @@ def prep(file: Path, overrides: tuple[str, ...], workers: int | None, as_json: b
 
     facts = run(read(file, overrides), workers=workers)
     show(facts, summary(facts), as_json=as_json)
+
+
+@main.command()
+@pipeline_file
+@click.option("--resume/--no-resume", default=None, help="Continue from the newest checkpoint, or start over.")
+def train(file: Path, overrides: tuple[str, ...], resume: bool | None) -> None:
+    """Train the model of the pipeline FILE on its packs."""
+    from train.run import run
+
+    run(read(file, overrides), resume=resume)
+
+
+@main.command()
+@pipeline_file
+@json_output
+def export(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Write the newest checkpoint of the pipeline FILE in the forms its users load, and check them."""
+    from export.run import facts, run, summary
+
+    pipeline = read(file, overrides)
+    run(pipeline)
+    show(facts(pipeline), summary(pipeline), as_json=as_json)
+
+
+@main.group(cls=Commands)
+def order() -> None:
+    """The lock file of the data: which files, in which order."""
+
+
+@order.command(name="write")
+@pipeline_file
+@click.option("--golden", type=click.Path(path_type=Path), help="Also write the digests of the prep output here.")
+@json_output
+def order_write(file: Path, overrides: tuple[str, ...], golden: Path | None, as_json: bool) -> None:
+    """Write data_order.txt from the files that are there, sorted by code point."""
+    from pipelines import golden as goldens
+    from prep.order import write_order
+
+    pipeline = read(file, overrides)
+    files = write_order(pipeline)
+    if golden:
+        goldens.write(pipeline, golden)
+    where = pipeline.prep.order.file
+    show({"file": str(where), "files": files}, f"{where}: {files:,} files", as_json=as_json)
+
+
+@order.command(name="check")
+@pipeline_file
+@click.option("--quick", is_flag=True, help="Compare names and sizes, without reading the files.")
+@click.option("--golden", type=click.Path(path_type=Path), help="Also compare the prep output with these digests.")
+@json_output
+def order_check(file: Path, overrides: tuple[str, ...], quick: bool, golden: Path | None, as_json: bool) -> None:
+    """Compare data_order.txt with the files that are there; exit 4 with a diff where they differ."""
+    from pipelines import golden as goldens
+    from prep.order import check_order
+
+    pipeline = read(file, overrides)
+    files = check_order(pipeline, quick=quick)
+    text = f"{pipeline.prep.order.file}: {files:,} files as listed"
+    result: dict[str, Any] = {"file": str(pipeline.prep.order.file), "files": files}
+    if golden:
+        result["golden"] = goldens.check(pipeline, golden)
+        text += f"\n{golden}: {result['golden']} shards as expected"
+    show(result, text, as_json=as_json)
+
+
+@main.command()
+@pipeline_file
+@json_output
+def check(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Find what is wrong with the pipeline FILE before any work: schema, paths, template, masks."""
+    from prep.lint import lint
+
+    result = lint(read(file, overrides))
+    show(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json=as_json)
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@json_output
+def verify(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Check artefacts by digest, and what they were made from: export, checkpoint, shards, inputs."""
+    from pipelines.provenance import verify as walk
+
+    found = [one for path in paths for one in walk(path)]
+    lines = [
+        f"{one.path}: {one.kind} {one.identity[:12]}, {one.files} files as written"
+        + "".join(f"; {kind}: {where}" for kind, where in one.parents.items())
+        for one in found
+    ]
+    result = [{**vars(one), "path": str(one.path)} for one in found]
+    show({"verified": result}, "\n".join(lines), as_json=as_json)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--prompt", help="Answer this one prompt and end.")
+@click.option("--system", default="", help="System text of the conversation.")
+@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
+def chat(folder: Path, prompt: str | None, system: str, max_new_tokens: int) -> None:
+    """Talk to the export or checkpoint in DIR, with the template it was trained with."""
+    from export.chat import chat as talk
+
+    talk(folder, prompt=prompt, system=system, max_new_tokens=max_new_tokens)
+
+
+@main.command()
+@json_output
+def recipes(as_json: bool) -> None:
+    """List the ready pipelines."""
+    from pipelines.recipes import recipes as ready
+
+    found = ready()
+    show({"recipes": found}, "\n".join(f"{name:16} {what}" for name, what in found.items()), as_json=as_json)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("folder", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
+@json_output
+def init(name: str, folder: Path, as_json: bool) -> None:
+    """Copy the ready pipeline NAME into DIR, with its data; files that are already right stay untouched."""
+    from pipelines.recipes import copy
+    from prep.quickstart import write_quickstart
+
+    written = copy(name, folder)
+    if name == "quickstart":
+        written += write_quickstart(folder / "quickstart")
+    text = f"{folder / name}.toml: {len(written)} files written" if written else f"{folder / name}.toml: nothing to do"
+    show({"written": [str(path) for path in written]}, text, as_json=as_json)
+
+
+@main.command()
+@json_output
+def env(as_json: bool) -> None:
+    """Versions and devices, what is missing, and the command that adds it."""
+    from pipelines.environment import describe, lines
+
+    found = describe()
+    show(found, "\n".join(lines(found)), as_json=as_json)
