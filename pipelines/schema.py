@@ -149,7 +149,7 @@ class Source(Table):
     """auto goes by the file's ending: .jsonl, .bin (ftdp)."""
     files: list[str] = []
     """Patterns below a directory, such as `**/*.jsonl`; empty takes every file whose ending is known."""
-    map: Literal["openai", "none"] = "openai"
+    map: Literal["openai", "alpaca", "none"] = "openai"
     """Shape of a record; `none` for data that is already tokenized."""
     weight: Exact | None = None
     """Share of the mix in prep.mix.unit, relative to the other weights."""

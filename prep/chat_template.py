@@ -1,0 +1,325 @@
+"""A Jinja chat template, rendered as Transformers renders it, that knows which of its output is an answer.
+
+Answers are found in one of two ways, never by searching the output for their text:
+
+- `{% generation %}` blocks in the template say so themselves;
+- otherwise by prefixes: the conversation before an answer, rendered with the generation prompt, must be how the
+  rendering with the answer begins, and that must be how the whole rendering begins.
+
+A clock has no place in data: `strftime_now` is undefined here, and templates that can do without it fall back to
+their fixed date. The exported template is fixed to the same.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pipelines.errors import ConfigError
+from prep.records import Conversation, Json, Message, RecordError
+from prep.spans import Span, joined
+from prep.tokenizer import Tokenizer
+
+_NO_CLOCK = "{%- set strftime_now = undefined -%}"
+"""Before a template that asks for the date: the name becomes undefined in Transformers too."""
+
+
+class ChatTemplate:
+    """Conversations to spans by a Jinja template.
+
+    Args:
+        source: the template's text.
+        tokenizer: finds the special tokens in what is rendered.
+        end_of_turn: answers' closing token carries loss as they do.
+        escape: special-token text in messages stays plain text; otherwise it becomes the special token.
+        origin: what an error names the template by.
+    Raises:
+        ConfigError: if the template is not valid.
+    """
+
+    def __init__(
+        self, source: str, tokenizer: Tokenizer, *, end_of_turn: bool, escape: bool, origin: str = "the chat template"
+    ) -> None:
+        self.jinja = _NO_CLOCK + source if "strftime_now" in source else source
+        """The template as it is exported."""
+        self._tokenizer = tokenizer
+        self._end_of_turn = end_of_turn
+        self._origin = origin
+        self._shield = _Shield(tokenizer if escape else None)
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(f"{origin}:{error.lineno}: {error.message}") from error
+        self._marks_answers = bool(re.search(r"\{%[-+]?\s*generation\b", source))
+        self._closing = self._closing_token()
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """Ids that end an answer."""
+        ids = (self._tokenizer.special_tokens.get(self._closing or ""), self._tokenizer.eos_id)
+        return [*dict.fromkeys(id_ for id_ in ids if id_ is not None)]
+
+    def spans(self, conversation: Conversation, trained: Sequence[bool]) -> list[Span]:
+        """The whole conversation.
+
+        Args:
+            conversation: what to render.
+            trained: [messages] whether the message carries loss; only an assistant's can.
+        Raises:
+            RecordError: if the template refuses it, or its answers cannot be told apart.
+        """
+        flags = [train for message, train in zip(conversation.messages, trained, strict=True) if _answers(message)]
+        stand_ins = self._shield.stand_ins(conversation)
+        if self._marks_answers:
+            text, answers = self._marked(conversation, stand_ins, flags)
+        else:
+            text, answers = self._by_prefix(conversation, stand_ins, flags)
+        return joined(self._cut(text, answers, stand_ins))
+
+    def prompt(self, conversation: Conversation) -> list[Span]:
+        """The conversation up to where the next answer begins."""
+        stand_ins = self._shield.stand_ins(conversation)
+        text = self._render(conversation, conversation.messages, stand_ins, prompt=True)
+        text, _ = stand_ins.unmark(text)
+        return joined(self._cut(text, [], stand_ins))
+
+    def _marked(
+        self, conversation: Conversation, stand_ins: "_StandIns", flags: Sequence[bool]
+    ) -> tuple[str, list["_Answer"]]:
+        text, places = stand_ins.unmark(self._render(conversation, conversation.messages, stand_ins))
+        if len(places) != len(flags) and len(set(flags)) > 1:
+            raise RecordError(
+                "messages",
+                f"{self._origin} marks {len(places)} answers in {len(flags)} assistant messages, so that one message "
+                "cannot be trained and another not; use a named template, or give all of them the same loss",
+            )
+        same = len(places) == len(flags)
+        return text, [(begin, end, flags[index] if same else any(flags)) for index, (begin, end) in enumerate(places)]
+
+    def _by_prefix(
+        self, conversation: Conversation, stand_ins: "_StandIns", flags: Sequence[bool]
+    ) -> tuple[str, list["_Answer"]]:
+        whole = self._render(conversation, conversation.messages, stand_ins)
+        answers: list[_Answer] = []
+        train = iter(flags)
+        for index, message in enumerate(conversation.messages):
+            if not _answers(message):
+                continue
+            before = self._render(conversation, conversation.messages[:index], stand_ins, prompt=True)
+            after = self._render(conversation, conversation.messages[: index + 1], stand_ins)
+            if not (after.startswith(before) and whole.startswith(after)):
+                reason = (
+                    "its generation prompt is not how the answer begins"
+                    if not after.startswith(before)
+                    else "later messages change how it is rendered"
+                )
+                raise RecordError(
+                    f"messages[{index}]",
+                    f"{self._origin} does not show which text of it is the answer: {reason}; use a template with "
+                    "generation blocks, or one of the named templates",
+                )
+            end = len(after)
+            parts = self._tokenizer.split(after[len(before) :])
+            if len(parts) > 1 and parts[-1][1] is None and parts[-1][0].isspace():
+                end -= len(parts[-1][0])  # what stands between turns is not part of the answer
+            answers.append((len(before), end, next(train)))
+        return whole, answers
+
+    def _cut(self, text: str, answers: Sequence["_Answer"], stand_ins: "_StandIns") -> Iterator[Span]:
+        end = 0
+        for begin, until, train in answers:
+            yield from self._plain(text[end:begin], stand_ins, opens=end == 0)
+            inside = [*self._plain(text[begin:until], stand_ins, opens=begin == 0)]
+            closed = next((i for i, span in enumerate(inside) if span.special and span.text == self._closing), None)
+            if closed is None and self._closing and text.startswith(self._closing, until):
+                closed = len(inside)  # the template's block leaves the closing token out
+                inside.append(Span(self._closing, special=True))
+                until += len(self._closing)
+            last = len(inside) if self._end_of_turn or closed is None else closed
+            for index, span in enumerate(inside):
+                yield Span(span.text, train and index < last, span.special, span.opens)
+            end = until
+        yield from self._plain(text[end:], stand_ins, opens=end == 0)
+
+    def _plain(self, text: str, stand_ins: "_StandIns", *, opens: bool) -> Iterator[Span]:
+        for part, id_ in self._tokenizer.split(text):
+            if id_ is None:
+                yield Span(stand_ins.restore(part), opens=opens)
+            else:
+                yield Span(part, special=True)
+            opens = id_ is not None and self._tokenizer.prefix == "always"
+
+    def _closing_token(self) -> str | None:
+        """The special token right after an answer, found by rendering one."""
+        messages = (Message("user", "question"), Message("assistant", "answer-to-find"))
+        conversation = Conversation(messages)
+        stand_ins = self._shield.stand_ins(conversation)
+        try:
+            text, _ = stand_ins.unmark(self._render(conversation, messages, stand_ins))
+        except RecordError:
+            return None
+        rest = text.rpartition("answer-to-find")[2]
+        return next((part for part, id_ in self._tokenizer.split(rest) if id_ is not None), None)
+
+    def _render(
+        self, conversation: Conversation, messages: Sequence[Message], stand_ins: "_StandIns", *, prompt: bool = False
+    ) -> str:
+        try:
+            return self._template.render(
+                messages=stand_ins.hide([as_dict(message) for message in messages]),
+                tools=stand_ins.hide([*conversation.tools]) or None,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self._tokenizer.named_tokens,
+                **{_MARKS: stand_ins.marks},
+            )
+        except jinja2.UndefinedError as error:
+            if "strftime_now" in str(error):
+                raise ConfigError(
+                    f"{self._origin} asks for today's date (strftime_now), which would put the clock into the data; "
+                    "write a fixed date into the template"
+                ) from error
+            raise RecordError("messages", f"{self._origin} fails on it: {error}") from error
+        except jinja2.TemplateError as error:
+            raise RecordError("messages", f"{self._origin} refuses it: {error}") from error
+        except Exception as error:  # a template can raise whatever its expressions raise
+            raise RecordError("messages", f"{self._origin} fails on it: {type(error).__name__}: {error}") from error
+
+
+def as_dict(message: Message) -> dict[str, Json]:
+    """The message as chat templates expect it."""
+    reasoning = message.extra.get("reasoning_content")
+    alias = {} if reasoning is None else {"thinking": reasoning}
+    return {"role": message.role, "content": message.content, **alias, **message.extra}
+
+
+_Answer = tuple[int, int, bool]
+"""Begin and end of an answer in the rendered text, and whether it is trained."""
+
+_MARKS = "_generation_marks"
+_FIRST_STAND_IN = 0xF0000
+"""Of the first private plane: characters without meaning, which text hardly ever holds."""
+
+
+def _answers(message: Message) -> bool:
+    return message.role == "assistant"
+
+
+class _Shield:
+    """Keeps special-token text in messages from becoming special tokens in what is rendered from them.
+
+    Wherever such text begins, its first character is swapped for a stand-in that occurs nowhere else; the rendered
+    text is cut at the special tokens that are left, which the template wrote, and the stand-ins are swapped back.
+    Text that could begin a special token at a message's end is treated alike, lest the template complete it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        names = sorted(filter(None, tokenizer.special_tokens if tokenizer else ()), key=len, reverse=True)
+        self._first = sorted({name[0] for name in names})
+        begun = {name[:length] for name in names for length in range(1, len(name))}
+        endings = sorted(begun, key=len, reverse=True)
+        patterns = [f"(?:{'|'.join(map(re.escape, names))})"] if names else []
+        patterns += [f"(?:{'|'.join(map(re.escape, endings))})\\Z"] if endings else []
+        self._pattern = re.compile(f"(?=({'|'.join(patterns)}))(.)", re.DOTALL) if patterns else None
+
+    def stand_ins(self, conversation: Conversation) -> "_StandIns":
+        texts = [*_strings([as_dict(message) for message in conversation.messages]), *_strings([*conversation.tools])]
+        free: list[str] = []
+        code = _FIRST_STAND_IN
+        while len(free) < 2 + len(self._first):
+            if not any(chr(code) in text for text in texts):
+                free.append(chr(code))
+            code += 1
+        return _StandIns((free[0], free[1]), dict(zip(self._first, free[2:], strict=True)), self._pattern)
+
+
+class _StandIns:
+    def __init__(self, marks: tuple[str, str], swaps: Mapping[str, str], pattern: re.Pattern[str] | None) -> None:
+        self.marks = marks
+        self._swaps = swaps
+        self._back = {ord(stand_in): character for character, stand_in in swaps.items()}
+        self._pattern = pattern
+
+    def hide(self, value: Json) -> Any:
+        """`value` with the stand-ins in every string of it."""
+        if isinstance(value, str):
+            if self._pattern is None or not any(first in value for first in self._swaps):
+                return value
+            return self._pattern.sub(lambda match: self._swaps[match[2]], value)
+        if isinstance(value, dict):
+            # A role is a name of the template's, and templates spell special tokens with it.
+            return {self.hide(key): part if key == "role" else self.hide(part) for key, part in value.items()}
+        return [self.hide(part) for part in value] if isinstance(value, list) else value
+
+    def restore(self, text: str) -> str:
+        return text.translate(self._back) if self._back else text
+
+    def unmark(self, text: str) -> tuple[str, list[tuple[int, int]]]:
+        """Rendered text without the marks of generation blocks, and where these began and ended."""
+        before, after = self.marks
+        parts: list[str] = []
+        places: list[tuple[int, int]] = []
+        length = 0
+        for index, block in enumerate(text.split(before)):
+            inside, _, outside = block.partition(after) if index else ("", "", block)
+            if index:
+                places.append((length, length + len(inside)))
+            parts += [inside, outside]
+            length += len(inside) + len(outside)
+        return "".join(parts), places
+
+
+def _strings(value: Json) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield key
+            yield from _strings(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _strings(part)
+
+
+class _Generation(Extension):
+    """`{% generation %}` ... `{% endgeneration %}`: what the model generates, put between two marks."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        marks = jinja2.nodes.ContextReference()
+        return jinja2.nodes.CallBlock(self.call_method("_mark", [marks]), [], [], body).set_lineno(line)
+
+    def _mark(self, context: jinja2.runtime.Context, caller: jinja2.runtime.Macro) -> str:
+        before, after = context[_MARKS]
+        return f"{before}{caller()}{after}"
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    del environment.globals["lipsum"], environment.filters["random"]  # no chance in data
+    return environment
+
+
+def _to_json(
+    value: Json,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,102 @@
+"""Records to token ids with loss: the map, the template and the tokenizer in one, many records at a time."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines import schema
+from prep.formats.fault import RecordFault
+from prep.records import Json, RecordError, record_map
+from prep.spans import Span
+from prep.store import LOSS_BIT
+from prep.template import Template
+from prep.tokenizer import SpecialTokenError, load_tokenizer
+
+_SHORT = 48
+"""Characters of a run that is worth remembering: role headers, separators, short answers."""
+_REMEMBERED = 1 << 16
+"""Runs remembered at most."""
+
+Marked = npt.NDArray[np.uint32]
+"""Token ids of one sample, bit 31 set where the token carries loss."""
+_Rendered = tuple[int, list[Span]]
+"""A record's number and its spans."""
+
+
+class Encoder:
+    """Built from what pickles cheaply, one per process.
+
+    Args:
+        tokenizer: a tokenizer directory.
+        template: the [template] table.
+        map_name: name of the record map.
+    Raises:
+        ConfigError: if these do not go together.
+    """
+
+    def __init__(self, tokenizer: Path, template: schema.Template, map_name: str) -> None:
+        self._tokenizer = load_tokenizer(tokenizer)
+        self._template = Template(template, self._tokenizer)
+        self._map = record_map(map_name)
+        self._special = {text: np.array([id_], np.uint32) for text, id_ in self._tokenizer.special_tokens.items()}
+        self._known: dict[tuple[str, bool], Marked] = {}
+
+    def encode(self, batch: Iterable[tuple[int, Mapping[str, Json]]]) -> Iterator[tuple[int, Marked | None]]:
+        """Every record's number with its sample, or with None where the map leaves the record out.
+
+        Raises:
+            RecordFault: for the first record that cannot be encoded, after those before it.
+        """
+        rendered: list[_Rendered] = []
+        left_out: set[int] = set()
+        fault: RecordFault | None = None
+        for number, record in batch:
+            try:
+                conversation = self._map(record)
+                if conversation is None:
+                    left_out.add(number)
+                rendered.append((number, self._template.render(conversation) if conversation else []))
+            except RecordError as error:
+                fault = RecordFault(number, str(error))
+                break
+        for number, sample in self._tokenized(rendered):
+            yield number, None if number in left_out else sample
+        if fault is not None:
+            raise fault
+
+    def encode_record(self, record: Mapping[str, Json]) -> tuple[list[int], list[bool]]:
+        """Token ids of one record, and whether each carries loss; empty where the map leaves it out.
+
+        Raises:
+            RecordError: if it cannot be encoded.
+        """
+        conversation = self._map(record)
+        return self._template.sample(conversation) if conversation else ([], [])
+
+    def _tokenized(self, rendered: Sequence[_Rendered]) -> Iterator[tuple[int, Marked]]:
+        try:
+            runs = self._runs([span for _, spans in rendered for span in spans])
+        except SpecialTokenError as error:
+            if len(rendered) == 1:
+                raise RecordFault(rendered[0][0], str(error)) from error
+            for one in rendered:
+                yield from self._tokenized([one])
+            return
+        for number, spans in rendered:
+            parts = [runs[span.text, span.opens] if not span.special else self._special[span.text] for span in spans]
+            marked = [part | LOSS_BIT if span.loss else part for part, span in zip(parts, spans, strict=True)]
+            yield number, np.concatenate([np.zeros(0, np.uint32), *marked])
+
+    def _runs(self, spans: Iterable[Span]) -> Mapping[tuple[str, bool], Marked]:
+        """Tokens of every plain run, each text tokenized once."""
+        runs = {(span.text, span.opens): self._known.get((span.text, span.opens)) for span in spans if not span.special}
+        missing = [key for key, tokens in runs.items() if tokens is None]
+        found = self._tokenizer.encode_batch([text for text, _ in missing], [opens for _, opens in missing])
+        known = {key: tokens for key, tokens in runs.items() if tokens is not None}
+        for key, ids in zip(missing, found, strict=True):
+            known[key] = np.array(ids, np.uint32)
+            if len(key[0]) <= _SHORT and len(self._known) < _REMEMBERED:
+                self._known[key] = known[key]
+        return known

@@ -1,0 +1,300 @@
+"""The named templates: fixed strings around system, user and assistant text, after XTuner's of the same names.
+
+A conversation is a sequence of turns: an optional system text, the user's text, the answer. Each turn is laid out as
+
+    BOS                 in the first turn, and again after a turn that ended with EOS
+    system + user text  one text, with the template's strings around both
+    answer + closing    one text
+    EOS                 unless the closing plays its part
+    separator           one text
+
+Each of these texts is tokenized by itself, as one that opens: a tokenizer that puts a space before texts does so
+here, and the Jinja form for export writes that space.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from pipelines.errors import ConfigError
+from prep.records import Conversation, RecordError
+from prep.spans import Span, joined
+from prep.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The strings of one named template."""
+
+    name: str
+    user: tuple[str, str]
+    """Before and behind the user's text; what is behind it opens the answer."""
+    separator: str
+    """Behind each turn."""
+    system: tuple[str, str] | None = None
+    """Before and behind the system text; None where there cannot be one."""
+    closing: str = ""
+    """Behind each answer."""
+    closing_is_eos: bool = False
+    """No EOS token follows, and no BOS opens the next turn."""
+    stop: tuple[str, ...] = ()
+    """Special tokens that end an answer besides closing and EOS."""
+
+
+@cache
+def layouts() -> Mapping[str, Layout]:
+    """Every named template by its name."""
+    tables = tomli.loads((Path(__file__).parent / "templates" / "named.toml").read_text(encoding="utf-8"))
+    return {name: _layout(name, tables[table.get("same_as", name)]) for name, table in tables.items()}
+
+
+def _layout(name: str, table: Mapping[str, Any]) -> Layout:
+    return Layout(
+        name=name,
+        user=tuple(table["user"]),
+        separator=table["separator"],
+        system=tuple(table["system"]) if "system" in table else None,
+        closing=table.get("closing", ""),
+        closing_is_eos=table.get("closing_is_eos", False),
+        stop=tuple(table.get("stop", ())),
+    )
+
+
+class NamedTemplate:
+    """Conversations to spans by a layout.
+
+    Args:
+        layout: the template's strings.
+        tokenizer: says which of them are special tokens, and has BOS and EOS.
+        bos: turns open with BOS as the layout says, where the tokenizer has one; otherwise never.
+        eos: "auto": turns end with EOS as the layout says; "always": also behind a closing that plays its part;
+            "never": not at all.
+        end_of_turn: closing and EOS carry loss as the answer does.
+        escape: special-token text in messages stays plain text; otherwise it becomes the special token.
+    Raises:
+        ConfigError: if the tokenizer lacks a token without which answers would not end.
+    """
+
+    def __init__(
+        self, layout: Layout, tokenizer: Tokenizer, *, bos: bool, eos: str, end_of_turn: bool, escape: bool
+    ) -> None:
+        self._layout = layout
+        self._tokenizer = tokenizer
+        self._end_of_turn = end_of_turn
+        self._escape = escape
+        self._bos = _bos(tokenizer) if bos else ()
+        self._appends_eos = eos == "always" or (eos == "auto" and not layout.closing_is_eos)
+        self._eos = tokenizer.named_tokens.get("eos_token", "") if self._appends_eos else ""
+        if self._appends_eos and not self._eos:
+            raise ConfigError(
+                f"template.name = {layout.name!r} ends answers with EOS, and the tokenizer has no eos_token"
+            )
+        if layout.closing_is_eos and layout.closing not in tokenizer.special_tokens:
+            raise ConfigError(
+                f"template.name = {layout.name!r} ends answers with {layout.closing!r}, which is not a special token "
+                "of the tokenizer; choose another template, or add the token"
+            )
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """Ids that end an answer."""
+        texts = (self._layout.closing, self._eos, *self._layout.stop)
+        ids = (self._tokenizer.special_tokens.get(text) for text in texts)
+        return [*dict.fromkeys(id_ for id_ in ids if id_ is not None)]
+
+    def spans(self, conversation: Conversation, trained: Sequence[bool]) -> list[Span]:
+        """The whole conversation.
+
+        Args:
+            conversation: what to render.
+            trained: [messages] whether the message's text carries loss.
+        Raises:
+            RecordError: for a message that has no place in turns.
+        """
+        spans: list[Span] = []
+        turns = [*self._turns(conversation, trained)]
+        for number, turn in enumerate(turns, 1):
+            if turn.answer is None:
+                raise RecordError(
+                    f"messages[{len(conversation.messages) - 1}]",
+                    "the conversation ends before an answer; remove what follows the last assistant message",
+                )
+            spans += self._question(turn, number)
+            spans += self._answer(*turn.answer)
+        return joined(spans)
+
+    def prompt(self, conversation: Conversation) -> list[Span]:
+        """The conversation up to where the next answer begins."""
+        spans: list[Span] = []
+        for number, turn in enumerate(self._turns(conversation, [False] * len(conversation.messages)), 1):
+            spans += self._question(turn, number)
+            spans += self._answer(*turn.answer) if turn.answer else []
+        return joined(spans)
+
+    def _turns(self, conversation: Conversation, trained: Sequence[bool]) -> Iterator["_Turn"]:
+        if conversation.tools:
+            raise RecordError("tools", f"the {self._layout.name} template has no form for tools")
+        turn = _Turn()
+        for index, (message, train) in enumerate(zip(conversation.messages, trained, strict=True)):
+            path = f"messages[{index}]"
+            if message.extra:
+                raise RecordError(
+                    f"{path}.{next(iter(message.extra))}", f"the {self._layout.name} template has no form for it"
+                )
+            assert message.content is not None  # only where there are tool calls
+            text = (message.content, train)
+            if message.role == "system":
+                if turn.system or turn.user:
+                    raise RecordError(path, "a system message stands alone before a turn's user message")
+                if message.content and self._layout.system is None:
+                    raise RecordError(path, f"the {self._layout.name} template has no form for a system message")
+                turn.system = text if message.content else None
+            elif message.role == "user":
+                turn.user.append(text)
+            elif message.role == "assistant":
+                if not turn.user:
+                    raise RecordError(path, "an assistant message without a user message before it")
+                turn.answer = text
+                yield turn
+                turn = _Turn()
+            else:
+                raise RecordError(f"{path}.role", f'expected "system", "user" or "assistant", found "{message.role}"')
+        if turn.user or turn.system:
+            yield turn
+
+    def _question(self, turn: "_Turn", number: int) -> Iterator[Span]:
+        if number == 1 or self._appends_eos:
+            yield from (Span(text, special=True) for text in self._bos)
+        before, behind = (text.replace("{round}", str(number)) for text in self._layout.user)
+        parts: list[_Part] = []
+        if turn.system:
+            assert self._layout.system is not None  # checked with the turns
+            parts += [_Part(self._layout.system[0]), _Part(*turn.system, ours=False), _Part(self._layout.system[1])]
+        parts.append(_Part(before))
+        parts += [_Part(text, train, ours=False) for text, train in turn.user]
+        if self._end_of_turn and turn.user and turn.user[-1][1] and self._layout.closing:
+            closing = self._layout.closing
+            if behind.startswith(closing):
+                parts.append(_Part(closing, True))
+                behind = behind.removeprefix(closing)
+        yield from self._text([*parts, _Part(behind)])
+
+    def _answer(self, content: str, train: bool) -> Iterator[Span]:
+        closes = train and self._end_of_turn
+        yield from self._text([_Part(content, train, ours=False), _Part(self._layout.closing, closes)])
+        if self._eos:
+            yield Span(self._eos, closes, special=True)
+        yield from self._text([_Part(self._layout.separator)])
+
+    def _text(self, parts: Iterable["_Part"]) -> Iterator[Span]:
+        """Parts that are tokenized as one text."""
+        opens = True
+        for part in parts:
+            for text, id_ in self._tokenizer.split(part.text) if part.ours or not self._escape else [(part.text, None)]:
+                if not text:
+                    continue
+                yield Span(text, part.loss, id_ is not None, opens and id_ is None)
+                opens = id_ is not None and self._tokenizer.prefix == "always"
+
+    @property
+    def jinja(self) -> str:
+        """The same layout as a chat template for Transformers, which tokenizes the whole rendering at once."""
+        layout = self._layout
+        before, behind = layout.user
+        content = "message['content']"
+        if layout.system is None:
+            system = "{%- if message['content'] -%}{{- raise_exception('this template takes no system message') -}}"
+        else:
+            prefix, suffix = layout.system
+            system = (
+                "{%- if message['content'] -%}" + self._opening(prefix) + _put(_quote(prefix), content, _quote(suffix))
+            )
+        answer_space = self._space(behind, "answer")
+        separator_space = self._space(layout.closing + self._eos or "answer", layout.separator)
+        return "".join(
+            (
+                "{%- set ns = namespace(turn=0, begun=false, asked=false) -%}\n",
+                "{%- for message in messages -%}\n",
+                "{%- if message['role'] == 'system' and not ns.begun -%}\n",
+                system + "{%- endif -%}\n",
+                "{%- elif message['role'] == 'user' -%}\n",
+                "{%- if not ns.asked -%}" + self._opening(before),
+                _put(_quote(before).replace("{round}", '" ~ ns.turn ~ "')),
+                "{%- set ns.asked = true -%}{%- endif -%}\n",
+                _put(content) + "\n",
+                "{%- elif message['role'] == 'assistant' and ns.asked -%}\n",
+                _put(_quote(behind)) + "\n{%- generation -%}",
+                _put(_quote(answer_space), content, _quote(layout.closing + self._eos)),
+                "{%- endgeneration -%}\n",
+                _put(_quote(separator_space + layout.separator)) + "\n",
+                "{%- set ns.asked = false -%}{%- set ns.begun = false -%}\n",
+                "{%- else -%}\n",
+                "{{- raise_exception('this template takes an optional system message, user messages and an assistant "
+                "message, again and again; found ' ~ message['role'] ~ ' out of place') -}}\n",
+                "{%- endif -%}\n{%- endfor -%}\n",
+                "{%- if ns.asked -%}" + _put(_quote(behind)) + "{%- endif -%}\n",
+            )
+        )
+
+    def _opening(self, text: str) -> str:
+        """What stands before the text that a turn begins with."""
+        bos = "".join(self._bos)
+        answered = self._layout.separator or self._layout.closing + self._eos or "answer"
+        first = bos + self._space(bos, text)
+        again = (bos if self._appends_eos else "") + self._space(bos if bos and self._appends_eos else answered, text)
+        put = _put(_quote(first)) if first == again else _put(f"{_quote(first)} if ns.turn == 1 else {_quote(again)}")
+        return (
+            "{%- if not ns.begun -%}{%- set ns.begun = true -%}{%- set ns.turn = ns.turn + 1 -%}"
+            + (put if first or again else "")
+            + "{%- endif -%}"
+        )
+
+    def _space(self, before: str, text: str) -> str:
+        """The space that the tokenizer puts before `text` as one of its own, but not where it follows `before`."""
+        if not text or not before or self._tokenizer.split(text)[0][1] is not None:
+            return ""
+        after_special = self._tokenizer.split(before)[-1][1] is not None
+        missing = self._tokenizer.prefix == "first" if after_special else self._tokenizer.prefix != "none"
+        return " " if missing else ""
+
+
+def _put(*expressions: str) -> str:
+    kept = [expression for expression in expressions if expression != '""'] or ['""']
+    return "{{- " + " + ".join(kept) + " -}}"
+
+
+def _quote(text: str) -> str:
+    """A Jinja string."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+@dataclass
+class _Turn:
+    """One turn; every text with whether it is trained."""
+
+    system: tuple[str, bool] | None = None
+    user: list[tuple[str, bool]] = field(default_factory=list)
+    answer: tuple[str, bool] | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    text: str
+    loss: bool = False
+    ours: bool = True
+    """Written by the template, so its special tokens are meant."""
+
+
+def _bos(tokenizer: Tokenizer) -> tuple[str, ...]:
+    # Two families begin a text in their own way, which their settings do not tell.
+    if tokenizer.kind in ("QWenTokenizer", "QWen2Tokenizer", "Qwen2Tokenizer"):
+        return ()
+    if tokenizer.kind == "ChatGLMTokenizer" and {"[gMASK]", "sop"} <= tokenizer.special_tokens.keys():
+        return ("[gMASK]", "sop")
+    bos = tokenizer.named_tokens.get("bos_token")
+    return (bos,) if bos is not None and bos in tokenizer.special_tokens else ()

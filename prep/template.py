@@ -1,0 +1,161 @@
+"""The one object that renders training samples, prompts and the exported chat template, so that they cannot drift.
+
+It is built from [template] and a tokenizer. A sample is made in two steps: `render` turns a conversation into spans,
+each one special token or one run of plain text with a single answer to "does it carry loss?", and the runs are
+tokenized. So masks come from what was rendered, never from searching text, and text that spells a special token
+stays text.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+from pipelines import schema
+from pipelines.errors import ConfigError
+from prep.chat_template import ChatTemplate
+from prep.named_template import NamedTemplate, layouts
+from prep.records import Conversation, Json, Message, RecordError
+from prep.spans import Span
+from prep.tokenizer import Tokenizer
+
+
+class Template:
+    """Conversations to tokens with loss.
+
+    Args:
+        settings: the [template] table.
+        tokenizer: what tokenizes, and whose chat template `name = "tokenizer"` takes.
+    Raises:
+        ConfigError: if the settings and the tokenizer do not go together.
+    """
+
+    def __init__(self, settings: schema.Template, tokenizer: Tokenizer) -> None:
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._renderer = _renderer(settings, tokenizer)
+        self._special = re.compile("|".join(map(re.escape, filter(None, tokenizer.special_tokens))) or "(?!)")
+
+    @property
+    def jinja(self) -> str | None:
+        """The chat template to export; None where samples are plain text."""
+        jinja = self._renderer.jinja
+        return jinja and _default_system(self._settings.system) + jinja
+
+    @property
+    def stop_tokens(self) -> Sequence[int]:
+        """Ids that end an answer."""
+        return self._renderer.stop_tokens
+
+    def render(self, conversation: Conversation) -> list[Span]:
+        """The conversation as it is trained on.
+
+        Raises:
+            RecordError: if it has no form in this template, or special_text = "error" finds such text in it.
+        """
+        conversation = self._prepared(conversation)
+        spans = self._renderer.spans(conversation, _trained(conversation.messages, self._settings.loss))
+        if len(conversation.messages) > 1 and all(span.loss for span in spans[1:]):
+            raise RecordError(
+                "", "every token would carry loss; does the template mark whole conversations as generated?"
+            )
+        return spans
+
+    def sample(self, conversation: Conversation) -> tuple[list[int], list[bool]]:
+        """Token ids and, for each, whether it is trained as a target."""
+        return self.tokens(self.render(conversation))
+
+    def prompt(self, conversation: Conversation) -> list[int]:
+        """Token ids up to where the next answer begins."""
+        return self.tokens(self._renderer.prompt(self._prepared(conversation)))[0]
+
+    def tokens(self, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
+        """Token ids of rendered spans, and whether each carries loss."""
+        plain = [span for span in spans if not span.special]
+        runs = iter(self._tokenizer.encode_batch([span.text for span in plain], [span.opens for span in plain]))
+        special = self._tokenizer.special_tokens
+        tokens: list[int] = []
+        loss: list[bool] = []
+        for span in spans:
+            ids = [special[span.text]] if span.special else next(runs)
+            tokens += ids
+            loss += [span.loss] * len(ids)
+        return tokens, loss
+
+    def _prepared(self, conversation: Conversation) -> Conversation:
+        """With the default system text, and nothing in it that the settings refuse."""
+        for index, message in enumerate(conversation.messages):
+            if not _ROLE.fullmatch(message.role):
+                raise RecordError(f"messages[{index}].role", f"expected a word, found {message.role!r}")
+        if self._settings.special_text == "error":
+            self._refuse_special_text(conversation)
+        system = self._settings.system
+        if system and all(message.role != "system" for message in conversation.messages):
+            return Conversation((Message("system", system), *conversation.messages), conversation.tools)
+        return conversation
+
+    def _refuse_special_text(self, conversation: Conversation) -> None:
+        tables: list[Json] = [[message.content, dict(message.extra)] for message in conversation.messages]
+        for path, value in (
+            *((f"messages[{i}]", table) for i, table in enumerate(tables)),
+            ("tools", conversation.tools),
+        ):
+            if found := next((match for text in _texts(value) if (match := self._special.search(text))), None):
+                raise RecordError(path, f'holds the special token {found.group()!r} as text (special_text = "error")')
+
+
+class _Renderer(Protocol):
+    @property
+    def jinja(self) -> str | None: ...
+    @property
+    def stop_tokens(self) -> Sequence[int]: ...
+    def spans(self, conversation: Conversation, trained: Sequence[bool]) -> list[Span]: ...
+    def prompt(self, conversation: Conversation) -> list[Span]: ...
+
+
+_ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_ -]*")
+
+
+def _renderer(settings: schema.Template, tokenizer: Tokenizer) -> _Renderer:
+    escape, end_of_turn = settings.special_text == "escape", settings.loss.end_of_turn
+    if (layout := layouts().get(settings.name)) is not None:
+        return NamedTemplate(layout, tokenizer, bos=True, eos="auto", end_of_turn=end_of_turn, escape=escape)
+    if settings.name != "tokenizer":
+        names = ", ".join(["tokenizer", *layouts()])
+        raise ConfigError(f"template.name = {settings.name!r}: expected one of {names}")
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            f'template.name = "tokenizer": {tokenizer.folder} has no chat template; name one of {", ".join(layouts())}'
+        )
+    if other := [role for role in settings.loss.roles if role != "assistant"]:
+        raise ConfigError(
+            f"template.loss.roles names {other[0]!r}, but a chat template shows only which text is the assistant's; "
+            "use one of the named templates"
+        )
+    return ChatTemplate(tokenizer.chat_template, tokenizer, end_of_turn=end_of_turn, escape=escape)
+
+
+def _trained(messages: Sequence[Message], rule: schema.Loss) -> list[bool]:
+    """Whether each message carries loss."""
+    chosen = [index for index, message in enumerate(messages) if message.role in rule.roles]
+    chosen = chosen[-1:] if rule.turns == "last" else chosen
+    return [index in chosen if message.loss is None else message.loss for index, message in enumerate(messages)]
+
+
+def _default_system(system: str) -> str:
+    """Jinja that gives a conversation without a system message the default one."""
+    if not system:
+        return ""
+    text = system.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return (
+        "{%- if messages | selectattr('role', 'equalto', 'system') | list | length == 0 -%}"
+        f"{{%- set messages = [{{'role': 'system', 'content': \"{text}\"}}] + messages -%}}"
+        "{%- endif -%}"
+    )
+
+
+def _texts(value: Json) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for pair in value.items() for part in pair for text in _texts(part)]
+    return [text for part in value for text in _texts(part)] if isinstance(value, list | tuple) else []

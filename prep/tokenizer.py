@@ -1,0 +1,446 @@
+"""Text to token ids, from a Hugging Face tokenizer directory, without Transformers.
+
+`tokenizer.json` is read as it stands; without one, a sentencepiece `tokenizer.model` with the special tokens that
+`tokenizer_config.json` lists. A tokenizer here never adds a special token, and never makes one of text: the string
+`<|im_end|>` inside a text becomes the tokens of its characters. Special tokens enter by their id, see `split`.
+
+Transformers 5 rebuilds normalizer and pre-tokenizer of some classes from its own code instead of reading them from
+tokenizer.json (LlamaTokenizer, Qwen2Tokenizer, GemmaTokenizer and their kin). Where the file agrees with the class,
+which is the rule, the ids are the same; the export compares them and says so where they are not.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import sentencepiece
+import tokenizers
+
+from pipelines.errors import ConfigError
+from pipelines.sentencepiece_model import Kind, SentencePieceModel, changed
+
+Prefix = Literal["none", "first", "always"]
+"""Where a tokenizer puts a space of its own: nowhere, before a text, or also after each special token within it."""
+
+_JSON, _MODEL, _CONFIG, _JINJA = "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"
+_FILES = (_JSON, _MODEL, _CONFIG, _JINJA, "special_tokens_map.json", "added_tokens.json")
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token outside the model's own vocabulary, or singled out within it."""
+
+    text: str
+    id: int
+    special: bool
+    lstrip: bool = False
+    """Swallows the whitespace before it."""
+    rstrip: bool = False
+    """Swallows the whitespace behind it."""
+
+
+class Tokenizer:
+    """Text to token ids and back. Equal folders give equal ids; pickles as its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = tuple(folder / name for name in _FILES if (folder / name).is_file())
+        """What has to travel with a model for others to get the same ids."""
+        self._config = _read_config(folder)
+        self._backend = _open(folder, self._config)
+        self.special_tokens: Mapping[str, int] = {
+            token.text: token.id for token in self._backend.added if token.special
+        }
+        """Text and id of every special token."""
+        self.vocab_size = self._backend.vocab_size
+        """Every id is below it."""
+        self.prefix: Prefix = self._backend.prefix
+        self._special_ids = frozenset(self.special_tokens.values())
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Path]]:
+        return Tokenizer, (self.folder,)
+
+    @cached_property
+    def named_tokens(self) -> Mapping[str, str]:
+        """Text of the tokens that have a part to play, by part: `bos_token`, `eos_token`, `pad_token` ..."""
+        texts = {part: _text(self._config.get(part)) for part in _NAMED}
+        return {part: text for part, text in texts.items() if text is not None}
+
+    @property
+    def bos_id(self) -> int | None:
+        """Token at the beginning of a text."""
+        return self._named_id("bos_token")
+
+    @property
+    def eos_id(self) -> int | None:
+        """Token at the end of a text."""
+        return self._named_id("eos_token")
+
+    @property
+    def pad_id(self) -> int | None:
+        """Token that fills batches up."""
+        return self._named_id("pad_token")
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model expects a text to begin with `bos_id`."""
+        return self.bos_id is not None and self._backend.adds_bos
+
+    @property
+    def kind(self) -> str:
+        """Name of the Transformers class, without `Fast`; empty where the directory names none."""
+        return str(self._config.get("tokenizer_class") or "").removesuffix("Fast")
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The Jinja text that renders conversations."""
+        if (path := self.folder / _JINJA).is_file():
+            return path.read_text(encoding="utf-8")
+        template = self._config.get("chat_template")
+        if isinstance(template, list):
+            named = {entry["name"]: entry["template"] for entry in template}
+            if "default" not in named:
+                raise ConfigError(
+                    f"{self.folder / _CONFIG}: chat_template: none of {sorted(named)} is called 'default'"
+                )
+            template = named["default"]
+        return template if isinstance(template, str) else None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the names and bytes of `files`."""
+        total = hashlib.sha256()
+        for path in self.files:
+            total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return total.hexdigest()
+
+    def encode(self, text: str, *, opens: bool = True) -> list[int]:
+        """Token ids of plain text.
+
+        Args:
+            text: any text.
+            opens: the tokenizer's own leading space, if it has one, belongs before this text.
+        """
+        return self.encode_batch([text], [opens])[0]
+
+    def encode_batch(self, texts: Sequence[str], opens: Sequence[bool] | None = None) -> list[list[int]]:
+        """`encode` of many texts."""
+        if self.prefix == "none" or opens is None or all(opens):
+            ids = self._backend.encode(texts, prefixed=True)
+        else:
+            ids = [[]] * len(texts)
+            for prefixed in (True, False):
+                chosen = [index for index, opening in enumerate(opens) if opening is prefixed]
+                found = self._backend.encode([texts[index] for index in chosen], prefixed=prefixed)
+                for index, tokens in zip(chosen, found, strict=True):
+                    ids[index] = tokens
+        for index, tokens in enumerate(ids):
+            if not self._special_ids.isdisjoint(tokens):
+                ids[index] = self._encode_apart(texts[index], opens is None or opens[index])
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids, special tokens included."""
+        return self._backend.decode(list(ids))
+
+    def split(self, text: str) -> list[tuple[str, int | None]]:
+        """Cut text at the special tokens it spells: each part with its id, or None where it is plain text."""
+        parts: list[tuple[str, int | None]] = []
+        end = 0
+        for match in self._special_pattern.finditer(text):
+            if match.start() > end:
+                parts.append((text[end : match.start()], None))
+            name = self._special_names[(match.lastindex or 0) - 1]
+            parts.append((name, self.special_tokens[name]))
+            end = match.end()
+        if end < len(text):
+            parts.append((text[end:], None))
+        return parts
+
+    def opens_after_special(self) -> bool:
+        """Whether plain text behind a special token gets the tokenizer's own leading space."""
+        return self.prefix == "always"
+
+    @cached_property
+    def _special_names(self) -> list[str]:
+        # The longest first, so that no token hides a longer one that begins with it.
+        return sorted(filter(None, self.special_tokens), key=len, reverse=True)
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        added = {token.text: token for token in self._backend.added}
+        patterns = (
+            r"\s*" * added[name].lstrip + f"({re.escape(name)})" + r"\s*" * added[name].rstrip
+            for name in self._special_names
+        )
+        return re.compile("|".join(patterns) or r"(?!)")
+
+    def _named_id(self, part: str) -> int | None:
+        text = self.named_tokens.get(part)
+        return None if text is None else self._backend.id_of(text)
+
+    def _encode_apart(self, text: str, opens: bool) -> list[int]:
+        # A model that lists its special tokens among its ordinary pieces (tokenizers' Unigram does) finds them in
+        # text. Parting each one after its first character leaves it nothing to find.
+        spelled = "|".join(map(re.escape, self._special_names))
+        cuts = [match.start() + 1 for match in re.finditer(f"(?={spelled})", text)]
+        pieces = [text[begin:end] for begin, end in pairwise([0, *cuts, len(text)])]
+        ids = [
+            token
+            for index, piece in enumerate(pieces)
+            for token in self._backend.encode([piece], prefixed=opens and index == 0)[0]
+        ]
+        if not self._special_ids.isdisjoint(ids):
+            raise SpecialTokenError(next(token for token in ids if token in self._special_ids))
+        return ids
+
+
+class SpecialTokenError(ValueError):
+    """The tokenizer makes a special token of plain text and cannot be kept from it."""
+
+    def __init__(self, token: int) -> None:
+        super().__init__(f"the tokenizer makes special token {token} of plain text; remove that text from the record")
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer directory `folder`.
+
+    Raises:
+        ConfigError: if there is no tokenizer in it, or one that cannot be served exactly.
+    """
+    return Tokenizer(folder)
+
+
+class _Backend(Protocol):
+    added: Sequence[AddedToken]
+    vocab_size: int
+    prefix: Prefix
+    adds_bos: bool
+
+    def encode(self, texts: Sequence[str], *, prefixed: bool) -> list[list[int]]: ...
+    def decode(self, ids: list[int]) -> str: ...
+    def id_of(self, text: str) -> int | None: ...
+
+
+def _open(folder: Path, config: Mapping[str, Any]) -> _Backend:
+    if (folder / _JSON).is_file():
+        return _Json(folder / _JSON, config)
+    if (folder / _MODEL).is_file():
+        return _SentencePiece(folder / _MODEL, config)
+    raise ConfigError(
+        f"{folder}: no tokenizer.json and no tokenizer.model; give a Hugging Face tokenizer directory "
+        "(an older one becomes one by save_pretrained of Transformers)"
+    )
+
+
+class _Json:
+    """A tokenizer.json, served by the tokenizers library."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        try:
+            text = path.read_text(encoding="utf-8")
+            table = json.loads(text)
+            self._prefixed = _load_json(text, config)
+        except Exception as error:  # the library raises bare Exception
+            raise ConfigError(f"{path}: not a tokenizer.json that this tokenizers library reads: {error}") from error
+        if table["model"].get("dropout"):
+            raise ConfigError(f"{path}: model.dropout is set, so ids would be random; set it to null")
+        added = self._prefixed.get_added_tokens_decoder()
+        if alone := [token.content for token in added.values() if token.special and token.single_word]:
+            raise ConfigError(f"{path}: special token {alone[0]!r} is single_word, which is not supported")
+        self.added: Sequence[AddedToken] = [
+            AddedToken(token.content, id_, token.special, token.lstrip, token.rstrip) for id_, token in added.items()
+        ]
+        self.vocab_size = max(self._prefixed.get_vocab(with_added_tokens=True).values()) + 1
+        self.prefix: Prefix = _json_prefix(table)
+        self.adds_bos = self._begins_with_bos(config)
+        bare = _without_prefix(table)
+        self._bare = self._prefixed if self.prefix == "none" else _load_json(json.dumps(bare), config)
+
+    def encode(self, texts: Sequence[str], *, prefixed: bool) -> list[list[int]]:
+        tokenizer = self._prefixed if prefixed else self._bare
+        return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._prefixed.decode(ids, skip_special_tokens=False))
+
+    def id_of(self, text: str) -> int | None:
+        id_ = self._prefixed.token_to_id(text)
+        return None if id_ is None else int(id_)
+
+    def _begins_with_bos(self, config: Mapping[str, Any]) -> bool:
+        bos = _text(config.get("bos_token"))
+        ids = self._prefixed.encode("", add_special_tokens=True).ids
+        return bos is not None and ids[:1] == [self.id_of(bos)]
+
+
+def _load_json(text: str, config: Mapping[str, Any]) -> Any:
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for id_, entry in sorted(_decoder(config).items()):
+        if entry["content"] not in known:
+            tokenizer.add_tokens([tokenizers.AddedToken(**entry)])
+            if (given := tokenizer.token_to_id(entry["content"])) != id_:
+                raise ValueError(f"tokenizer_config.json gives {entry['content']!r} the id {id_}, the file {given}")
+    # The tokens with a part to play are special even where the file forgot to say so.
+    named = [name for part in _NAMED if (name := _text(config.get(part))) is not None]
+    listed = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    named += [name for entry in (listed if isinstance(listed, list) else listed.values()) if (name := _text(entry))]
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    tokenizer.add_special_tokens([name for name in dict.fromkeys(named) if name not in special])
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _json_prefix(table: Mapping[str, Any]) -> Prefix:
+    schemes: set[Prefix] = {_scheme(step) for step in _steps(table)}
+    return "always" if "always" in schemes else "first" if "first" in schemes else "none"
+
+
+def _scheme(step: Mapping[str, Any]) -> Prefix:
+    match step["type"]:
+        case "Prepend":
+            return "always"
+        case "ByteLevel":
+            return "always" if step.get("add_prefix_space", True) else "none"
+        case "Metaspace":
+            old = "always" if step.get("add_prefix_space", True) else "never"
+            scheme = step.get("prepend_scheme", old)
+            return "always" if scheme == "always" else "first" if scheme == "first" else "none"
+    return "none"
+
+
+def _without_prefix(table: Mapping[str, Any]) -> Any:
+    bare = json.loads(json.dumps(table))
+    for step in _steps(bare):
+        if step["type"] == "Prepend":
+            step["prepend"] = ""
+        elif step["type"] == "ByteLevel":
+            step["add_prefix_space"] = False
+        elif step["type"] == "Metaspace":
+            step.pop("add_prefix_space", None)
+            step["prepend_scheme"] = "never"
+    return bare
+
+
+def _steps(table: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """Normalizers and pre-tokenizers, sequences opened."""
+    left = [step for step in (table.get("normalizer"), table.get("pre_tokenizer")) if step]
+    while left:
+        step = left.pop(0)
+        inner = step.get("normalizers", step.get("pretokenizers"))
+        if inner is None:
+            yield step
+        else:
+            left += inner
+
+
+class _SentencePiece:
+    """A sentencepiece tokenizer.model, served by the sentencepiece library."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        data = path.read_bytes()
+        try:
+            model = SentencePieceModel.parse(data)
+        except ValueError as error:
+            raise ConfigError(
+                f"{path}: {error}; convert another kind to tokenizer.json with save_pretrained of Transformers"
+            ) from error
+        listed = [
+            AddedToken(entry["content"], id_, entry.get("special", False), entry["lstrip"], entry["rstrip"])
+            for id_, entry in sorted(_decoder(config).items())
+        ]
+        taken = {token.id for token in listed}
+        own = [
+            AddedToken(piece.text, id_, special=True)
+            for id_, piece in enumerate(model.pieces)
+            if piece.kind in (Kind.CONTROL, Kind.UNKNOWN) and id_ not in taken
+        ]
+        self.added: Sequence[AddedToken] = sorted([*listed, *own], key=lambda token: token.id)
+        self.vocab_size = max(len(model.pieces), *(token.id + 1 for token in self.added))
+        self.prefix: Prefix = "none" if not model.dummy_prefix else "always" if config.get("legacy", True) else "first"
+        self.adds_bos = bool(config.get("add_bos_token", True))
+        # Added tokens often stand on spare pieces such as [UNUSED_TOKEN_145]; as control pieces these are out of
+        # reach of text, which would otherwise spell a special token under its old name.
+        data = changed(data, control={token.id for token in self.added if token.id < len(model.pieces)})
+        sentencepiece.set_min_log_level(2)  # or it reports pieces it ignores on every load
+        self._prefixed = sentencepiece.SentencePieceProcessor(model_proto=data)
+        self._bare = self._prefixed
+        if model.dummy_prefix:
+            self._bare = sentencepiece.SentencePieceProcessor(model_proto=changed(data, dummy_prefix=False))
+        self._plain_added = {token.text: token.id for token in self.added if not token.special}
+        names = sorted(self._plain_added, key=len, reverse=True)
+        self._plain_pattern = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
+        self._text_of = {token.id: token.text for token in self.added}
+
+    def encode(self, texts: Sequence[str], *, prefixed: bool) -> list[list[int]]:
+        pattern = self._plain_pattern
+        if pattern is None or not any(map(pattern.search, texts)):
+            processor = self._prefixed if prefixed else self._bare
+            return list(processor.encode(list(texts), num_threads=1))
+        return [self._encode_with_added(text, prefixed) for text in texts]
+
+    def _encode_with_added(self, text: str, prefixed: bool) -> list[int]:
+        assert self._plain_pattern is not None
+        ids: list[int] = []
+        for part in filter(None, self._plain_pattern.split(text)):
+            if part in self._plain_added:
+                ids.append(self._plain_added[part])
+                prefixed = self.prefix == "always"
+            else:
+                ids += (self._prefixed if prefixed else self._bare).encode(part)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        texts: list[str] = []
+        run: list[int] = []
+        for id_ in [*ids, -1]:
+            if id_ >= 0 and id_ not in self._text_of:
+                run.append(id_)
+                continue
+            if run:
+                texts.append((self._bare if texts and self.prefix == "first" else self._prefixed).decode(run))
+                run = []
+            texts += [self._text_of[id_]] if id_ >= 0 else []
+        return "".join(texts)
+
+    def id_of(self, text: str) -> int | None:
+        return next((token.id for token in self.added if token.text == text), None)
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", _CONFIG):
+        if not (folder / name).is_file():
+            continue
+        try:
+            table = json.loads((folder / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{folder / name}: not valid JSON: {error}") from error
+        config.update({key: value for key, value in table.items() if value is not None})
+    return config
+
+
+def _decoder(config: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """tokenizer_config.json's added tokens by id, with all their properties."""
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    return {
+        int(id_): {key: entry.get(key, plain.get(key)) for key in ("content", *plain)}
+        for id_, entry in config.get("added_tokens_decoder", {}).items()
+    }
+
+
+def _text(token: object) -> str | None:
+    """A token's text, written as a string or as a table."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) and token else None
