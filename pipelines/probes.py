@@ -1,0 +1,58 @@
+"""Probe conversations: what prep made of a few of them, kept in the tokenizer directory that travels with the weights.
+
+`probes.json` lies beside the tokenizer's files in prep's output and in every checkpoint. The exporter renders the same
+conversations with the tokenizer it ships and compares ids, so that what is served is prompted as it was trained.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.artifacts import write_atomic
+from pipelines.errors import CheckError
+
+PROBES = "probes.json"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One conversation up to where the assistant answers."""
+
+    messages: Sequence[Mapping[str, Any]]
+    """As a user of the model gives them: no system message that the template adds by itself."""
+    prompt_ids: Sequence[int]
+    """Token ids of the prompt, generation prompt included, as prep renders it."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What the template and tokenizer have to give wherever the model is used."""
+
+    stop_ids: Sequence[int] = ()
+    """Tokens that end an answer, the template's own first."""
+    probes: Sequence[Probe] = field(default_factory=tuple)
+    """None for a tokenizer without a chat template."""
+
+    def write(self, folder: Path) -> None:
+        """Put them into a tokenizer directory."""
+        content = {"stop_ids": list(self.stop_ids), "probes": [vars(probe) for probe in self.probes]}
+        text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomic(folder / PROBES, text.encode("utf-8") + b"\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Probes":
+        """The probes of a tokenizer directory; empty where it has none.
+
+        Raises:
+            CheckError: if the file is not what `write` writes.
+        """
+        path = folder / PROBES
+        try:
+            content = json.loads(path.read_bytes())
+            return cls(content["stop_ids"], [Probe(**probe) for probe in content["probes"]])
+        except FileNotFoundError:
+            return cls()
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckError(f"{path}: not probe conversations ({error}); run prep again") from error
