@@ -129,13 +129,18 @@ def write_atomic(path: Path, content: bytes) -> None:
 def commit_directory(temporary: Path, final: Path) -> None:
     """Give a complete directory its name; what stood there before is replaced.
 
-    The old directory loses its manifest first, so a kill in between leaves no artefact rather than a mixed one.
+    The old directory steps aside under a hidden name first, so a kill in between leaves no artefact rather than a
+    mixed one, and whatever has the final name is whole.
     """
+    aside = final.with_name(f".{final.name}.old")
+    if aside.exists():
+        shutil.rmtree(aside)
     if final.exists():
-        (final / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(final)
+        final.rename(aside)
     temporary.rename(final)
     sync_directory(final.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
 
 
 def sync_file(descriptor: int) -> None:
