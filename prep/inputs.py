@@ -10,9 +10,7 @@ from tqdm import tqdm
 from pipelines.artifacts import digest_file
 from pipelines.errors import DataError
 from pipelines.schema import Source
-
-FORMATS = {".jsonl": "jsonl", ".bin": "ftdp"}
-"""Format of a file by its ending, where the source says auto."""
+from prep.formats import format_of
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,9 @@ def input_format(source: Source, path: Path) -> str:
     """
     if source.format != "auto":
         return source.format
-    found = FORMATS.get(path.suffix)
+    found = format_of(path.name)
     if found is None:
-        raise DataError(
-            f"{path}: ending {path.suffix!r} does not tell the format; set format in [[prep.source]] {source.name!r}"
-        )
+        raise DataError(f"{path}: its ending does not tell the format; set format in [[prep.source]] {source.name!r}")
     return found
 
 

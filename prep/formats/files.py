@@ -1,0 +1,44 @@
+"""Opening input files: plain, or compressed with gzip or Zstandard."""
+
+import gzip
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import zstandard
+
+from pipelines.errors import DataError
+
+COMPRESSED = {".gz", ".zst"}
+"""Endings that are taken off before the format is read from the name."""
+
+
+def is_compressed(path: Path) -> bool:
+    return path.suffix in COMPRESSED
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """The file's content as a stream; a compressed file is decompressed as it is read, never as a whole.
+
+    Raises:
+        DataError: if the file is damaged, truncated or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".gz":
+                with gzip.open(file) as content:
+                    yield cast("BinaryIO", content)
+            elif path.suffix == ".zst":
+                reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+                    file, read_across_frames=True
+                )
+                yield cast("BinaryIO", io.BufferedReader(reader))
+            else:
+                yield file
+    except (gzip.BadGzipFile, EOFError, zstandard.ZstdError) as error:
+        raise DataError(f"{path}: damaged or truncated ({error}); fetch or compress it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -1,0 +1,51 @@
+"""Lines of a text file, cut into chunks by bytes: what JSON lines and plain text are made of."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from prep.formats.fault import RecordFault
+from prep.formats.files import is_compressed, open_bytes
+
+CHUNK_BYTES = 4 << 20
+"""Bytes per chunk: small enough to spread over workers, large enough to batch."""
+
+_READ_BYTES = 1 << 20
+
+
+def chunks(path: Path) -> list[tuple[int, int]]:
+    """Byte ranges that cover the file; a range holds the lines that begin in it. A compressed file is one chunk."""
+    size = path.stat().st_size
+    if is_compressed(path):
+        return [(0, size)]
+    return [(begin, min(begin + CHUNK_BYTES, size)) for begin in range(0, size, CHUNK_BYTES)]
+
+
+def lines(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[bytes]:
+    """The lines that begin in begin..end, without their line feeds.
+
+    Raises:
+        RecordFault: on a line longer than max_bytes; at most that much of it is held.
+    """
+    whole = is_compressed(path)
+    with open_bytes(path) as file:
+        position = begin
+        if begin and not whole:
+            # A line belongs to the chunk it begins in, so what runs over from the one before is passed over,
+            # in bounded pieces: it may be longer than this chunk.
+            file.seek(begin - 1)
+            position = begin - 1
+            while piece := file.readline(_READ_BYTES):
+                position += len(piece)
+                if piece.endswith(b"\n") or position >= end:
+                    break
+        number = 0
+        while whole or position < end:
+            line = file.readline(max_bytes + 2)
+            if not line:
+                return
+            text = line.removesuffix(b"\n").removesuffix(b"\r")
+            if len(text) > max_bytes:
+                raise RecordFault(number, f"longer than prep.max_record_bytes = {max_bytes}; raise it if this is meant")
+            position += len(line)
+            number += 1
+            yield text
