@@ -145,8 +145,8 @@ class Source(Table):
     """Unique; part of every sample's identity, so renaming a source reorders it."""
     path: LocalPath
     """A file or a directory."""
-    format: Literal["auto", "jsonl", "ftdp"] = "auto"
-    """auto goes by the file's ending: .jsonl, .bin (ftdp)."""
+    format: Literal["auto", "jsonl", "json", "text", "csv", "tsv", "parquet", "arrow", "ftdp"] = "auto"
+    """auto goes by the file's ending: .jsonl .json .txt .csv .tsv (also .gz, .zst), .parquet .arrow .bin (ftdp)."""
     files: list[str] = []
     """Patterns below a directory, such as `**/*.jsonl`; empty takes every file whose ending is known."""
     map: Literal["openai", "alpaca", "none"] = "openai"
@@ -203,8 +203,22 @@ class PackTable(Table):
     """Tokens per pack, and so the longest context the trainer sees."""
     strategy: Literal["best_fit", "concat_split", "none"] = "best_fit"
     """best_fit cuts no sample; concat_split cuts the stream every `capacity` tokens; none is one sample a pack."""
-    scope: Literal["source", "global"] = "source"
-    """Which samples may share a pack; source keeps other sources' packs unchanged when one is added."""
+    scope: Literal["source", "file", "window", "global"] = "source"
+    """Which samples may share a pack. With source or file, adding one leaves the packs of the others unchanged."""
+    window: PositiveInt = 65_536
+    """With scope = "window": consecutive samples packed together, so that the order of the data stays within so many."""
+    drop_last: bool = False
+    """With concat_split: leave out the last pack of each scope when it is not full."""
+
+    @model_validator(mode="after")
+    def _no_key_without_effect(self) -> Self:
+        if self.scope == "window" and self.strategy != "best_fit":
+            raise ValueError(f'scope = "window" is for strategy = "best_fit"; use "global" with "{self.strategy}"')
+        if self.scope != "window" and "window" in self.model_fields_set:
+            raise ValueError(f'window has no effect with scope = "{self.scope}"; set scope = "window" or leave it out')
+        if self.drop_last and self.strategy != "concat_split":
+            raise ValueError(f'drop_last = true is for strategy = "concat_split", not "{self.strategy}"')
+        return self
 
 
 class Output(Table):
