@@ -5,7 +5,9 @@ tokens, packs, steps or bytes; ratios that decide bytes (weights) are exact deci
 """
 
 import math
+import os
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,14 +20,28 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    PrivateAttr,
     ValidationInfo,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
+
+from pipelines.toml_text import KeyPath, spell_key, spell_value
+
+_MOST_TOKENS = 2**31 - 1  # token positions inside a pack and a shard are 32-bit
+
+
+def fault(finding: str, *path: str | int) -> PydanticCustomError:
+    """A validator's complaint about the key at `path` below its table; the reader adds the key's place and value."""
+    return PydanticCustomError("fault", "{finding}", {"finding": finding, "path": path})
 
 
 def _real(value: object) -> object:
     if isinstance(value, Decimal) or (isinstance(value, int) and not isinstance(value, bool)):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("expected a finite number")
     return value
@@ -33,33 +49,78 @@ def _real(value: object) -> object:
 
 def _exact(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
-        return Decimal(value)
-    if isinstance(value, Decimal) and not value.is_finite():
-        raise ValueError("expected a finite number")
+        value = Decimal(value)
+    if isinstance(value, Decimal) and not (value.is_finite() and abs(value.adjusted()) <= 30):
+        raise ValueError("expected a finite number of usual size")
     return value
 
 
+def _whole(value: object) -> object:
+    # Python takes true and 1.0 for 1, and so would a Literal.
+    if isinstance(value, bool | float | Decimal):
+        raise PydanticCustomError("kind", "not a whole number")
+    return value
+
+
+def _pair(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _local_path(value: object, info: ValidationInfo) -> object:
-    if value == "":
-        raise ValueError("expected a path, found an empty string")
+    if isinstance(value, str):
+        value = expand(value)
     if not isinstance(value, str | Path):
         return value
+    if str(value).startswith("~"):
+        raise ValueError("~ is not expanded here; write ${env:HOME} instead")
     base = info.context["base"] if info.context else Path()
     return Path(base) / value
 
 
 def _file_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", value):
-        raise ValueError("expected letters, digits, '.', '_' or '-', starting with a letter or digit")
+        raise ValueError("expected letters, digits, '.', '_' or '-', starting with a letter or digit, at most 128")
     return value
 
 
+def expand(text: str) -> str:
+    """A path's text with ${env:NAME} and ${env:NAME:-fallback} replaced; an empty variable counts as unset.
+
+    Raises:
+        ValueError: if a variable without a fallback is not set, or the result is no path.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name, fallback = match.groups()
+        found = os.environ.get(name) or fallback
+        if found is None:
+            raise ValueError(f"environment variable {name} is not set; set it, or write ${{env:{name}:-fallback}}")
+        return found
+
+    if re.sub(_VARIABLE, "", text).count("${"):
+        raise ValueError("expected ${env:NAME} or ${env:NAME:-fallback}")
+    text = re.sub(_VARIABLE, value, text)
+    if not text or "\0" in text:
+        raise ValueError("expected a path")
+    return text
+
+
+_VARIABLE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
+
 Real = Annotated[float, BeforeValidator(_real)]
 """A finite binary float, written in TOML as an integer or a decimal."""
-Exact = Annotated[Decimal, BeforeValidator(_exact)]
-"""A finite exact decimal."""
+PositiveReal = Annotated[float, Field(gt=0), BeforeValidator(_real)]
+NonNegativeReal = Annotated[float, Field(ge=0), BeforeValidator(_real)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_real)]
+"""A part of a whole."""
+Beta = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_real)]
+"""How much of a running mean stays at each step."""
+PositiveExact = Annotated[Decimal, Field(gt=0), BeforeValidator(_exact)]
+"""A finite exact decimal above 0."""
+Whole = BeforeValidator(_whole)
+"""On a Literal of integers: takes neither true nor 1.0 for 1."""
 LocalPath = Annotated[Path, BeforeValidator(_local_path)]
-"""A path, relative to the TOML file that names it."""
+"""A path, relative to the TOML file that names it; ${env:NAME} and ${env:NAME:-fallback} are replaced."""
 Name = Annotated[str, AfterValidator(_file_name)]
 """A name that is also a file name."""
 
@@ -68,14 +129,20 @@ class Table(BaseModel):
     """Base of all tables: no coercion, no unknown keys, no change after reading."""
 
     model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        # A default is read like a key of the file, also inside a table that is left out: its paths begin there too.
+        validate_default=True,
+        revalidate_instances="always",
     )
 
 
 class Run(Table):
     """[run]: what this run is called and where its files go."""
 
-    name: Name
+    name: Name = Field(examples=["my-run"])
     """Directory of this run below work_dir."""
     work_dir: LocalPath = Path("work")
     """Everything a run writes is below it."""
@@ -98,7 +165,7 @@ class Model(Table):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.name_or_path is None) == (self.scratch is None):
-            raise ValueError("give exactly one of model.name_or_path and the [model.scratch] table")
+            raise ValueError("expected either name_or_path or the table [model.scratch]")
         return self
 
 
@@ -141,9 +208,9 @@ class Source(Table):
     of them a source counts as repeat = 1.
     """
 
-    name: Name
+    name: Name = Field(examples=["chat"])
     """Unique; part of every sample's identity, so renaming a source reorders it."""
-    path: LocalPath
+    path: LocalPath = Field(examples=["data/chat.jsonl"])
     """A file or a directory."""
     format: Literal["auto", "jsonl", "json", "text", "csv", "tsv", "parquet", "arrow", "ftdp"] = "auto"
     """auto goes by the file's ending: .jsonl .json .txt .csv .tsv (also .gz, .zst), .parquet .arrow .bin (ftdp)."""
@@ -151,9 +218,9 @@ class Source(Table):
     """Patterns below a directory, such as `**/*.jsonl`; empty takes every file whose ending is known."""
     map: Literal["openai", "alpaca", "none"] = "openai"
     """Shape of a record; `none` for data that is already tokenized."""
-    weight: Exact | None = None
+    weight: PositiveExact | None = None
     """Share of the mix in prep.mix.unit, relative to the other weights."""
-    repeat: Exact | None = None
+    repeat: PositiveExact | None = None
     """Passes over the source; 2.5 is two passes and half of a third."""
     samples: PositiveInt | None = None
     """Exactly so many samples."""
@@ -164,11 +231,7 @@ class Source(Table):
     def _one_amount(self) -> Self:
         given = [key for key in ("weight", "repeat", "samples", "tokens") if getattr(self, key) is not None]
         if len(given) > 1:
-            raise ValueError(f"give at most one of weight, repeat, samples and tokens; found {' and '.join(given)}")
-        for key in ("weight", "repeat"):
-            amount = getattr(self, key)
-            if amount is not None and amount <= 0:
-                raise ValueError(f"{key} = {amount}: expected more than 0")
+            raise fault(f"{given[0]} is given as well; keep one of weight, repeat, samples and tokens", given[1])
         return self
 
 
@@ -192,21 +255,21 @@ class Mix(Table):
     """What prep.source.weight means."""
     total: NonNegativeInt = 0
     """Size of the weighted part in `unit`; 0: as much as the scarcest source allows without repeating."""
-    max_repeat: Exact = Decimal(4)
+    max_repeat: PositiveExact = Decimal(4)
     """Refuse a mix that repeats a source more often than this."""
 
 
 class PackTable(Table):
     """[prep.pack]: samples into packs."""
 
-    capacity: PositiveInt
+    capacity: PositiveInt = Field(le=_MOST_TOKENS, examples=[32_768])
     """Tokens per pack, and so the longest context the trainer sees."""
     strategy: Literal["best_fit", "concat_split", "none"] = "best_fit"
     """best_fit cuts no sample; concat_split cuts the stream every `capacity` tokens; none is one sample a pack."""
     scope: Literal["source", "file", "window", "global"] = "source"
     """Which samples may share a pack. With source or file, adding one leaves the packs of the others unchanged."""
     window: PositiveInt = 65_536
-    """With scope = "window": consecutive samples packed together, so that the order of the data stays within so many."""
+    """With scope = "window": consecutive samples that are packed together, so the data keeps its order beyond them."""
     drop_last: bool = False
     """With concat_split: leave out the last pack of each scope when it is not full."""
 
@@ -224,7 +287,7 @@ class PackTable(Table):
 class Output(Table):
     """[prep.output]: the shards."""
 
-    shard_tokens: PositiveInt = 67_108_864
+    shard_tokens: PositiveInt = Field(default=67_108_864, le=_MOST_TOKENS)
     """Tokens per shard before the next begins."""
 
 
@@ -250,76 +313,105 @@ class Prep(Table):
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         names = [source.name for source in self.source]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two sources are called {name!r}; a name is part of a sample's identity")
-        cuts = self.pack.strategy == "concat_split"
-        if self.max_length is not None and self.max_length > self.pack.capacity and not cuts:
-            raise ValueError(
-                f"max_length = {self.max_length} exceeds pack.capacity = {self.pack.capacity}; a sample must fit a pack"
-            )
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise fault(
+                    "another source has this name; give it one of its own", "source", index, "name"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> Self:
+        capacity, longest = self.pack.capacity, self.max_length or self.pack.capacity
+        if longest > capacity and self.pack.strategy != "concat_split":
+            raise fault(f"a sample must fit a pack, and prep.pack.capacity is {capacity}; lower one", "max_length")
+        if self.min_length > longest:
+            raise fault(f"every sample would be dropped, since the longest has {longest} tokens", "min_length")
         return self
 
 
 class Optimizer(Table):
-    """[train.optimizer]."""
+    """[train.optimizer]: how gradients change the weights."""
 
     type: Literal["adamw"] = "adamw"
-    lr: Real
+    """AdamW, with decoupled weight decay."""
+    lr: PositiveReal = Field(examples=[Decimal("2e-5")])
     """Peak learning rate."""
-    betas: tuple[Real, Real] = (0.9, 0.95)
-    eps: Real = 1e-8
-    weight_decay: Real = 0.0
+    betas: Annotated[tuple[Beta, Beta], BeforeValidator(_pair)] = (0.9, 0.95)
+    """How much of the running means of gradient and squared gradient stays at each step."""
+    eps: PositiveReal = 1e-8
+    """Added to the root of the squared gradients' mean."""
+    weight_decay: NonNegativeReal = 0.0
+    """Share of a decayed parameter taken off at each step, times the learning rate."""
     no_decay: list[str] = ["bias", "norm"]
     """Parameters whose name contains one of these are not decayed."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _array_is_tuple(cls, values: dict[str, Any]) -> dict[str, Any]:
-        betas = values.get("betas")
-        return {**values, "betas": tuple(betas)} if isinstance(betas, list) else values
 
 
 class Scheduler(Table):
     """[train.scheduler]: linear warm-up into one of the usual shapes, by optimizer step."""
 
     type: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: Real = 0.03
+    """Shape after the warm-up: from the peak to min_lr, or constant at the peak."""
+    warmup_ratio: Share = 0.03
     """Share of all steps spent warming up; not together with warmup_steps."""
     warmup_steps: NonNegativeInt | None = None
     """Steps spent warming up."""
-    warmup_start_factor: Real = 1e-5
+    warmup_start_factor: Share = 1e-5
     """Learning rate of the first step over the peak."""
-    min_lr: Real = 0.0
+    min_lr: NonNegativeReal = 0.0
     """Learning rate of the last step."""
 
     @model_validator(mode="after")
     def _one_warmup(self) -> Self:
         if self.warmup_steps is not None and "warmup_ratio" in self.model_fields_set:
-            raise ValueError("give warmup_ratio or warmup_steps, not both")
+            raise fault("warmup_ratio is given as well; keep one", "warmup_steps")
         return self
 
 
 class Deepspeed(Table):
-    """[train.deepspeed]."""
+    """[train.deepspeed]: how DeepSpeed shards the training state."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Annotated[Literal[0, 1, 2, 3], Whole] = 0
     """What is sharded over ranks: 1 optimizer state, 2 gradients as well, 3 parameters as well."""
     extra: dict[str, Any] = {}
     """Any other DeepSpeed key, verbatim; keys that this file owns are refused."""
 
+    @model_validator(mode="after")
+    def _extra_overrides_nothing(self) -> Self:
+        for key, ours in _OWNED_BY_US.items():
+            if key in self.extra:
+                raise fault(f"this file sets it by {ours}; remove it here", "extra", key)
+        zero = self.extra.get("zero_optimization")
+        if isinstance(zero, dict) and "stage" in zero:
+            path = ("extra", "zero_optimization", "stage")
+            raise fault("this file sets it by train.deepspeed.zero_stage; remove it here", *path)
+        return self
+
+
+_OWNED_BY_US: Mapping[str, str] = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.global_batch_size",
+    "gradient_accumulation_steps": "train.global_batch_size",
+    "gradient_clipping": "train.max_grad_norm",
+    "optimizer": "[train.optimizer]",
+    "scheduler": "[train.scheduler]",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "amp": "train.precision",
+}
+
 
 class CheckpointTable(Table):
-    """[train.checkpoint]."""
+    """[train.checkpoint]: when the training state is saved."""
 
     save_steps: NonNegativeInt = 500
     """Optimizer steps between checkpoints; 0 saves only the last."""
-    save_total_limit: Literal[-1] | PositiveInt = 2
+    save_total_limit: Annotated[Literal[-1] | PositiveInt, Whole] = 2
     """Newest checkpoints kept; -1 keeps all."""
 
 
 class TrainLog(Table):
-    """[train.log]."""
+    """[train.log]: what is shown while training."""
 
     steps: PositiveInt = 10
     """Optimizer steps between lines on the terminal; metrics.jsonl has every step."""
@@ -328,7 +420,7 @@ class TrainLog(Table):
 class Train(Table):
     """[train]: packed shards into checkpoints."""
 
-    global_batch_size: PositiveInt
+    global_batch_size: PositiveInt = Field(examples=[64])
     """Packs per optimizer step, on any number of ranks: the only batch size there is."""
     optimizer: Optimizer
     max_epochs: PositiveInt = 1
@@ -343,7 +435,7 @@ class Train(Table):
     """Ranks to start on this machine when no launcher did; auto: one a GPU, or one on a CPU."""
     activation_checkpointing: Literal["none", "full"] = "none"
     """Recompute the layers' activations in the backward pass."""
-    max_grad_norm: Real = 1.0
+    max_grad_norm: NonNegativeReal = 1.0
     """Gradients are scaled down to this norm; 0 turns it off."""
     resume: Literal["auto", "none"] = "auto"
     """auto continues from the newest complete checkpoint of this very run."""
@@ -365,9 +457,10 @@ class HfExport(Table):
 class TurbomindExport(Table):
     """[export.turbomind]: the weight folder that LMDeploy 0.6 to 0.7.3 serves."""
 
-    tp: Literal[1, 2, 4, 8] = 1
+    tp: Annotated[Literal[1, 2, 4, 8], Whole] = 1
     """Tensor-parallel size, frozen into the files."""
     weight_type: Literal["bfloat16", "float16"] = "bfloat16"
+    """Number format of the weights."""
     model_name: str | None = None
     """Name under which it is served; by default run.name."""
     chat_template: str = "base"
@@ -377,7 +470,7 @@ class TurbomindExport(Table):
 class ExportVerify(Table):
     """[export.verify]: what is compared after writing."""
 
-    max_abs_diff: Real = 0.0
+    max_abs_diff: NonNegativeReal = 0.0
     """Largest difference accepted between the exported weights and the checkpoint's, after the stated cast."""
     greedy_tokens: NonNegativeInt = 16
     """Length of the greedy continuation compared; 0 turns it off."""
@@ -386,11 +479,11 @@ class ExportVerify(Table):
 class ExportEval(Table):
     """[export.eval]: conversations whose last assistant message the exported model must reproduce."""
 
-    file: LocalPath
+    file: LocalPath = Field(examples=["data/held-out.jsonl"])
     """JSON lines of OpenAI messages; the last message is the expected answer."""
     max_new_tokens: PositiveInt = 64
     """Tokens generated at most for an answer."""
-    min_accuracy: Real = 0.0
+    min_accuracy: Share = 0.0
     """Share of exact answers below which the export fails its check."""
 
 
@@ -400,6 +493,7 @@ class Export(Table):
     checkpoint: Literal["latest"] | NonNegativeInt = "latest"
     """Newest complete checkpoint, or a step."""
     targets: list[Literal["hf", "turbomind"]] = Field(default=["hf"], min_length=1)
+    """A Hugging Face directory, TurboMind weights, or both."""
     hf: HfExport = HfExport()
     turbomind: TurbomindExport = TurbomindExport()
     verify: ExportVerify = ExportVerify()
@@ -409,7 +503,10 @@ class Export(Table):
 class Pipeline(Table):
     """One TOML file. A stage reads its own table and the shared ones above it, nothing else."""
 
-    schema_version: Literal[1]
+    schema_version: Annotated[Literal[1], Whole] = Field(examples=[1])
+    """Version of these keys."""
+    extends: list[LocalPath] = []
+    """Other files that this one completes, merged in order with this file last: tables merge, the rest replaces."""
     run: Run
     model: Model
     tokenizer: Tokenizer = Tokenizer()
@@ -418,6 +515,30 @@ class Pipeline(Table):
     train: Train | None = None
     """Without it the pipeline ends after prep."""
     export: Export = Export()
+
+    _places: Mapping[KeyPath, str] = PrivateAttr(default_factory=dict)
+
+    def model_post_init(self, context: Any, /) -> None:
+        if context:
+            self._places = context.get("places", {})
+
+    def cite(self, key: str) -> str:
+        """`file:line:column: key = value` of a key such as `prep.source.0.path`, to begin a message about it.
+
+        A key that the file leaves to its default is cited at its table, with the default.
+        """
+        value: Any = self
+        path: KeyPath = ()
+        for part in key.split("."):
+            step = int(part) if isinstance(value, list | tuple) else part
+            value = getattr(value, part) if isinstance(value, BaseModel) else value[step]
+            path = (*path, step)
+        text = f"{spell_key(path)}" + (
+            "" if value is None or isinstance(value, BaseModel) else f" = {spell_value(value)}"
+        )
+        while path and path not in self._places:
+            path = path[:-1]
+        return f"{self._places[path]}: {text}" if path in self._places else text
 
     @property
     def home(self) -> Path:
@@ -434,5 +555,5 @@ class Pipeline(Table):
     @model_validator(mode="after")
     def _tokenizer_is_somewhere(self) -> Self:
         if self.tokenizer.name_or_path is None and self.model.name_or_path is None:
-            raise ValueError("a [model.scratch] model has no tokenizer of its own; set tokenizer.name_or_path")
+            raise fault("missing; a [model.scratch] model has no tokenizer of its own", "tokenizer", "name_or_path")
         return self
