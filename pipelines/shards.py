@@ -32,6 +32,11 @@ FORMAT_VERSION = 1
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
+def token_dtype(vocabulary: int) -> type[np.uint16] | type[np.uint32]:
+    """The type of ids below `vocabulary`."""
+    return np.uint16 if vocabulary <= 1 << 16 else np.uint32
+
+
 @dataclass(frozen=True)
 class Packs:
     """Consecutive packs, end to end: what one shard holds."""

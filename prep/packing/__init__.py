@@ -1,0 +1,153 @@
+"""Samples into packs: which sample, cut where, goes into which pack, and in which order.
+
+A plan is made from lengths alone, in milliseconds, and is a pure function of them.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from pipelines.schema import PackTable
+from prep.packing.best_fit import best_fit
+from prep.packing.concat_split import concat_split
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Packs in training order, each a run of segments; a segment is a sample or a cut from one.
+
+    A pack stands where its longest segment's sample stood (the first of equally long ones), so packs of long and of
+    short samples, and of all groups, stay as mixed as the samples were. Its segments are in the samples' order.
+    """
+
+    capacity: int
+    """Tokens a pack takes."""
+    sample: Int32
+    """[segments] position of the sample in the order that was packed."""
+    start: Int32
+    """[segments] the segment's first token within the sample."""
+    length: Int32
+    """[segments] tokens."""
+    segments_per_pack: Int32
+    """[packs]"""
+    lower_bound: int
+    """A number of packs that no other plan for the same strategy and scope can undercut."""
+
+    @property
+    def packs(self) -> int:
+        return self.segments_per_pack.size
+
+    @cached_property
+    def tokens(self) -> int:
+        return int(self.length.sum(dtype=np.int64))
+
+    @property
+    def fill(self) -> float:
+        """Share of the packs' capacity that holds tokens."""
+        return self.tokens / (self.packs * self.capacity) if self.packs else 1.0
+
+
+def pack(lengths: Int32, table: PackTable, groups: Int32 | None = None) -> Packing:
+    """Plan the packs for samples in the given order.
+
+    Args:
+        lengths: int32[samples], tokens of each, at least 1; at most table.capacity unless the strategy cuts.
+        groups: int32[samples], for scope "source" or "file" the source or file of each sample: samples of different
+            groups never share a pack, and each group's packs are what they would be without the others.
+    """
+    samples = lengths.size
+    if table.strategy == "none":
+        return _one_by_one(lengths, table)
+    if table.scope in ("source", "file"):
+        assert groups is not None
+        members, bounds = _by_group(groups)
+    else:
+        members = None
+        step = table.window if table.scope == "window" else max(samples, 1)
+        bounds = np.append(np.arange(0, samples, step), samples)
+    grouped = lengths if members is None else lengths[members]
+
+    if table.strategy == "concat_split":
+        plan = _split(grouped, bounds, table)
+        return plan if members is None else _in_order(plan, members)
+    pack_of, packs, lower_bound = best_fit(grouped, bounds, table.capacity)
+    if members is not None:
+        pack_of[members] = pack_of.copy()
+    sample, length, segments_per_pack = _by_pack(pack_of, lengths, packs)
+    return Packing(table.capacity, sample, np.zeros_like(sample), length, segments_per_pack, lower_bound)
+
+
+def _one_by_one(lengths: Int32, table: PackTable) -> Packing:
+    if lengths.size and lengths.max() > table.capacity:
+        raise ValueError(f"a sample has {lengths.max()} tokens, but a pack takes {table.capacity}")
+    sample = np.arange(lengths.size, dtype=np.int32)
+    return Packing(table.capacity, sample, np.zeros_like(sample), lengths, np.ones_like(sample), lengths.size)
+
+
+def _split(lengths: Int32, bounds: Int64, table: PackTable) -> Packing:
+    segments = concat_split(lengths, bounds, table.capacity, drop_last=table.drop_last)
+    return Packing(table.capacity, *segments, lower_bound=segments[-1].size)
+
+
+def _in_order(plan: Packing, members: Int64) -> Packing:
+    """The packs of a grouped plan, moved to where their first samples stood before grouping."""
+    sample = members[plan.sample].astype(np.int32)
+    ends = np.cumsum(plan.segments_per_pack)
+    order = np.argsort(sample[ends - plan.segments_per_pack], kind="stable")
+    segments_per_pack = plan.segments_per_pack[order]
+    offsets = np.repeat(
+        (ends - plan.segments_per_pack)[order] - np.cumsum(segments_per_pack) + segments_per_pack, segments_per_pack
+    )
+    segments = offsets + np.arange(sample.size)
+    return Packing(
+        plan.capacity,
+        sample[segments],
+        plan.start[segments],
+        plan.length[segments],
+        segments_per_pack,
+        plan.lower_bound,
+    )
+
+
+def _by_group(groups: Int32) -> tuple[Int64, Int64]:
+    """The samples, group by group and each group in order; and where the groups begin and end."""
+    members = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[members], prepend=-1))
+    return members, np.append(starts, groups.size)
+
+
+@njit(cache=True)
+def _by_pack(pack_of: Int32, lengths: Int32, packs: int) -> tuple[Int32, Int32, Int32]:
+    segments = np.zeros(packs, np.int32)
+    longest = np.zeros(packs, np.int32)
+    stands_at = np.empty(packs, np.int32)
+    for sample in range(pack_of.size):
+        pack = pack_of[sample]
+        segments[pack] += 1
+        if lengths[sample] > longest[pack]:
+            longest[pack] = lengths[sample]
+            stands_at[pack] = sample
+    segments_per_pack = np.empty(packs, np.int32)
+    cursor = np.empty(packs, np.int64)
+    placed = used = 0
+    for sample in range(pack_of.size):
+        pack = pack_of[sample]
+        if stands_at[pack] == sample:
+            segments_per_pack[placed] = segments[pack]
+            cursor[pack] = used
+            placed += 1
+            used += segments[pack]
+    sample_of = np.empty(pack_of.size, np.int32)
+    length_of = np.empty(pack_of.size, np.int32)
+    for sample in range(pack_of.size):
+        pack = pack_of[sample]
+        sample_of[cursor[pack]] = sample
+        length_of[cursor[pack]] = lengths[sample]
+        cursor[pack] += 1
+    return sample_of, length_of, segments_per_pack
