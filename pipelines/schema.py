@@ -276,11 +276,11 @@ class PackTable(Table):
     @model_validator(mode="after")
     def _no_key_without_effect(self) -> Self:
         if self.scope == "window" and self.strategy != "best_fit":
-            raise ValueError(f'scope = "window" is for strategy = "best_fit"; use "global" with "{self.strategy}"')
+            raise fault(f'is for strategy = "best_fit"; use "global" with "{self.strategy}"', "scope")
         if self.scope != "window" and "window" in self.model_fields_set:
-            raise ValueError(f'window has no effect with scope = "{self.scope}"; set scope = "window" or leave it out')
+            raise fault(f'has no effect with scope = "{self.scope}"; set scope = "window" or remove it', "window")
         if self.drop_last and self.strategy != "concat_split":
-            raise ValueError(f'drop_last = true is for strategy = "concat_split", not "{self.strategy}"')
+            raise fault(f'is for strategy = "concat_split", not "{self.strategy}"; remove it', "drop_last")
         return self
 
 
@@ -315,9 +315,7 @@ class Prep(Table):
         names = [source.name for source in self.source]
         for index, name in enumerate(names):
             if name in names[:index]:
-                raise fault(
-                    "another source has this name; give it one of its own", "source", index, "name"
-                )
+                raise fault("another source has this name; give it one of its own", "source", index, "name")
         return self
 
     @model_validator(mode="after")
@@ -533,9 +531,9 @@ class Pipeline(Table):
             step = int(part) if isinstance(value, list | tuple) else part
             value = getattr(value, part) if isinstance(value, BaseModel) else value[step]
             path = (*path, step)
-        text = f"{spell_key(path)}" + (
-            "" if value is None or isinstance(value, BaseModel) else f" = {spell_value(value)}"
-        )
+        text = spell_key(path)
+        if not (value is None or isinstance(value, BaseModel)):
+            text += f" = {spell_value(value)}"
         while path and path not in self._places:
             path = path[:-1]
         return f"{self._places[path]}: {text}" if path in self._places else text
