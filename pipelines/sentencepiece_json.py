@@ -53,7 +53,7 @@ def convert(data: bytes, config: Mapping[str, Any]) -> bytes:
         ValueError: if the model does something that has no equal there.
     """
     model = SentencePieceModel.parse(data)
-    _check(model)
+    check(model)
     added = _added_tokens(model, config)
     names = _names(model, added)
     unknown = next(piece.text for piece in model.pieces if piece.kind is Kind.UNKNOWN)
@@ -83,13 +83,20 @@ def convert(data: bytes, config: Mapping[str, Any]) -> bytes:
     )
 
 
-def _check(model: SentencePieceModel) -> None:
+def check(model: SentencePieceModel) -> None:
+    """See that `convert` can carry the model over.
+
+    Raises:
+        ValueError: naming what it does that has no equal in tokenizer.json.
+    """
     defined = [piece for piece in model.pieces if piece.kind is Kind.USER_DEFINED]
     unused = [piece for piece in model.pieces if piece.kind is Kind.UNUSED]
     if model.algorithm != "bpe":
         raise ValueError(f"its algorithm is {model.algorithm}; only bpe is carried over to tokenizer.json")
     if model.whitespace_as_suffix or not model.escape_whitespaces:
         raise ValueError("it writes spaces in a way that tokenizer.json has no word for")
+    if model.charsmap:
+        raise ValueError("it normalizes characters by compiled rules, which tokenizer.json applies otherwise")
     if unused:
         raise ValueError(f"piece {unused[0].text!r} is of the unused kind, which tokenizer.json does not know")
     if defined and (model.dummy_prefix or model.remove_extra_whitespaces):
@@ -174,8 +181,6 @@ def _leftmost_first(pairs: Sequence[tuple[str, str]]) -> Iterable[tuple[str, str
 
 def _normalizer(model: SentencePieceModel, config: Mapping[str, Any]) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
-    if model.charsmap:
-        raise ValueError("it normalizes characters by compiled rules, which tokenizer.json applies otherwise")
     if model.remove_extra_whitespaces:
         steps.append({"type": "Replace", "pattern": {"Regex": "^ +| +$"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})

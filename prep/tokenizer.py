@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 import sentencepiece
 import tokenizers
 
+from pipelines import sentencepiece_json
 from pipelines.errors import ConfigError
 from pipelines.sentencepiece_model import Kind, SentencePieceModel, changed
 
@@ -351,9 +352,10 @@ class _SentencePiece:
         data = path.read_bytes()
         try:
             model = SentencePieceModel.parse(data)
+            sentencepiece_json.check(model)
         except ValueError as error:
             raise ConfigError(
-                f"{path}: {error}; convert another kind to tokenizer.json with save_pretrained of Transformers"
+                f"{path}: {error}; let save_pretrained of Transformers make a tokenizer.json of it, and use that"
             ) from error
         listed = [
             AddedToken(entry["content"], id_, entry.get("special", False), entry["lstrip"], entry["rstrip"])
