@@ -119,6 +119,8 @@ def _spell(value: object) -> str:
     match value:
         case bool():
             return "true" if value else "false"
+        case int():
+            return f"{value:_}" if abs(value) >= 10_000 else str(value)
         case str() | Path():
             return json.dumps(str(value), ensure_ascii=False)
         case Decimal():
