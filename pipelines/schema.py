@@ -66,6 +66,14 @@ def _pair(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _json(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: _json(child) for key, child in value.items()}
+    return [_json(child) for child in value] if isinstance(value, list) else value
+
+
 def _local_path(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str):
         value = expand(value)
@@ -80,6 +88,12 @@ def _local_path(value: object, info: ValidationInfo) -> object:
 def _file_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", value):
         raise ValueError("expected letters, digits, '.', '_' or '-', starting with a letter or digit, at most 128")
+    return value
+
+
+def _python_map(value: str) -> str:
+    if not re.fullmatch(r"python(:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)(:[A-Za-z_]\w*)", value, re.ASCII):
+        raise ValueError("expected the name of a map, or python:module:function")
     return value
 
 
@@ -117,12 +131,40 @@ Beta = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_real)]
 """How much of a running mean stays at each step."""
 PositiveExact = Annotated[Decimal, Field(gt=0), BeforeValidator(_exact)]
 """A finite exact decimal above 0."""
+Verbatim = Annotated[dict[str, Any], AfterValidator(_json)]
+"""Keys of another project's JSON, passed on as they are."""
 Whole = BeforeValidator(_whole)
 """On a Literal of integers: takes neither true nor 1.0 for 1."""
 LocalPath = Annotated[Path, BeforeValidator(_local_path)]
 """A path, relative to the TOML file that names it; ${env:NAME} and ${env:NAME:-fallback} are replaced."""
 Name = Annotated[str, AfterValidator(_file_name)]
 """A name that is also a file name."""
+MapName = Literal[
+    "openai",
+    "sharegpt",
+    "alpaca",
+    "alpaca_zh",
+    "oasst1",
+    "pretrain",
+    "default",
+    "none",
+    "arxiv",
+    "code_alpaca",
+    "colors",
+    "crime_kg_assitan",
+    "crime_kg_assitant",
+    "crime_kg_assistant",
+    "law_reference",
+    "medical",
+    "openorca",
+    "sql",
+    "stack_exchange",
+    "tiny_codes",
+    "wizardlm",
+]
+"""Shape of a record, as prep/records.py describes each."""
+PythonMap = Annotated[str, AfterValidator(_python_map)]
+"""`python:module:function`: a map of the user's own."""
 
 
 class Table(BaseModel):
@@ -155,7 +197,7 @@ class Model(Table):
 
     name_or_path: LocalPath | None = None
     """A Hugging Face model directory."""
-    scratch: dict[str, Any] | None = None
+    scratch: Verbatim | None = None
     """Keys of a config.json (model_type and sizes): a randomly initialised model."""
     torch_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the exported weights: auto is the checkpoint's own, or float32 for a scratch model."""
@@ -193,12 +235,29 @@ class Template(Table):
     """[template]: conversations to text. One object renders training text, prompts and the exported template."""
 
     name: str = "tokenizer"
-    """`tokenizer` for the tokenizer's own chat template, or a built-in name such as `internlm2_chat`."""
+    """`tokenizer` for its own chat template, `custom` for `file`, `none` for plain text, or e.g. `internlm2_chat`."""
+    file: LocalPath | None = None
+    """With name = "custom": a Jinja file; its {% generation %} blocks say what carries loss."""
     system: str = ""
     """System text of a conversation that has none."""
-    special_text: Literal["escape", "error"] = "escape"
-    """Special-token text inside user data: tokenize it as plain text, or refuse the record."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """BOS at the beginning: auto as the named template has it, and in plain text if the tokenizer adds one itself."""
+    eos: Literal["auto", "always", "never"] = "auto"
+    """EOS at the end: auto as the named template has it, and in plain text if the tokenizer has one."""
+    special_text: Literal["escape", "error", "allow"] = "escape"
+    """Special-token text in data: plain text all the same, an error, or the special token it spells."""
     loss: Loss = Loss()
+
+    @model_validator(mode="after")
+    def _no_key_without_effect(self) -> Self:
+        if (self.file is None) == (self.name == "custom"):
+            raise fault('goes together with name = "custom"; set both or none of them', "file" if self.file else "name")
+        for key, value in (("bos", self.bos), ("eos", self.eos)):
+            if value != "auto" and self.name in ("tokenizer", "custom"):
+                raise fault("has no effect here, since the chat template itself writes BOS and EOS; remove it", key)
+        if self.system and self.name == "none":
+            raise fault("has no place in plain text; remove it, or name a template", "system")
+        return self
 
 
 class Source(Table):
@@ -216,8 +275,8 @@ class Source(Table):
     """auto goes by the file's ending: .jsonl .json .txt .csv .tsv (also .gz, .zst), .parquet .arrow .bin (ftdp)."""
     files: list[str] = []
     """Patterns below a directory, such as `**/*.jsonl`; empty takes every file whose ending is known."""
-    map: Literal["openai", "alpaca", "none"] = "openai"
-    """Shape of a record; `none` for data that is already tokenized."""
+    map: MapName | PythonMap = "openai"
+    """Shape of a record; `none` for data that is already tokenized, `python:module:function` for one of your own."""
     weight: PositiveExact | None = None
     """Share of the mix in prep.mix.unit, relative to the other weights."""
     repeat: PositiveExact | None = None
@@ -300,8 +359,12 @@ class Prep(Table):
     """Longest sample in tokens; by default the pack's capacity."""
     min_length: NonNegativeInt = 0
     """Shorter samples are dropped and counted."""
-    overlength: Literal["error", "truncate_right", "drop"] = "error"
-    """What happens to a sample above max_length."""
+    overlength: Literal["error", "truncate_right", "truncate_left", "split", "drop"] = "error"
+    """What happens to a record above max_length; every count is reported."""
+    on_bad_record: Literal["error", "skip"] = "error"
+    """Stop at a faulty record, or write it to rejects.jsonl with its place and reason and go on."""
+    max_bad_fraction: Real = 0.01
+    """With on_bad_record = "skip": stop when more than this share of the records is faulty."""
     workers: NonNegativeInt = 0
     """Processes; 0 is one a core. Never changes a byte of output."""
     max_record_bytes: PositiveInt = 16_777_216
@@ -371,7 +434,7 @@ class Deepspeed(Table):
 
     zero_stage: Annotated[Literal[0, 1, 2, 3], Whole] = 0
     """What is sharded over ranks: 1 optimizer state, 2 gradients as well, 3 parameters as well."""
-    extra: dict[str, Any] = {}
+    extra: Verbatim = {}
     """Any other DeepSpeed key, verbatim; keys that this file owns are refused."""
 
     @model_validator(mode="after")

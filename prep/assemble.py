@@ -31,6 +31,7 @@ class ShardFacts:
     tokens: int
     loss_tokens: int
     """Tokens that are targets; a segment's first token never is."""
+    max_token_id: int
 
 
 def assemble(
@@ -142,6 +143,7 @@ def _write(job: _Job) -> ShardFacts:
         segments=job.lengths.size,
         tokens=tokens.size,
         loss_tokens=int(np.count_nonzero(loss)),
+        max_token_id=int(tokens.max(initial=0)),
     )
 
 

@@ -1,8 +1,9 @@
 """The input files of a run: what each is called, how it is read, and its digest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,14 +34,18 @@ class Input:
     sha256: str = ""
 
 
-def digest(inputs: Sequence[Input], *, workers: int) -> list[Input]:
-    """The same inputs with size and SHA-256."""
+Known = Mapping[str, tuple[int, int, str]]
+"""Size, modification time and SHA-256 of files at an earlier run, by resolved path."""
+
+
+def digest(inputs: Sequence[Input], *, workers: int, known: Known) -> list[Input]:
+    """The same inputs with size and SHA-256; a file whose size and time are as known is not read again."""
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(inputs), desc="digest inputs", unit="file", leave=False, disable=None) as progress,
     ):
         found = []
-        for one in pool.map(_digest, inputs):
+        for one in pool.map(partial(_digest, known=known), inputs):
             found.append(one)
             progress.update()
     return found
@@ -72,9 +77,12 @@ def input_format(source: Source, path: Path) -> str:
     return found
 
 
-def _digest(one: Input) -> Input:
+def _digest(one: Input, known: Known) -> Input:
     try:
         state = one.where.stat()
-        return replace(one, size=state.st_size, modified_ns=state.st_mtime_ns, sha256=digest_file(one.where))
+        size, modified_ns, sha256 = known.get(str(one.where.resolve()), (-1, -1, ""))
+        if (size, modified_ns) != (state.st_size, state.st_mtime_ns):
+            sha256 = digest_file(one.where)
+        return replace(one, size=state.st_size, modified_ns=state.st_mtime_ns, sha256=sha256)
     except OSError as error:
         raise DataError(f"{one.where}: cannot be read ({error.strerror})") from error

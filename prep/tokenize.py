@@ -9,12 +9,13 @@ import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pipelines.errors import DataError, MachineError
 from pipelines.schema import Template
 from prep.encoder import Encoder
 from prep.formats import FORMATS, ftdp
-from prep.formats.fault import RecordFault
+from prep.formats.fault import Outcome, RecordFault
 from prep.inputs import Input
 from prep.store import LOSS_BIT, Samples
 
@@ -48,6 +49,7 @@ class Rules:
     max_length: int
     min_length: int
     overlength: str
+    on_bad_record: str
     max_record_bytes: int
 
 
@@ -76,8 +78,20 @@ def plan(inputs: Sequence[Input]) -> list[Chunk]:
     return found
 
 
-def tokenize(chunks: Sequence[Chunk], rules: Rules, folder: Path, *, workers: int) -> tuple[Samples, Counter[str]]:
-    """Tokenize what is not in `folder` yet and return all samples, with a count of dropped ones by reason.
+@dataclass(frozen=True)
+class Tokenized:
+    """What became of all records."""
+
+    samples: Samples
+    dropped: Counter[str]
+    """Records or pieces left out, and records cut, by reason."""
+    rejects: Sequence[Mapping[str, Any]]
+    """Faulty records that were skipped: source, path, record, byte and reason."""
+    records: int
+
+
+def tokenize(chunks: Sequence[Chunk], rules: Rules, folder: Path, *, workers: int) -> Tokenized:
+    """Tokenize what is not in `folder` yet, and return all samples.
 
     Raises:
         DataError: for the first faulty record in data order, whatever the number of workers.
@@ -115,18 +129,22 @@ def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | No
     """Tokenize one chunk into `target`; a fault is returned, since the caller knows what came before the chunk."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     rows: list[tuple[int, int, int, int]] = []
-    dropped: Counter[str] = Counter()
     parts: list[Marked] = []
+    dropped: Counter[str] = Counter()
+    rejects: list[dict[str, Any]] = []
     records = 0
     try:
-        for record, tokens in _samples(chunk, rules):
+        for record, outcome in _samples(chunk, rules):
             records = record + 1
-            reason, kept = _fit(tokens, rules, record) if tokens is not None else ("left out by its map", None)
-            if reason:
-                dropped[reason] += 1
-            if kept is not None:
-                rows.append((record, 0, kept.size, int(np.count_nonzero(kept & LOSS_BIT))))
-                parts.append(kept)
+            if isinstance(outcome, RecordFault):
+                if rules.on_bad_record == "error":
+                    raise outcome
+                rejects.append({"record": record, "byte": outcome.byte, "reason": outcome.message})
+                continue
+            reasons, kept = _fit(outcome, rules)
+            dropped.update(reasons)
+            rows += [(record, start, piece.size, int(np.count_nonzero(piece & LOSS_BIT))) for start, piece in kept]
+            parts += [piece for _, piece in kept]
     except RecordFault as fault:
         return fault
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
@@ -135,55 +153,91 @@ def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | No
     tokens = np.concatenate(parts) if parts else np.zeros(0, np.uint32)
     tokens.astype("<u4", copy=False).tofile(temporary / "tokens.u32")
     np.save(temporary / "samples.npy", np.array(rows, np.int64).reshape(-1, 4))
-    write_atomic(temporary / "counts.json", json.dumps({"dropped": dropped, "records": records}).encode())
+    counts = {"dropped": dropped, "rejects": rejects, "records": records}
+    write_atomic(temporary / "counts.json", json.dumps(counts).encode())
     temporary.rename(target)
     return None
 
 
-def _samples(chunk: Chunk, rules: Rules) -> Iterator[tuple[int, Marked | None]]:
-    """Every record number of the chunk with its sample, or with None where there is none."""
+_Outcome = Marked | RecordFault | None
+
+
+def _samples(chunk: Chunk, rules: Rules) -> Iterator[tuple[int, _Outcome]]:
+    """Every record number of the chunk: its tokens, its fault, or None where its map leaves it out."""
     where, begin, end = chunk.input.where, chunk.begin, chunk.end
     if chunk.input.format == "ftdp":
-        yield from ftdp.samples(where, begin, end, vocab_size=rules.vocab_size)
-        return
-    encoder = _encoder(rules.tokenizer, rules.template.model_dump_json(), chunk.input.map)
-    records = FORMATS[chunk.input.format].records(where, begin, end, max_bytes=rules.max_record_bytes)
-    while batch := list(islice(records, _BATCH)):
-        yield from encoder.encode((number, record) for number, record in batch if record is not None)
-        if batch[-1][1] is None:
-            yield batch[-1][0], None
+        found: Iterator[tuple[int, _Outcome]] = ftdp.samples(where, begin, end, vocab_size=rules.vocab_size)
+    else:
+        encoder = _encoder(rules.tokenizer, rules.template.model_dump_json(), chunk.input.map)
+        records = FORMATS[chunk.input.format].records(where, begin, end, max_bytes=rules.max_record_bytes)
+        found = (pair for batch in iter(lambda: list(islice(records, _BATCH)), []) for pair in _encode(encoder, batch))
+    for record, outcome in found:
+        yield record, _checked(outcome, record, rules) if isinstance(outcome, np.ndarray) else outcome
 
 
-def _fit(tokens: Marked, rules: Rules, record: int) -> tuple[str, Marked | None]:
-    """Why a sample was dropped or changed ("" if it was not), and what is left of it."""
-    reason = ""
-    if tokens.size > rules.max_length:
-        if rules.overlength == "error":
-            raise RecordFault(
-                record,
-                f"{tokens.size} tokens exceed prep.max_length = {rules.max_length}; raise it, or set "
-                'prep.overlength to "truncate_right" or "drop"',
-            )
-        if rules.overlength == "drop":
-            return "overlength", None
-        reason, tokens = "truncated", tokens[: rules.max_length]
-    if tokens.size < rules.min_length:
-        return "short", None
-    if tokens.size:
-        tokens[0] &= ~LOSS_BIT  # nothing comes before it that could predict it
-    if not np.any(tokens & LOSS_BIT):
-        if rules.template.loss.on_empty == "error":
-            raise RecordFault(record, _no_loss(tokens, reason))
-        return "no loss token", None
-    return reason, tokens
+def _encode(encoder: Encoder, batch: Sequence[tuple[int, Outcome]]) -> Iterator[tuple[int, _Outcome]]:
+    """A batch of records as tokens, going on behind each fault; blank lines give nothing but keep their number."""
+    faults = [(number, outcome) for number, outcome in batch if isinstance(outcome, RecordFault)]
+    left = [(number, outcome) for number, outcome in batch if isinstance(outcome, dict)]
+    encoded: list[tuple[int, _Outcome]] = []
+    while left:
+        try:
+            encoded += encoder.encode(left)
+            break
+        except RecordFault as fault:
+            done = [pair for pair in left if pair[0] < fault.record]
+            encoded += [*encoder.encode(done), (fault.record, fault)]
+            left = [pair for pair in left if pair[0] > fault.record]
+    yield from sorted([*faults, *encoded], key=itemgetter(0))
+    if batch[-1][1] is None:
+        yield batch[-1][0], np.zeros(0, np.uint32)
 
 
-def _no_loss(tokens: Marked, reason: str) -> str:
-    cut = " after truncation" if reason else ""
-    return (
-        f"none of its {tokens.size} tokens carries loss{cut}; is a role missing from template.loss.roles, is the "
-        'trained text empty, or was the record cut before it? template.loss.on_empty = "drop" leaves such records out'
-    )
+def _checked(tokens: Marked, record: int, rules: Rules) -> Marked | RecordFault:
+    """The tokens of a record, or what the rules forbid about them."""
+    if tokens.size > rules.max_length and rules.overlength == "error":
+        return RecordFault(
+            record,
+            f"{tokens.size} tokens exceed prep.max_length = {rules.max_length}; raise it, or set "
+            'prep.overlength to "truncate_right", "truncate_left", "split" or "drop"',
+        )
+    if tokens.size and not np.any(tokens[1:] & LOSS_BIT) and rules.template.loss.on_empty == "error":
+        return RecordFault(
+            record,
+            f"none of its {tokens.size} tokens carries loss; is a role missing from template.loss.roles, is the "
+            "trained text empty, or does the data mark everything as prompt? "
+            'template.loss.on_empty = "drop" leaves such records out',
+        )
+    return tokens
+
+
+def _fit(tokens: Marked | None, rules: Rules) -> tuple[list[str], list[tuple[int, Marked]]]:
+    """What became of a record, in words to count; and the samples it gives, each with its first token's place."""
+    if tokens is None:
+        return ["left out by its map"], []
+    if not tokens.size:
+        return [], []
+    reasons = []
+    pieces = [(0, tokens)]
+    limit = rules.max_length
+    if tokens.size > limit:
+        reasons.append({"drop": "overlong, dropped", "split": "overlong, split"}.get(rules.overlength, "overlong, cut"))
+        pieces = {
+            "drop": [],
+            "truncate_right": [(0, tokens[:limit])],
+            "truncate_left": [(tokens.size - limit, tokens[-limit:])],
+            "split": [(start, tokens[start : start + limit]) for start in range(0, tokens.size, limit)],
+        }[rules.overlength]
+    kept = []
+    for start, piece in pieces:
+        piece[0] &= ~LOSS_BIT  # nothing comes before it that could predict it
+        if piece.size < rules.min_length:
+            reasons.append("shorter than prep.min_length")
+        elif not np.any(piece & LOSS_BIT):
+            reasons.append("without a token to train")
+        else:
+            kept.append((start, piece))
+    return reasons, kept
 
 
 @lru_cache(maxsize=8)
@@ -208,16 +262,20 @@ def _counts(target: Path) -> dict[str, Any]:
     return counts
 
 
-def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> tuple[Samples, Counter[str]]:
+def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> Tokenized:
     dropped: Counter[str] = Counter()
+    rejects: list[Mapping[str, Any]] = []
     tables, files, numbers, offsets = [], [], [], []
-    first_record = dict.fromkeys((chunk.file for chunk in chunks), 0)
+    records = dict.fromkeys((chunk.file for chunk in chunks), 0)
     for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True)):
         counts = _counts(target)
         dropped.update(counts["dropped"])
+        before = records[chunk.file]
+        place = {"source": chunk.input.name, "path": chunk.input.path}
+        rejects += [{**place, **reject, "record": before + reject["record"]} for reject in counts["rejects"]]
         table = np.load(target / "samples.npy")
-        table[:, 0] += first_record[chunk.file]
-        first_record[chunk.file] += counts["records"]
+        table[:, 0] += before
+        records[chunk.file] += counts["records"]
         tables.append(table)
         files.append(np.full(len(table), chunk.file, np.uint32))
         numbers.append(np.full(len(table), number, np.int32))
@@ -233,4 +291,4 @@ def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> tuple[Samples, 
         offset=np.concatenate([np.zeros(0, np.int64), *offsets]),
         token_files=[target / "tokens.u32" for target in targets],
     )
-    return samples, dropped
+    return Tokenized(samples, dropped, rejects, sum(records.values()))

@@ -2,24 +2,24 @@
 
 A chunk's bounds are the format's own (bytes, rows, row groups) and depend on the file alone, so any number of workers
 tokenizes the same chunks. Record numbers count from 0 at the chunk's first record; a number without a record (a blank
-line) is yielded with None, so the last number tells how many the chunk takes.
+line) is yielded with None, so the last number tells how many the chunk takes. A faulty record is yielded as its fault
+where the next one can still be read, and raised where it cannot.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from prep.formats import columnar, delimited, json_array, jsonl, text
+from prep.formats.fault import Outcome
 from prep.formats.files import COMPRESSED
 
 
 class ReadRecords(Protocol):
     """Records of one chunk, each with its number within the chunk."""
 
-    def __call__(
-        self, path: Path, begin: int, end: int, *, max_bytes: int
-    ) -> Iterator[tuple[int, dict[str, Any] | None]]: ...
+    def __call__(self, path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tuple[int, Outcome]]: ...
 
 
 @dataclass(frozen=True)

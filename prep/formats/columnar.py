@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import DataError
+from prep.formats.fault import Outcome
 
 ROWS = 8192
 """Rows per chunk, rounded up to whole groups; rows turned into records at a time at most."""
@@ -31,7 +32,7 @@ def chunks(path: Path) -> list[tuple[int, int]]:
     return list(pairwise(bounds))
 
 
-def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tuple[int, Outcome]]:
     """Every row of the groups begin..end: its number within the chunk, and its values by column."""
     del max_bytes  # a row group is in memory as a whole whatever its cells hold
     number = 0

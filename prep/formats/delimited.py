@@ -7,10 +7,9 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pipelines.errors import DataError
-from prep.formats.fault import RecordFault
+from prep.formats.fault import Outcome, RecordFault
 from prep.formats.files import open_bytes
 
 
@@ -20,11 +19,11 @@ def chunks(path: Path) -> list[tuple[int, int]]:
     return [(0, size)] if size else []
 
 
-def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Every row below the header: its number, from 0, and its cells by column.
+def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tuple[int, Outcome]]:
+    """Every row below the header: its number, from 0, and its cells by column, or a fault if it has another width.
 
     Raises:
-        RecordFault: on a row of another width than the header, invalid UTF-8 or quotes, or a cell above max_bytes.
+        RecordFault: on invalid UTF-8 or quotes, or a cell above max_bytes.
         DataError: if the header has an empty or repeated name.
     """
     del begin, end
@@ -39,8 +38,9 @@ def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tup
                 raise DataError(f"{path}:1: expected a header of distinct column names, found {', '.join(header)}")
             for row in rows:
                 if row and len(row) != len(header):
-                    raise RecordFault(number, f"{len(row)} cells, the header names {len(header)} columns")
-                yield number, dict(zip(header, row, strict=True)) if row else None
+                    yield number, RecordFault(number, f"{len(row)} cells, the header names {len(header)} columns")
+                else:
+                    yield number, dict(zip(header, row, strict=True)) if row else None
                 number += 1
         except csv.Error as error:
             raise RecordFault(number, f"not valid CSV: {error}") from error

@@ -1,4 +1,6 @@
-"""A fault in one input record."""
+"""What a reader gives for one record number: the record, nothing, or what is wrong with it."""
+
+from typing import Any
 
 
 class RecordFault(Exception):  # noqa: N818 (the word of the documentation)
@@ -15,3 +17,7 @@ class RecordFault(Exception):  # noqa: N818 (the word of the documentation)
         self.record = record
         self.message = message
         self.byte = byte
+
+
+Outcome = dict[str, Any] | None | RecordFault
+"""A record; None for a blank line; a fault after which the next record can still be read."""

@@ -15,13 +15,14 @@ from numba import njit
 
 from pipelines.errors import DataError
 from prep.formats.fault import RecordFault
-from prep.store import LOSS_BIT
 
 CHUNK_BYTES = 16 << 20
 """Bytes per chunk, rounded up to a whole line."""
 
 Bytes = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
+Marked = npt.NDArray[np.uint32]
+"""Token ids, bit 31 set where the token carries loss."""
 
 
 def chunks(path: Path) -> list[tuple[int, int]]:
@@ -77,127 +78,123 @@ def read_meta(path: Path) -> tuple[Int64, Int64]:
     return offsets, tokens
 
 
-def samples(path: Path, begin: int, end: int, *, vocab_size: int) -> Iterator[tuple[int, npt.NDArray[np.uint32]]]:
+def samples(path: Path, begin: int, end: int, *, vocab_size: int) -> Iterator[tuple[int, Marked | RecordFault]]:
     """The lines begin..end, each with its number within the chunk and its tokens, bit 31 set where loss is taken.
 
-    Raises:
-        RecordFault: on a line that is not `{"tokens": [...]}`, has another count than the meta file says, or an id
-            outside the vocabulary.
+    A line that is not `{"tokens": [...]}`, has another count than the meta file says, or an id outside the vocabulary
+    is a fault.
     """
     offsets, counts = read_meta(path)
     size = path.stat().st_size
     content: Bytes = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
-    ends = np.append(offsets[1:], size)
-    first, last = int(offsets[begin]), int(ends[end - 1])
+    first, last = int(offsets[begin]), int(offsets[end]) if end < offsets.size else size
     if begin == 0 and first != 0:
-        raise RecordFault(0, f"the meta file puts the first line at byte {first}, not 0; make the meta file again", 1)
-    tokens = np.empty(int(counts[begin:end].sum()), np.uint32)
-    row, byte, found = parse(content[first:last], offsets[begin:end] - first, counts[begin:end], tokens)
-    if row >= 0:
-        raise RecordFault(row, _finding(int(found), int(counts[begin + row])), int(byte) + 1)
-    position = 0
-    for number, length in enumerate(counts[begin:end].tolist()):
-        part = tokens[position : position + length]
-        position += length
-        ids = part & ~LOSS_BIT
-        if length and int(ids.max()) >= vocab_size:
-            at = int(np.argmax(ids >= vocab_size))
-            raise RecordFault(
-                number,
-                f"token {at} has id {ids[at]}, the tokenizer's vocabulary ends at {vocab_size - 1}; "
-                "the file was made with another tokenizer",
-            )
-        yield number, part
+        raise DataError(f"{meta_path(path)}: puts the first line at byte {first}, not 0; make the meta file again")
+    text, starts, counts = content[first:last], offsets[begin:end] - first, counts[begin:end]
+    ends = np.append(starts[1:], last - first)
+    row = 0
+    while row < counts.size:
+        tokens = np.empty(int(counts[row:].sum()), np.uint32)
+        good, byte, found = parse(text, starts[row:], ends[row:], counts[row:], vocab_size, tokens)
+        for part in np.split(tokens[: counts[row : row + good].sum()], np.cumsum(counts[row : row + good])[:-1]):
+            yield row, part
+            row += 1
+        if row < counts.size:
+            yield row, RecordFault(row, _finding(found, int(counts[row]), vocab_size), byte + 1)
+            row += 1
 
 
-_SYNTAX, _COUNT, _HUGE, _LINE = -1, -2, -3, -4
+_SYNTAX, _ID, _LINE = -1, -2, -3
 
 
-def _finding(found: int, expected: int) -> str:
+def _finding(found: int, expected: int, vocab_size: int) -> str:
     if found == _SYNTAX:
         return 'expected {"tokens": [integers]}'
-    if found == _HUGE:
-        return "a token id of more than 30 bits; ids are 0 to 1073741823 in absolute value"
+    if found == _ID:
+        return f"a token id above {vocab_size - 1}, the end of the vocabulary; it was made with another tokenizer"
     if found == _LINE:
-        return "the meta file's offset is not the beginning of a line; make the meta file again"
+        return "the line does not end where the meta file's next offset is; make the meta file again"
     return f"{found} tokens, the meta file says {expected}; make the meta file again"
 
 
 @njit(cache=True)
-def parse(content: Bytes, offsets: Int64, counts: Int64, tokens: npt.NDArray[np.uint32]) -> tuple[int, int, int]:
-    """Parse consecutive ftdp lines into one array of ids with bit 31 for loss.
+def parse(
+    text: Bytes, starts: Int64, ends: Int64, counts: Int64, vocab_size: int, tokens: Marked
+) -> tuple[int, int, int]:
+    """Parse ftdp lines into one array of ids with bit 31 for loss, up to the first faulty line.
 
     Args:
-        content: [bytes] the lines, and nothing after them.
-        offsets: [lines] first byte of each line.
+        text: [bytes] the lines.
+        starts: [lines] first byte of each line.
+        ends: [lines] byte behind each line.
         counts: [lines] tokens of each line.
+        vocab_size: absolute ids are below it.
         tokens: [sum of counts] is filled.
     Returns:
-        (-1, 0, 0), or the first faulty line, the byte within it, and the tokens found or a negative code.
+        Lines parsed; and where that is not all, the byte in the faulty line and the tokens found, or a negative code.
     """
     at = 0
     key = np.array([34, 116, 111, 107, 101, 110, 115, 34], np.uint8)  # "tokens"
-    for line in range(offsets.size):
-        begin = offsets[line]
-        end = offsets[line + 1] if line + 1 < offsets.size else content.size
-        if line + 1 < offsets.size and content[end - 1] != 10:
-            return line + 1, 0, -4
-        i = _skip(content, begin, end)
-        if i >= end or content[i] != 123:
+    for line in range(starts.size):
+        begin, end = starts[line], ends[line]
+        if end < text.size and text[end - 1] != 10:
+            return line, 0, -3
+        i = _skip(text, begin, end)
+        if i >= end or text[i] != 123:
             return line, i - begin, -1
-        i = _skip(content, i + 1, end)
+        i = _skip(text, i + 1, end)
         for k in range(key.size):
-            if i >= end or content[i] != key[k]:
+            if i >= end or text[i] != key[k]:
                 return line, i - begin, -1
             i += 1
-        i = _skip(content, i, end)
-        if i >= end or content[i] != 58:
+        i = _skip(text, i, end)
+        if i >= end or text[i] != 58:
             return line, i - begin, -1
-        i = _skip(content, i + 1, end)
-        if i >= end or content[i] != 91:
+        i = _skip(text, i + 1, end)
+        if i >= end or text[i] != 91:
             return line, i - begin, -1
-        i = _skip(content, i + 1, end)
+        i = _skip(text, i + 1, end)
         found = 0
         expected = counts[line]
-        while i < end and content[i] != 93:
+        while i < end and text[i] != 93:
             if found:
-                if content[i] != 44:
+                if text[i] != 44:
                     return line, i - begin, -1
-                i = _skip(content, i + 1, end)
-            negative = i < end and content[i] == 45
+                i = _skip(text, i + 1, end)
+            negative = i < end and text[i] == 45
             if negative:
                 i += 1
-            value = np.int64(0)
+            value = 0
             first = i
-            while i < end and 48 <= content[i] <= 57:
-                value = value * 10 + (content[i] - 48)
+            while i < end and 48 <= text[i] <= 57:
+                value = value * 10 + (text[i] - 48)
                 i += 1
-                if value >= 1 << 30:
-                    return line, first - begin, -3
-            if i == first or (content[first] == 48 and i > first + 1):
+                if value >= vocab_size:
+                    return line, first - begin, -2
+            if i == first or (text[first] == 48 and i > first + 1):
                 return line, i - begin, -1
             if found < expected:
-                tokens[at + found] = np.uint32(value) | (np.uint32(0) if negative or value == 0 else np.uint32(1 << 31))
+                tokens[at + found] = value if negative or value == 0 else value | 0x80000000
             found += 1
-            i = _skip(content, i, end)
+            i = _skip(text, i, end)
         if i >= end:
             return line, i - begin, -1
-        i = _skip(content, i + 1, end)
-        if i >= end or content[i] != 125:
+        i = _skip(text, i + 1, end)
+        if i >= end or text[i] != 125:
             return line, i - begin, -1
         i += 1
         while i < end:
-            if content[i] != 32 and content[i] != 9 and content[i] != 10 and content[i] != 13:
+            if text[i] != 32 and text[i] != 9 and text[i] != 10 and text[i] != 13:
                 return line, i - begin, -1
             i += 1
         if found != expected:
             return line, 0, found
         at += found
-    return -1, 0, 0
+    return starts.size, 0, 0
 
 
 @njit(cache=True, inline="always")
-def _skip(content: Bytes, i: int, end: int) -> int:
-    while i < end and (content[i] == 32 or content[i] == 9):
+def _skip(text: Bytes, i: int, end: int) -> int:
+    while i < end and (text[i] == 32 or text[i] == 9):
         i += 1
     return i

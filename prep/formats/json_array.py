@@ -7,14 +7,14 @@ alone, so memory is bounded by the longest element.
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 from prep.formats import jsonl, lines
-from prep.formats.fault import RecordFault
+from prep.formats.fault import Outcome, RecordFault
 from prep.formats.files import is_compressed, open_bytes
 
 CHUNK_BYTES = 4 << 20
@@ -44,11 +44,11 @@ def chunks(path: Path) -> list[tuple[int, int]]:
     return list(pairwise([*bounds, size]))
 
 
-def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Every element in begin..end: its number within the chunk, and its object.
+def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tuple[int, Outcome]]:
+    """Every element in begin..end: its number within the chunk, and its object, or a fault if it is not an object.
 
     Raises:
-        RecordFault: on an element that is not a JSON object in UTF-8 of at most max_bytes, or text around the array.
+        RecordFault: on an element longer than max_bytes, text around the array, or an array that is not closed.
     """
     if not _is_array(path):
         yield from jsonl.records(path, begin, end, max_bytes=max_bytes)
@@ -98,7 +98,7 @@ def _elements(file: BinaryIO, left: int | None, *, first: bool, last: bool, max_
 
 def _within(pending: bytearray, number: int, max_bytes: int) -> bytes:
     if len(pending) > max_bytes:
-        raise RecordFault(number, f"longer than prep.max_record_bytes = {max_bytes}; raise it if this is meant")
+        raise lines.too_long(number, max_bytes)
     return bytes(pending)
 
 

@@ -6,34 +6,32 @@ from typing import Any
 
 import orjson
 
-from prep.formats.fault import RecordFault
+from prep.formats.fault import Outcome, RecordFault
 from prep.formats.lines import chunks, lines
 
 __all__ = ["chunks", "parse", "records"]
 
 
-def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tuple[int, Outcome]]:
     """Every line that begins in begin..end: its number within the chunk, and its object or None if it is blank.
 
-    Raises:
-        RecordFault: on a line that is not one JSON object in UTF-8 of at most max_bytes.
+    A line that is not one JSON object in UTF-8 of at most max_bytes is a fault.
     """
     for number, line in enumerate(lines(path, begin, end, max_bytes=max_bytes)):
-        yield number, parse(line, number) if line.strip() else None
+        if isinstance(line, RecordFault):
+            yield number, line
+        else:
+            yield number, parse(line, number) if line.strip() else None
 
 
-def parse(text: bytes, number: int) -> dict[str, Any]:
-    """The object of record `number`.
-
-    Raises:
-        RecordFault: with the byte at which the text stops being one JSON object.
-    """
+def parse(text: bytes, number: int) -> dict[str, Any] | RecordFault:
+    """The object of record `number`, or the byte at which the text stops being one."""
     try:
         record = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RecordFault(number, f"not valid JSON: {error.msg}", _byte(text, error.pos)) from error
+        return RecordFault(number, f"not valid JSON: {error.msg}", _byte(text, error.pos))
     if not isinstance(record, dict):
-        raise RecordFault(number, f"expected a JSON object, found {_kind(record)}", 1)
+        return RecordFault(number, f"expected a JSON object, found {_kind(record)}", 1)
     return record
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from prep.formats.fault import RecordFault
 from prep.formats.files import is_compressed, open_bytes
@@ -20,11 +21,10 @@ def chunks(path: Path) -> list[tuple[int, int]]:
     return [(begin, min(begin + CHUNK_BYTES, size)) for begin in range(0, size, CHUNK_BYTES)]
 
 
-def lines(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[bytes]:
-    """The lines that begin in begin..end, without their line feeds.
+def lines(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[bytes | RecordFault]:
+    """The lines that begin in begin..end, without their line feeds; a fault for one longer than max_bytes.
 
-    Raises:
-        RecordFault: on a line longer than max_bytes; at most that much of it is held.
+    Of a longer line at most max_bytes are held.
     """
     whole = is_compressed(path)
     with open_bytes(path) as file:
@@ -33,19 +33,32 @@ def lines(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[bytes
             # A line belongs to the chunk it begins in, so what runs over from the one before is passed over,
             # in bounded pieces: it may be longer than this chunk.
             file.seek(begin - 1)
-            position = begin - 1
-            while piece := file.readline(_READ_BYTES):
-                position += len(piece)
-                if piece.endswith(b"\n") or position >= end:
-                    break
+            position = begin - 1 + _pass_over(file, end - begin + 1)
         number = 0
         while whole or position < end:
             line = file.readline(max_bytes + 2)
             if not line:
                 return
             text = line.removesuffix(b"\n").removesuffix(b"\r")
-            if len(text) > max_bytes:
-                raise RecordFault(number, f"longer than prep.max_record_bytes = {max_bytes}; raise it if this is meant")
             position += len(line)
+            if len(text) <= max_bytes:
+                yield text
+            else:
+                position += 0 if line.endswith(b"\n") else _pass_over(file, None)
+                yield too_long(number, max_bytes)
             number += 1
-            yield text
+
+
+def too_long(number: int, max_bytes: int) -> RecordFault:
+    """The fault of a record above the limit."""
+    return RecordFault(number, f"longer than prep.max_record_bytes = {max_bytes}; raise it if this is meant")
+
+
+def _pass_over(file: BinaryIO, limit: int | None) -> int:
+    """Read to the end of the line, or a little beyond `limit` bytes, and return the bytes read."""
+    passed = 0
+    while piece := file.readline(_READ_BYTES):
+        passed += len(piece)
+        if piece.endswith(b"\n") or (limit is not None and passed >= limit):
+            break
+    return passed

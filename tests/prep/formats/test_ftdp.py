@@ -12,6 +12,7 @@ from pipelines.errors import DataError
 from prep.formats import ftdp
 from prep.formats.fault import RecordFault
 from prep.store import LOSS_BIT
+from tests.prep.formats import strict
 
 ROWS = st.lists(st.lists(st.integers(-999, 999), max_size=20), max_size=10)
 
@@ -34,7 +35,7 @@ def read(path: Path, vocab_size: int = 1000) -> list[tuple[int, list[int]]]:
     """(number, tokens) with ftdp's sign restored, through every chunk."""
     found = []
     for begin, end in ftdp.chunks(path):
-        for number, marked in ftdp.samples(path, begin, end, vocab_size=vocab_size):
+        for number, marked in strict(ftdp.samples(path, begin, end, vocab_size=vocab_size)):
             ids = (marked & ~LOSS_BIT).astype(np.int64)
             found.append((begin + number, np.where(marked & LOSS_BIT, ids, -ids).tolist()))
     return found
@@ -54,7 +55,7 @@ def test_every_line_is_read_as_json_reads_it(
 
 def test_a_negative_id_carries_no_loss_and_zero_never_does(tmp_path: Path) -> None:
     path = write(tmp_path, [line([5, -6, 0])], [3])
-    [(_, marked)] = ftdp.samples(path, 0, 1, vocab_size=10)
+    [(_, marked)] = strict(ftdp.samples(path, 0, 1, vocab_size=10))
     assert marked.tolist() == [5 | 1 << 31, 6, 0]
 
 
@@ -84,8 +85,8 @@ def test_a_linked_bin_finds_its_meta_beside_the_target(tmp_path: Path) -> None:
         (b'{"tokens": [01]}\n', 1, "expected {"),
         (b'{"tokens": [1]\n', 1, "expected {"),
         (b'{"tokens": [1]} x\n', 1, "expected {"),
-        (b'{"tokens": [99999999999999999999]}\n', 1, "more than 30 bits"),
-        (b'{"tokens": [1, -1000]}\n', 2, "token 1 has id 1000, the tokenizer's vocabulary ends at 999"),
+        (b'{"tokens": [99999999999999999999]}\n', 1, "a token id above 999"),
+        (b'{"tokens": [1, -1000]}\n', 2, "a token id above 999"),
     ],
 )
 def test_a_faulty_line_is_named(tmp_path: Path, second: bytes, tokens: int, finding: str) -> None:
@@ -98,7 +99,7 @@ def test_a_faulty_line_is_named(tmp_path: Path, second: bytes, tokens: int, find
 @pytest.mark.parametrize(
     ("meta", "finding"),
     [
-        (np.array([[0, 1], [3, 1]]), "offset is not the beginning of a line"),
+        (np.array([[0, 1], [3, 1]]), "does not end where the meta"),
         (np.array([[0, 1], [0, 1]]), "row 1 is"),
         (np.array([[0, 1], [999, 1]]), "row 1 is"),
         (np.array([[-1, 1]]), "row 0 is"),
@@ -127,5 +128,12 @@ def test_a_meta_file_that_skips_the_beginning_is_refused(tmp_path: Path) -> None
     path = write(tmp_path, [line([1]), line([2])], [1, 1])
     with (tmp_path / "data.bin.meta").open("wb") as file:
         np.save(file, np.array([[len(line([1])), 1]]))
-    with pytest.raises(RecordFault, match="first line at byte"):
+    with pytest.raises(DataError, match="first line at byte"):
         read(path)
+
+
+def test_a_fault_does_not_stop_the_lines_behind_it(tmp_path: Path) -> None:
+    path = write(tmp_path, [line([1, 2]), b'{"tokens": [x]}\n', line([3])], [2, 1, 1])
+    outcomes = [outcome for _, outcome in ftdp.samples(path, 0, 3, vocab_size=10)]
+    assert isinstance(outcomes[1], RecordFault)
+    assert [np.asarray(outcomes[0]).size, np.asarray(outcomes[2]).size] == [2, 1]

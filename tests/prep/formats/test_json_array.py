@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from prep.formats import json_array
 from prep.formats.fault import RecordFault
+from tests.prep.formats import strict
 
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-99, 99), st.text(max_size=8)),
@@ -25,7 +26,7 @@ def read(path: Path, max_bytes: int = 9999) -> list[Any]:
     return [
         record
         for begin, end in json_array.chunks(path)
-        for _, record in json_array.records(path, begin, end, max_bytes=max_bytes)
+        for _, record in strict(json_array.records(path, begin, end, max_bytes=max_bytes))
     ]
 
 

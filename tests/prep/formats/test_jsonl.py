@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from prep.formats import jsonl
 from prep.formats import lines as text_lines
 from prep.formats.fault import RecordFault
+from tests.prep.formats import strict
 
 LINE = st.one_of(st.just(""), st.text(st.characters(exclude_characters="\n\r"), max_size=30).map(lambda s: s.strip()))
 
@@ -69,17 +70,25 @@ def test_shipped_chunks_cover_the_file(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_faulty_line_is_named_with_its_byte(tmp_path: Path, line: bytes, finding: str, byte: int) -> None:
     path = write(tmp_path, b'{"a":1}\n' + line + b"\n")
     with pytest.raises(RecordFault, match=finding) as fault:
-        list(jsonl.records(path, 0, path.stat().st_size, max_bytes=999))
+        list(strict(jsonl.records(path, 0, path.stat().st_size, max_bytes=999)))
     assert (fault.value.record, fault.value.byte) == (1, byte)
 
 
 def test_a_line_above_the_limit_is_refused_without_reading_it(tmp_path: Path) -> None:
     path = write(tmp_path, json.dumps({"a": "x" * 5000}).encode())
     with pytest.raises(RecordFault, match="max_record_bytes = 100"):
-        list(jsonl.records(path, 0, path.stat().st_size, max_bytes=100))
+        list(strict(jsonl.records(path, 0, path.stat().st_size, max_bytes=100)))
 
 
 def test_deep_nesting_is_a_fault_and_not_a_crash(tmp_path: Path) -> None:
     path = write(tmp_path, b'{"a":' + b"[" * 3000 + b"]" * 3000 + b"}")
     with pytest.raises(RecordFault, match="not valid JSON"):
-        list(jsonl.records(path, 0, path.stat().st_size, max_bytes=99999))
+        list(strict(jsonl.records(path, 0, path.stat().st_size, max_bytes=99999)))
+
+
+@pytest.mark.parametrize("bad", [b"{", b"[]", b"\xff", b'"' + b"x" * 200 + b'"'])
+def test_a_fault_does_not_stop_the_lines_behind_it(tmp_path: Path, bad: bytes) -> None:
+    path = write(tmp_path, b'{"a":1}\n' + bad + b'\n{"a":2}\n')
+    outcomes = [outcome for _, outcome in jsonl.records(path, 0, path.stat().st_size, max_bytes=100)]
+    assert (outcomes[0], outcomes[2]) == ({"a": 1}, {"a": 2})
+    assert isinstance(outcomes[1], RecordFault)

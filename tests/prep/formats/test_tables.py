@@ -11,6 +11,7 @@ import pytest
 from pipelines.errors import DataError
 from prep.formats import FORMATS, columnar, format_of
 from prep.formats.fault import RecordFault
+from tests.prep.formats import strict
 
 ROWS = [{"instruction": f"问 {row}", "turns": [{"role": "user"}] * (row % 3), "n": row} for row in range(100)]
 
@@ -21,9 +22,8 @@ def read(path: Path, max_bytes: int = 9999) -> list[tuple[int, Any]]:
     found: list[tuple[int, Any]] = []
     for begin, end in FORMATS[name].chunks(path):
         before = len(found)
-        found += [
-            (before + number, row) for number, row in FORMATS[name].records(path, begin, end, max_bytes=max_bytes)
-        ]
+        rows = FORMATS[name].records(path, begin, end, max_bytes=max_bytes)
+        found += [(before + number, row) for number, row in strict(rows)]
     return found
 
 
