@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipelines.errors import ConfigError
 from prep.records import Conversation, Json, Message, RecordError
-from prep.spans import Span, joined
+from prep.spans import Span, cut, joined
 from prep.tokenizer import Tokenizer
 
 _NO_CLOCK = "{%- set strftime_now = undefined -%}"
@@ -146,12 +146,8 @@ class ChatTemplate:
         yield from self._plain(text[end:], stand_ins, opens=end == 0)
 
     def _plain(self, text: str, stand_ins: "_StandIns", *, opens: bool) -> Iterator[Span]:
-        for part, id_ in self._tokenizer.split(text):
-            if id_ is None:
-                yield Span(stand_ins.restore(part), opens=opens)
-            else:
-                yield Span(part, special=True)
-            opens = id_ is not None and self._tokenizer.prefix == "always"
+        for span in cut(text, self._tokenizer, opens=opens):
+            yield span if span.special else Span(stand_ins.restore(span.text), opens=span.opens)
 
     def _closing_token(self) -> str | None:
         """The special token right after an answer, found by rendering one."""

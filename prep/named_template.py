@@ -23,7 +23,7 @@ import tomli
 
 from pipelines.errors import ConfigError
 from prep.records import Conversation, RecordError
-from prep.spans import Span, joined
+from prep.spans import Span, cut, joined
 from prep.tokenizer import Tokenizer
 
 
@@ -71,7 +71,7 @@ class NamedTemplate:
     Args:
         layout: the template's strings.
         tokenizer: says which of them are special tokens, and has BOS and EOS.
-        bos: turns open with BOS as the layout says, where the tokenizer has one; otherwise never.
+        bos: "auto": BOS where the layout says, if the tokenizer has one; "always": it must have one; "never".
         eos: "auto": turns end with EOS as the layout says; "always": also behind a closing that plays its part;
             "never": not at all.
         end_of_turn: closing and EOS carry loss as the answer does.
@@ -81,13 +81,15 @@ class NamedTemplate:
     """
 
     def __init__(
-        self, layout: Layout, tokenizer: Tokenizer, *, bos: bool, eos: str, end_of_turn: bool, escape: bool
+        self, layout: Layout, tokenizer: Tokenizer, *, bos: str, eos: str, end_of_turn: bool, escape: bool
     ) -> None:
         self._layout = layout
         self._tokenizer = tokenizer
         self._end_of_turn = end_of_turn
         self._escape = escape
-        self._bos = _bos(tokenizer) if bos else ()
+        self._bos = _bos(tokenizer, layout) if bos != "never" else ()
+        if bos == "always" and not self._bos:
+            raise ConfigError('template.bos = "always": the tokenizer has no bos_token to begin with; set it to "auto"')
         self._appends_eos = eos == "always" or (eos == "auto" and not layout.closing_is_eos)
         self._eos = tokenizer.named_tokens.get("eos_token", "") if self._appends_eos else ""
         if self._appends_eos and not self._eos:
@@ -195,11 +197,11 @@ class NamedTemplate:
         """Parts that are tokenized as one text."""
         opens = True
         for part in parts:
-            for text, id_ in self._tokenizer.split(part.text) if part.ours or not self._escape else [(part.text, None)]:
-                if not text:
-                    continue
-                yield Span(text, part.loss, id_ is not None, opens and id_ is None)
-                opens = id_ is not None and self._tokenizer.prefix == "always"
+            meant = part.ours or not self._escape
+            plain = [Span(part.text, part.loss, opens=opens)] if part.text else []
+            for span in cut(part.text, self._tokenizer, opens=opens, loss=part.loss) if meant else plain:
+                yield span
+                opens = span.special and self._tokenizer.prefix == "always"
 
     @property
     def jinja(self) -> str:
@@ -290,11 +292,12 @@ class _Part:
     """Written by the template, so its special tokens are meant."""
 
 
-def _bos(tokenizer: Tokenizer) -> tuple[str, ...]:
+def _bos(tokenizer: Tokenizer, layout: Layout) -> tuple[str, ...]:
     # Two families begin a text in their own way, which their settings do not tell.
     if tokenizer.kind in ("QWenTokenizer", "QWen2Tokenizer", "Qwen2Tokenizer"):
         return ()
     if tokenizer.kind == "ChatGLMTokenizer" and {"[gMASK]", "sop"} <= tokenizer.special_tokens.keys():
         return ("[gMASK]", "sop")
-    bos = tokenizer.named_tokens.get("bos_token")
-    return (bos,) if bos is not None and bos in tokenizer.special_tokens else ()
+    bos = tokenizer.named_tokens.get("bos_token", "")
+    # Some tokenizers call the token that opens every message their BOS; there is one already then.
+    return (bos,) if bos in tokenizer.special_tokens and not layout.user[0].startswith(bos) else ()

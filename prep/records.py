@@ -4,10 +4,13 @@ A map reads the keys it names and no others; what surrounds them in a record (id
 Inside a message every key counts, so one that is not understood is refused.
 """
 
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from pipelines.errors import ConfigError
 
 Json = Any
 """What a JSON parser returns."""
@@ -46,7 +49,17 @@ RecordMap = Callable[[Mapping[str, Json]], Conversation | None]
 
 
 def record_map(name: str) -> RecordMap:
-    """The map called `name` in the TOML."""
+    """The map that prep.source.map names: one of `MAPS`, or `python:module:function`.
+
+    Such a function takes a record and returns one of the `openai` shape, or None to leave it out.
+
+    Raises:
+        ConfigError: if there is no such map.
+    """
+    if name.startswith("python:"):
+        return _python_map(name)
+    if name not in MAPS:
+        raise ConfigError(f"prep.source.map = {name!r}: expected one of {', '.join(MAPS)}, or python:module:function")
     return MAPS[name]
 
 
@@ -59,18 +72,23 @@ def openai(record: Mapping[str, Json]) -> Conversation:
     messages = _list(record, "messages")
     if not messages:
         raise RecordError("messages", "expected at least one message, found none")
-    tools = record.get("tools")
-    if isinstance(tools, str) and tools:
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise RecordError("tools", f"not valid JSON: {error}") from error
-    if tools:
-        tools = _objects(tools, "tools")
     return Conversation(
         tuple(_openai_message(message, f"messages[{index}]") for index, message in enumerate(messages)),
-        tuple(tools or ()),
+        tuple(_tools(record)),
     )
+
+
+def sharegpt(record: Mapping[str, Json]) -> Conversation | None:
+    """`conversations` of from and value, where from is system, human (or user) or gpt (or assistant); optionally
+    `system` and `tools` beside them. What stands before the first human message or after the last answer is left out.
+    """
+    roles = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+    return _sharegpt(record, roles)
+
+
+def wizardlm(record: Mapping[str, Json]) -> Conversation | None:
+    """`sharegpt` with human and gpt alone."""
+    return _sharegpt(record, {"human": "user", "gpt": "assistant"})
 
 
 def alpaca(record: Mapping[str, Json]) -> Conversation | None:
@@ -80,8 +98,88 @@ def alpaca(record: Mapping[str, Json]) -> Conversation | None:
     return None if answered == "<nooutput>" else _turn(asked, answered)
 
 
-MAPS: Mapping[str, RecordMap] = {"openai": openai, "alpaca": alpaca}
-"""Every map by its name."""
+def colors(record: Mapping[str, Json]) -> Conversation:
+    """What follows the first colon of `description` asked, `color` answered."""
+    _, colon, asked = _text(record, "description").partition(":")
+    if not colon:
+        raise RecordError("description", "expected text with a colon, found none in it")
+    return _turn(asked.strip(), _text(record, "color"), _COLORIST)
+
+
+def oasst1(record: Mapping[str, Json]) -> Conversation | None:
+    """`text` of `### Human: ...` and `### Assistant: ...` in turn; a question left without an answer is left out."""
+    lead, *parts = _text(record, "text").strip().split("###")
+    if lead:
+        raise RecordError("text", "expected ### Human: at its beginning")
+    messages: list[Message] = []
+    for number, part in enumerate(parts):
+        role, opening = ("assistant", "Assistant:") if number % 2 else ("user", "Human:")
+        if not part.strip().startswith(opening):
+            raise RecordError("text", f"expected {opening} after ### number {number + 1}; is there a ### in a message?")
+        messages.append(Message(role, part.strip().removeprefix(opening).strip()))
+    messages = messages[: len(messages) // 2 * 2]
+    return Conversation(tuple(messages)) if messages else None
+
+
+def openorca(record: Mapping[str, Json]) -> Conversation:
+    """`question` asked, `response` answered, under `system_prompt` where that is not empty."""
+    return _turn(_text(record, "question"), _text(record, "response"), _text(record, "system_prompt", default=""))
+
+
+def pretrain(record: Mapping[str, Json]) -> Conversation:
+    """`text` without the whitespace at its ends, as one answer without a question: what template "none" takes."""
+    return Conversation((Message("assistant", _text(record, "text").strip()),))
+
+
+def _pair(*asked: str, answered: str, system: str = "") -> RecordMap:
+    """A map of the texts asked, line by line, and the text answered."""
+
+    def pair(record: Mapping[str, Json]) -> Conversation:
+        return _turn("\n".join(_text(record, key) for key in asked), _text(record, answered), system)
+
+    return pair
+
+
+_COLORIST = (
+    "You are a professional color designer. Please provide the corresponding colors based on the description of "
+    "Human.\n"
+)
+_CODER = "You are a professional programer. Please provide the corresponding code based on the description of Human.\n"
+_LAWYER = "你现在是一名专业的中国律师，请根据用户的问题给出准确、有理有据的回复。\n"
+_MEDICAL = "如果你是一名医生，请根据患者的描述回答医学问题。\n"
+_TITLER = (
+    "If you are an expert in writing papers, please generate a good paper title for this paper based on other "
+    "authors' descriptions of their abstracts.\n"
+)
+_SQL = (
+    "If you are an expert in SQL, please generate a good SQL Query for Question based on the CREATE TABLE statement.\n"
+)
+
+MAPS: Mapping[str, RecordMap] = {
+    "openai": openai,
+    "sharegpt": sharegpt,
+    "alpaca": alpaca,
+    "alpaca_zh": _pair("instruction_zh", "input_zh", answered="output_zh"),
+    "oasst1": oasst1,
+    "pretrain": pretrain,
+    "default": _pair("input", answered="output"),
+    "arxiv": _pair("abstract", answered="title", system=_TITLER),
+    "code_alpaca": _pair("prompt", answered="completion", system=_CODER),
+    "colors": colors,
+    # XTuner spells this one in two ways, and the data set's name is a third.
+    **dict.fromkeys(
+        ("crime_kg_assitan", "crime_kg_assitant", "crime_kg_assistant"),
+        _pair("input", answered="output", system=_LAWYER),
+    ),
+    "law_reference": _pair("question", answered="answer", system=_LAWYER),
+    "medical": _pair("instruction", "input", answered="output", system=_MEDICAL),
+    "openorca": openorca,
+    "sql": _pair("context", "question", answered="answer", system=_SQL),
+    "stack_exchange": _pair("question", answered="response"),
+    "tiny_codes": _pair("prompt", answered="response", system=_CODER),
+    "wizardlm": wizardlm,
+}
+"""Every map by its name. XTuner's have its strings to the letter."""
 
 _MESSAGE_KEYS = ("role", "content", "loss", "weight", "name", "reasoning_content", "tool_calls", "tool_call_id")
 
@@ -139,6 +237,58 @@ def _loss(message: Mapping[str, Json], path: str) -> bool | None:
     if loss not in (None, True, False, "true", "false"):
         raise RecordError(f"{path}.loss", f"expected true or false, found {kind(loss)}")
     return None if loss is None else loss in (True, "true")
+
+
+def _sharegpt(record: Mapping[str, Json], roles: Mapping[str, str]) -> Conversation | None:
+    messages: list[Message] = []
+    for index, entry in enumerate(_objects(_list(record, "conversations"), "conversations")):
+        path = f"conversations[{index}]"
+        if (speaker := _text(entry, "from", path)) not in roles:
+            raise RecordError(f"{path}.from", f"expected one of {', '.join(roles)}, found {speaker!r}")
+        messages.append(Message(roles[speaker], _text(entry, "value", path)))
+    spoken = [index for index, message in enumerate(messages) if message.role == "user"]
+    answered = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    if not spoken or not answered or answered[-1] < spoken[0]:
+        return None
+    kept = [message for message in messages[: spoken[0]] if message.role == "system"]
+    kept += messages[spoken[0] : answered[-1] + 1]
+    system = _text(record, "system", default="") if "system" in roles else ""
+    return Conversation((*([Message("system", system)] if system else ()), *kept), tuple(_tools(record)))
+
+
+def _tools(record: Mapping[str, Json]) -> list[Mapping[str, Json]]:
+    tools = record.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise RecordError("tools", f"not valid JSON: {error}") from error
+    return _objects(tools, "tools") if tools else []
+
+
+def _python_map(name: str) -> RecordMap:
+    place, _, function = name.removeprefix("python:").rpartition(":")
+    try:
+        found = getattr(importlib.import_module(place), function)
+    except ImportError as error:
+        raise ConfigError(
+            f"prep.source.map = {name!r}: {error}; install the module, or put its folder on PYTHONPATH"
+        ) from error
+    except (AttributeError, ValueError) as error:
+        raise ConfigError(f"prep.source.map = {name!r}: {error}; expected python:module:function") from error
+
+    def mapped(record: Mapping[str, Json]) -> Conversation | None:
+        try:
+            result = found(record)
+        except Exception as error:  # whatever the user's function raises is about this record
+            raise RecordError("", f"{name} failed on it: {type(error).__name__}: {error}") from error
+        if result is None:
+            return None
+        if not isinstance(result, dict):
+            raise RecordError("", f"{name} returned {type(result).__name__}, expected a dict with messages, or None")
+        return openai(result)
+
+    return mapped
 
 
 def _turn(asked: str, answered: str, system: str = "") -> Conversation:

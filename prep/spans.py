@@ -1,7 +1,9 @@
 """Spans: rendered text in the runs it is tokenized in."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from prep.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,20 @@ class Span:
     """The text is one special token of the tokenizer."""
     opens: bool = False
     """The tokenizer's own leading space, if it has one, belongs before the text."""
+
+
+def cut(text: str, tokenizer: Tokenizer, *, opens: bool, loss: bool = False) -> Iterator[Span]:
+    """The special tokens that text spells, and the plain runs between them.
+
+    Args:
+        text: what a template wrote.
+        tokenizer: knows the special tokens.
+        opens: the text is one of its own, not the continuation of another run.
+        loss: for all of it.
+    """
+    for part, id_ in tokenizer.split(text):
+        yield Span(part, loss, special=id_ is not None, opens=opens and id_ is None)
+        opens = id_ is not None and tokenizer.prefix == "always"
 
 
 def joined(spans: Iterable[Span]) -> list[Span]:

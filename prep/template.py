@@ -8,12 +8,14 @@ stays text.
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Protocol
 
 from pipelines import schema
 from pipelines.errors import ConfigError
 from prep.chat_template import ChatTemplate
 from prep.named_template import NamedTemplate, layouts
+from prep.plain_text import PlainText
 from prep.records import Conversation, Json, Message, RecordError
 from prep.spans import Span
 from prep.tokenizer import Tokenizer
@@ -54,10 +56,8 @@ class Template:
         """
         conversation = self._prepared(conversation)
         spans = self._renderer.spans(conversation, _trained(conversation.messages, self._settings.loss))
-        if len(conversation.messages) > 1 and all(span.loss for span in spans[1:]):
-            raise RecordError(
-                "", "every token would carry loss; does the template mark whole conversations as generated?"
-            )
+        if self.jinja is not None and all(span.loss for span in spans[1:]):
+            raise RecordError("", "every token would carry loss; does the template mark everything as generated?")
         return spans
 
     def sample(self, conversation: Conversation) -> tuple[list[int], list[bool]]:
@@ -116,22 +116,41 @@ _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_ -]*")
 
 
 def _renderer(settings: schema.Template, tokenizer: Tokenizer) -> _Renderer:
-    escape, end_of_turn = settings.special_text == "escape", settings.loss.end_of_turn
+    escape, end_of_turn = settings.special_text != "allow", settings.loss.end_of_turn
+    if settings.name == "none":
+        return PlainText(tokenizer, bos=settings.bos, eos=settings.eos, escape=escape)
     if (layout := layouts().get(settings.name)) is not None:
-        return NamedTemplate(layout, tokenizer, bos=True, eos="auto", end_of_turn=end_of_turn, escape=escape)
-    if settings.name != "tokenizer":
-        names = ", ".join(["tokenizer", *layouts()])
-        raise ConfigError(f"template.name = {settings.name!r}: expected one of {names}")
-    if tokenizer.chat_template is None:
-        raise ConfigError(
-            f'template.name = "tokenizer": {tokenizer.folder} has no chat template; name one of {", ".join(layouts())}'
+        return NamedTemplate(
+            layout, tokenizer, bos=settings.bos, eos=settings.eos, end_of_turn=end_of_turn, escape=escape
         )
+    if settings.name not in ("tokenizer", "custom"):
+        names = ("tokenizer", "custom", "none", *layouts())
+        near = get_close_matches(settings.name, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
+        raise ConfigError(f"template.name = {settings.name!r}: no such template, {hint}")
     if other := [role for role in settings.loss.roles if role != "assistant"]:
         raise ConfigError(
             f"template.loss.roles names {other[0]!r}, but a chat template shows only which text is the assistant's; "
             "use one of the named templates"
         )
-    return ChatTemplate(tokenizer.chat_template, tokenizer, end_of_turn=end_of_turn, escape=escape)
+    source, origin = _chat_template(settings, tokenizer)
+    return ChatTemplate(source, tokenizer, end_of_turn=end_of_turn, escape=escape, origin=origin)
+
+
+def _chat_template(settings: schema.Template, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The Jinja text, and what an error calls it."""
+    if settings.file is not None:
+        try:
+            return settings.file.read_text(encoding="utf-8"), str(settings.file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"template.file = {str(settings.file)!r}: cannot be read as UTF-8 text: {error}"
+            ) from error
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            f'template.name = "tokenizer": {tokenizer.folder} has no chat template; name one of {", ".join(layouts())}'
+        )
+    return tokenizer.chat_template, "the chat template"
 
 
 def _trained(messages: Sequence[Message], rule: schema.Loss) -> list[bool]:

@@ -165,10 +165,6 @@ class Tokenizer:
             parts.append((text[end:], None))
         return parts
 
-    def opens_after_special(self) -> bool:
-        """Whether plain text behind a special token gets the tokenizer's own leading space."""
-        return self.prefix == "always"
-
     @cached_property
     def _special_names(self) -> list[str]:
         # The longest first, so that no token hides a longer one that begins with it.
