@@ -128,35 +128,70 @@ def _tokenize_each(work: Sequence[tuple[Chunk, Path]], rules: Rules, workers: in
 def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | None:
     """Tokenize one chunk into `target`; a fault is returned, since the caller knows what came before the chunk."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    rows: list[tuple[int, int, int, int]] = []
-    parts: list[Marked] = []
-    dropped: Counter[str] = Counter()
-    rejects: list[dict[str, Any]] = []
-    records = 0
     try:
-        for record, outcome in _samples(chunk, rules):
-            records = record + 1
-            if isinstance(outcome, RecordFault):
-                if rules.on_bad_record == "error":
-                    raise outcome
-                rejects.append({"record": record, "byte": outcome.byte, "reason": outcome.message})
-                continue
-            reasons, kept = _fit(outcome, rules)
-            dropped.update(reasons)
-            rows += [(record, start, piece.size, int(np.count_nonzero(piece & LOSS_BIT))) for start, piece in kept]
-            parts += [piece for _, piece in kept]
+        result = _as_it_is(chunk, rules) or _one_by_one(chunk, rules)
     except RecordFault as fault:
         return fault
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    tokens = np.concatenate(parts) if parts else np.zeros(0, np.uint32)
-    tokens.astype("<u4", copy=False).tofile(temporary / "tokens.u32")
-    np.save(temporary / "samples.npy", np.array(rows, np.int64).reshape(-1, 4))
-    counts = {"dropped": dropped, "rejects": rejects, "records": records}
+    result.tokens.astype("<u4", copy=False).tofile(temporary / "tokens.u32")
+    np.save(temporary / "samples.npy", result.rows)
+    counts = {"dropped": result.dropped, "rejects": result.rejects, "records": result.records}
     write_atomic(temporary / "counts.json", json.dumps(counts).encode())
     temporary.rename(target)
     return None
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What one chunk gives."""
+
+    tokens: Marked
+    rows: npt.NDArray[np.int64]
+    """[samples, 4] as samples.npy holds them."""
+    dropped: Counter[str]
+    rejects: list[dict[str, Any]]
+    records: int
+
+
+def _as_it_is(chunk: Chunk, rules: Rules) -> _Result | None:
+    """A chunk of tokens of which every record is a sample as it stands, without a step per record; else None."""
+    if chunk.input.format != "ftdp":
+        return None
+    found = ftdp.all_samples(chunk.input.where, chunk.begin, chunk.end, vocab_size=rules.vocab_size)
+    if found is None:
+        return None
+    tokens, lengths = found
+    firsts = np.cumsum(lengths) - lengths
+    tokens[firsts[lengths > 0]] &= ~LOSS_BIT
+    loss_tokens = np.add.reduceat(tokens >> 31, firsts) if lengths.min() > 0 else np.zeros(1)
+    if loss_tokens.min() < 1 or lengths.max() > rules.max_length or lengths.min() < rules.min_length:
+        return None
+    records = np.arange(lengths.size)
+    rows = np.column_stack([records, np.zeros_like(records), lengths, loss_tokens.astype(np.int64)])
+    return _Result(tokens, rows, Counter(), [], lengths.size)
+
+
+def _one_by_one(chunk: Chunk, rules: Rules) -> _Result:
+    rows: list[tuple[int, int, int, int]] = []
+    parts: list[Marked] = []
+    dropped: Counter[str] = Counter()
+    rejects: list[dict[str, Any]] = []
+    records = 0
+    for record, outcome in _samples(chunk, rules):
+        records = record + 1
+        if isinstance(outcome, RecordFault):
+            if rules.on_bad_record == "error":
+                raise outcome
+            rejects.append({"record": record, "byte": outcome.byte, "reason": outcome.message})
+            continue
+        reasons, kept = _fit(outcome, rules)
+        dropped.update(reasons)
+        rows += [(record, start, piece.size, int(np.count_nonzero(piece & LOSS_BIT))) for start, piece in kept]
+        parts += [piece for _, piece in kept]
+    tokens = np.concatenate([np.zeros(0, np.uint32), *parts])
+    return _Result(tokens, np.array(rows, np.int64).reshape(-1, 4), dropped, rejects, records)
 
 
 _Outcome = Marked | RecordFault | None

@@ -6,6 +6,7 @@ is float64 of shape (0,)). A symlinked X.bin has its meta beside the target.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -78,30 +79,64 @@ def read_meta(path: Path) -> tuple[Int64, Int64]:
     return offsets, tokens
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Consecutive lines of a .bin file."""
+
+    text: Bytes
+    """[bytes], a memory map."""
+    starts: Int64
+    """[lines] first byte of each."""
+    ends: Int64
+    """[lines] byte behind each."""
+    counts: Int64
+    """[lines] tokens of each, as the meta file says."""
+
+
+def lines(path: Path, begin: int, end: int) -> Lines:
+    """The lines begin..end of a .bin file, not parsed yet."""
+    offsets, counts = read_meta(path)
+    if begin == 0 and offsets[0] != 0:
+        raise DataError(f"{meta_path(path)}: puts the first line at byte {offsets[0]}, not 0; make the meta file again")
+    first = int(offsets[begin])
+    last = int(offsets[end]) if end < offsets.size else path.stat().st_size
+    text: Bytes = np.memmap(path, np.uint8, "r", offset=first, shape=(last - first,))
+    starts = offsets[begin:end] - first
+    return Lines(text, starts, np.append(starts[1:], last - first), counts[begin:end])
+
+
 def samples(path: Path, begin: int, end: int, *, vocab_size: int) -> Iterator[tuple[int, Marked | RecordFault]]:
     """The lines begin..end, each with its number within the chunk and its tokens, bit 31 set where loss is taken.
 
     A line that is not `{"tokens": [...]}`, has another count than the meta file says, or an id outside the vocabulary
     is a fault.
     """
-    offsets, counts = read_meta(path)
-    size = path.stat().st_size
-    content: Bytes = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
-    first, last = int(offsets[begin]), int(offsets[end]) if end < offsets.size else size
-    if begin == 0 and first != 0:
-        raise DataError(f"{meta_path(path)}: puts the first line at byte {first}, not 0; make the meta file again")
-    text, starts, counts = content[first:last], offsets[begin:end] - first, counts[begin:end]
-    ends = np.append(starts[1:], last - first)
+    part = lines(path, begin, end)
     row = 0
-    while row < counts.size:
-        tokens = np.empty(int(counts[row:].sum()), np.uint32)
-        good, byte, found = parse(text, starts[row:], ends[row:], counts[row:], vocab_size, tokens)
-        for part in np.split(tokens[: counts[row : row + good].sum()], np.cumsum(counts[row : row + good])[:-1]):
-            yield row, part
+    while row < part.counts.size:
+        tokens, good, byte, found = _parse_from(part, row, vocab_size)
+        bounds = np.cumsum(part.counts[row : row + good])[:-1]
+        for sample in np.split(tokens[: part.counts[row : row + good].sum()], bounds) if good else []:
+            yield row, sample
             row += 1
-        if row < counts.size:
-            yield row, RecordFault(row, _finding(found, int(counts[row]), vocab_size), byte + 1)
+        if row < part.counts.size:
+            yield row, RecordFault(row, _finding(found, int(part.counts[row]), vocab_size), byte + 1)
             row += 1
+
+
+def all_samples(path: Path, begin: int, end: int, *, vocab_size: int) -> tuple[Marked, Int64] | None:
+    """The tokens of the lines begin..end, end to end, and how many each line has; None if any line is faulty."""
+    part = lines(path, begin, end)
+    tokens, good, _, _ = _parse_from(part, 0, vocab_size)
+    return (tokens, part.counts) if good == part.counts.size else None
+
+
+def _parse_from(part: Lines, row: int, vocab_size: int) -> tuple[Marked, int, int, int]:
+    # A line of n tokens has at least 2n characters, so a meta file cannot make this allocate more than the file.
+    sizes = part.ends[row:] - part.starts[row:]
+    counts = np.where(part.counts[row:] * 2 > sizes, 0, part.counts[row:])
+    tokens = np.empty(int(counts.sum()), np.uint32)
+    return (tokens, *parse(part.text, part.starts[row:], part.ends[row:], counts, vocab_size, tokens))
 
 
 _SYNTAX, _ID, _LINE = -1, -2, -3
@@ -164,15 +199,18 @@ def parse(
             negative = i < end and text[i] == 45
             if negative:
                 i += 1
-            value = 0
+            value = np.int64(0)
             first = i
-            while i < end and 48 <= text[i] <= 57:
-                value = value * 10 + (text[i] - 48)
+            while i < end:
+                digit = np.int64(text[i]) - 48
+                if digit < 0 or digit > 9:
+                    break
+                value = value * 10 + digit
                 i += 1
-                if value >= vocab_size:
-                    return line, first - begin, -2
             if i == first or (text[first] == 48 and i > first + 1):
                 return line, i - begin, -1
+            if value >= vocab_size or i > first + 10:
+                return line, first - begin, -2
             if found < expected:
                 tokens[at + found] = value if negative or value == 0 else value | 0x80000000
             found += 1
