@@ -1,0 +1,77 @@
+"""Rounding float32 weights, once, to the number format they are exported in.
+
+Results are bit patterns (unsigned integers of the format's width): NumPy has no bfloat16, and from here on weights
+are only moved, never computed with.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Float32 = npt.NDArray[np.float32]
+Bits = npt.NDArray[Any]
+"""uint16 for bfloat16 and float16, uint32 for float32."""
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+WIDTH: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes a number."""
+_EXPONENT = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
+
+
+def cast(values: Float32, dtype: Dtype) -> Bits:
+    """Round to nearest, ties to even; what is too large becomes infinite.
+
+    Args:
+        values: [n] numbers.
+    Returns:
+        [n] bit patterns.
+    """
+    if dtype == "float32":
+        return values.view(np.uint32)
+    if dtype == "float16":
+        with np.errstate(over="ignore", under="ignore"):
+            return values.astype(np.float16).view(np.uint16)
+    bits = np.empty(values.size, np.uint16)
+    _to_bfloat16(values.view(np.uint32), bits)
+    return bits
+
+
+@njit(cache=True)
+def _to_bfloat16(words: npt.NDArray[np.uint32], bits: npt.NDArray[np.uint16]) -> None:
+    for i in range(words.size):
+        word = words[i]
+        # Adding just under half of the last place kept carries into it where more than half is cut off, and
+        # exactly half where it is odd. The carry would turn some NaN into infinity, so those are set apart.
+        rounded = (word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        is_nan = (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        bits[i] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
+
+
+def cast_reference(value: float, dtype: Literal["bfloat16", "float16"]) -> int:
+    """`cast` of one finite number, by trying every pattern around it. The tests compare the two."""
+    patterns = np.arange(0x10000, dtype=np.uint32)
+    if dtype == "bfloat16":
+        numbers = (patterns << np.uint32(16)).view(np.float32).astype(np.float64)
+        beyond = 2.0**128
+    else:
+        numbers = patterns.astype(np.uint16).view(np.float16).astype(np.float64)
+        beyond = 2.0**16
+    numbers[_EXPONENT[dtype]], numbers[_EXPONENT[dtype] | 0x8000] = beyond, -beyond  # where infinity would be
+    same_sign = np.signbit(numbers) == np.signbit(value)
+    distance = np.where(same_sign & ~np.isnan(numbers), np.abs(numbers - value), np.inf)
+    nearest = np.flatnonzero(distance == distance.min())
+    return int(next((pattern for pattern in nearest if pattern % 2 == 0), nearest[0]))
+
+
+def all_finite(bits: Bits, dtype: Dtype) -> bool:
+    """Whether no pattern is infinite or NaN."""
+    exponent = bits.dtype.type(_EXPONENT[dtype])
+    return not bool(((bits & exponent) == exponent).any())
+
+
+def vanished(values: Float32, bits: Bits) -> int:
+    """How many numbers other than zero were rounded to zero."""
+    magnitude = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+    return int(np.count_nonzero(values)) - int(np.count_nonzero(bits & magnitude))

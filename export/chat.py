@@ -1,0 +1,112 @@
+"""`packtrain chat`: talk to an export or a checkpoint, with the template it was trained with."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import AutoTokenizer, TextStreamer
+
+from export.hf import Model
+from export.language_model import load_folder, load_tensors
+from export.model_config import stored_dtype
+from pipelines.artifacts import Manifest
+from pipelines.checkpoints import Checkpoint
+from pipelines.errors import DataError
+
+_HELP = "/reset forgets the conversation, /quit ends."
+
+Message = dict[str, str]
+
+
+def chat(folder: Path, *, prompt: str | None = None, system: str = "", max_new_tokens: int = 256) -> None:
+    """Answer what is typed, word by word, until /quit or the end of the input.
+
+    Args:
+        folder: an exported Hugging Face directory, a checkpoint, or a directory of exports.
+        prompt: answer this alone and return.
+        system: text of a system message before the conversation.
+        max_new_tokens: of one answer.
+    Raises:
+        DataError: if there is nothing to talk to in `folder`.
+    """
+    speaker = Speaker(folder, max_new_tokens)
+    opening: list[Message] = [{"role": "system", "content": system}] if system else []
+    if prompt is not None:
+        speaker.answer([*opening, {"role": "user", "content": prompt}])
+        return
+    converse(speaker.answer, opening)
+
+
+def converse(answer: Callable[[list[Message]], str], opening: list[Message]) -> None:
+    """Read turns from standard input and answer each with all that was said since the last /reset."""
+    print(_HELP, file=sys.stderr)
+    said = list(opening)
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            return
+        if text == "/quit":
+            return
+        if text == "/reset":
+            said = list(opening)
+        elif text.startswith("/"):
+            print(_HELP, file=sys.stderr)
+        elif text:
+            said.append({"role": "user", "content": text})
+            said.append({"role": "assistant", "content": answer(said)})
+
+
+class Speaker:
+    """A loaded model that answers conversations."""
+
+    def __init__(self, folder: Path, max_new_tokens: int) -> None:
+        self._model, self._tokenizer = _load(folder)
+        self._max_new_tokens = max_new_tokens
+        if self._tokenizer.chat_template is None:
+            raise DataError(f"{folder}: has no chat template; it was not trained on conversations")
+
+    def answer(self, messages: list[Message]) -> str:
+        """The most likely answer, printed as it comes, without a special token."""
+        prompt = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        streamer = TextStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        output = self._model.generate(
+            **prompt,
+            max_new_tokens=self._max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_k=None,
+            top_p=None,
+            streamer=streamer,
+        )
+        ids = output[0, prompt["input_ids"].shape[1] :]
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    if (folder / "hf" / "config.json").is_file():
+        folder = folder / "hf"
+    if (folder / "triton_models").is_dir():
+        raise DataError(f"{folder}: a TurboMind folder, which LMDeploy 0.6 to 0.7.3 serves; name the hf export instead")
+    if (folder / "config.json").is_file():
+        return load_folder(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    manifest = Manifest.read(folder)
+    if manifest is None or manifest.kind != "checkpoint":
+        raise DataError(f"{folder}: neither an exported model nor a finished checkpoint")
+    return _load_checkpoint(Checkpoint(folder))
+
+
+def _load_checkpoint(checkpoint: Checkpoint) -> tuple[Any, Any]:
+    """What its export would load as, without writing the weights."""
+    model = Model.of(checkpoint, stored_dtype(checkpoint.folder))
+    tensors = ((name, model.weights.tensor(name)) for name in model.weights.shapes)
+    loaded = load_tensors(model.config, tensors, model.weights.dtype, str(checkpoint.folder))
+    with TemporaryDirectory() as files:
+        model.write_files(Path(files))
+        tokenizer = AutoTokenizer.from_pretrained(files, local_files_only=True)
+        loaded.generation_config = type(loaded.generation_config).from_pretrained(files)
+    return loaded, tokenizer

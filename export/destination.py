@@ -1,0 +1,56 @@
+"""Where an export goes: beside its final name until it is complete and checked, and never over anyone else's files."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.artifacts import MANIFEST, Manifest, commit_directory, sync_file
+from pipelines.errors import ConfigError, MachineError
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Make sure that replacing `folder` loses nothing but an earlier export.
+
+    Raises:
+        ConfigError: naming a file that no export wrote.
+    """
+    if not folder.exists():
+        return
+    manifest = Manifest.read(folder) if folder.is_dir() else None
+    ours = {MANIFEST, *(record.path for record in manifest.files)} if manifest else set()
+    present = [folder] if not folder.is_dir() else [path for path in folder.rglob("*") if not path.is_dir()]
+    foreign = sorted(path for path in present if path.relative_to(folder).as_posix() not in ours)
+    if foreign:
+        others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise ConfigError(f"{foreign[0]}{others}: not written by an export; move it elsewhere, {folder} is replaced")
+
+
+@contextmanager
+def staged(final: Path) -> Iterator[Path]:
+    """A fresh directory that becomes `final` if the block succeeds, and is gone if it fails.
+
+    Raises:
+        ConfigError: if `final` holds files that no export wrote.
+        MachineError: if it cannot be written, a full disk for instance.
+    """
+    refuse_foreign_files(final)
+    temporary = final.with_name(f".{final.name}.tmp")
+    try:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                with path.open("rb") as file:
+                    sync_file(file.fileno())
+        commit_directory(temporary, final)
+    except OSError as error:
+        raise MachineError(
+            f"{error.filename or final}: cannot be written ({error.strerror or error}); "
+            "free space there or set run.work_dir elsewhere"
+        ) from error
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)

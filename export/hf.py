@@ -1,0 +1,78 @@
+"""A Hugging Face directory: weights, configuration, tokenizer, chat template, model card."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.cast import Dtype
+from export.model_card import model_card
+from export.model_config import exported_config, exported_generation_config, read_config
+from export.progress import progress_bar
+from export.safetensors_stream import write_model
+from export.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
+from export.weights import Weights
+from pipelines.artifacts import canonical_json, write_atomic
+from pipelines.checkpoints import Checkpoint
+from pipelines.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint as it is exported: its weights in one number format, and the files that go with them."""
+
+    checkpoint: Checkpoint
+    weights: Weights
+    config: Mapping[str, Any]
+    """config.json"""
+    special: SpecialTokens
+    files: Mapping[str, bytes]
+    """Configuration and tokenizer, content by file name."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, dtype: Dtype) -> "Model":
+        """Read what is small and check that it fits together; the weights are read when they are written.
+
+        Raises:
+            CheckError: if the checkpoint lacks what an export needs.
+            ConfigError: if the model has parts that are not exported yet.
+        """
+        _refuse_unsupported(checkpoint)
+        trained = read_config(checkpoint.folder)
+        tokenizer = checkpoint.folder / "tokenizer"
+        special = special_tokens(tokenizer, trained)
+        config = exported_config(trained, checkpoint.shapes, dtype, special)
+        files = {
+            "config.json": canonical_json(config),
+            "generation_config.json": canonical_json(exported_generation_config(checkpoint, special)),
+            **tokenizer_files(tokenizer, special),
+        }
+        return cls(checkpoint, Weights(checkpoint, dtype), config, special, files)
+
+    def write_files(self, folder: Path) -> None:
+        """Write everything but the weights."""
+        for name, content in self.files.items():
+            write_atomic(folder / name, content)
+
+
+def _refuse_unsupported(checkpoint: Checkpoint) -> None:
+    if buffers := list(checkpoint.manifest.facts["buffers"]):
+        raise ConfigError(
+            f"{checkpoint.folder}: the model keeps {buffers[0]} beside its parameters (a persistent buffer), which "
+            "export does not write yet"
+        )
+    fused = next((name for name, shape in checkpoint.shapes.items() if len(shape) > 2), None)
+    if fused:
+        raise ConfigError(
+            f"{checkpoint.folder}: {fused} holds several experts in one tensor, a form that only Transformers 5 reads; "
+            "export does not take it apart yet"
+        )
+
+
+def write_hf(model: Model, folder: Path, max_shard_size: int) -> None:
+    """Write a directory that plain Transformers loads, holding one block of a tensor in memory at a time."""
+    with progress_bar("writing hf", model.weights.nbytes, "B") as progress:
+        write_model(folder, model.weights, max_shard_size, progress)
+    model.write_files(folder)
+    card = model_card(model.checkpoint, model.config, model.weights, model.special)
+    write_atomic(folder / "README.md", card.encode("utf-8"))

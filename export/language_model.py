@@ -1,0 +1,106 @@
+"""Plain Transformers models for checking and using an export: loading, and greedy decoding one prompt at a time."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from export.cast import Bits, Dtype
+from pipelines.errors import CheckError, ConfigError
+
+
+def load_folder(folder: Path) -> Any:
+    """The model of an exported directory, in the number format it is stored in.
+
+    Raises:
+        CheckError: if Transformers misses a tensor or finds one too many.
+    """
+    with _quiet():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", local_files_only=True, output_loading_info=True
+        )
+    _refuse_gaps(info, str(folder))
+    return model.eval()
+
+
+def load_tensors(config: Mapping[str, Any], tensors: Iterable[tuple[str, Bits]], dtype: Dtype, origin: str) -> Any:
+    """A model of that config.json with those weights.
+
+    Raises:
+        CheckError: if the weights are not the model's.
+        ConfigError: if Transformers does not know the model.
+    """
+    try:
+        settings = AutoConfig.for_model(**config)
+        architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+    except (ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{origin}: Transformers {transformers.__version__} has no language model of type {config['model_type']!r}"
+        ) from error
+    state = {name: as_tensor(bits, dtype) for name, bits in tensors}
+    with _quiet():
+        model, info = architecture.from_pretrained(
+            None, config=settings, state_dict=state, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    _refuse_gaps(info, origin)
+    return model.eval()
+
+
+def as_tensor(bits: Bits, dtype: Dtype) -> Tensor:
+    """Bit patterns as the numbers they are."""
+    return torch.from_numpy(bits if bits.flags.c_contiguous else bits.copy()).view(getattr(torch, dtype))
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model says after a prompt, taking the most likely token each time."""
+
+    ids: list[int]
+    logits: Tensor
+    """float32[tokens, vocabulary]: the scores that each of `ids` won with."""
+
+
+@torch.inference_mode()
+def continue_greedily(model: Any, prompt: Sequence[int], tokens: int) -> Continuation:
+    """Exactly `tokens` tokens after `prompt`; nothing ends it early."""
+    ids: list[int] = []
+    scores: list[Tensor] = []
+    given, cache = torch.tensor([list(prompt)]), None
+    for _ in range(tokens):
+        output = model(input_ids=given, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        scores.append(output.logits[0, -1].float())
+        ids.append(int(scores[-1].argmax()))
+        given = torch.tensor([[ids[-1]]])
+    return Continuation(ids, torch.stack(scores) if scores else torch.empty(0, 0))
+
+
+def _refuse_gaps(info: Any, origin: str) -> None:
+    for what, names in info.items():
+        if names:
+            raise CheckError(
+                f"{origin}: Transformers finds {what.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}"
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bar and the remarks of a library whose findings are checked here anyway."""
+    noise = logging.getLogger("transformers")
+    level, bars = noise.level, transformers.utils.logging.is_progress_bar_enabled()
+    noise.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        noise.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

@@ -1,0 +1,92 @@
+"""config.json and generation_config.json, spelled for every generation of Transformers.
+
+Transformers 5 renamed `torch_dtype` to `dtype` and moved `rope_theta`, `rope_scaling` and `partial_rotary_factor` into
+`rope_parameters`. Each generation skips the other's names without a word, so both are written.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from export.cast import WIDTH, Dtype
+from export.tokenizer_files import SpecialTokens
+from pipelines.checkpoints import Checkpoint
+from pipelines.errors import CheckError, ConfigError
+
+_OF_A_MACHINE = ("_name_or_path", "transformers_version", "_attn_implementation", "_attn_implementation_autoset")
+_ROPE_PLACES = ("rope_theta", "partial_rotary_factor")
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """config.json as the trainer saved it in a checkpoint's directory.
+
+    Raises:
+        CheckError: if it is missing or incomplete.
+    """
+    path = checkpoint / "model" / "config.json"
+    try:
+        config = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise CheckError(f"{path}: cannot be read ({error}); use another checkpoint") from error
+    for key in ("model_type", "architectures", "vocab_size"):
+        if not config.get(key):
+            raise CheckError(f"{path}: {key} is missing; use a checkpoint that this version wrote")
+    return config
+
+
+def stored_dtype(checkpoint: Path) -> Dtype:
+    """The number format that the trained model was stored in, or float32 where nothing says."""
+    config = read_config(checkpoint)
+    stored = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if stored not in WIDTH:
+        raise ConfigError(
+            f"{checkpoint / 'model' / 'config.json'}: dtype {stored!r} cannot be exported; "
+            "set export.hf.dtype to bfloat16, float16 or float32"
+        )
+    return cast(Dtype, stored)
+
+
+def exported_config(
+    config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: str, special: SpecialTokens
+) -> dict[str, Any]:
+    """config.json for weights of `dtype`."""
+    exported = {key: value for key, value in config.items() if key not in _OF_A_MACHINE}
+    exported |= special.as_config()
+    exported |= {"dtype": dtype, "torch_dtype": dtype}
+    exported["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", "lm_head.weight" not in shapes))
+    return exported | rope_spellings(config)
+
+
+def exported_generation_config(checkpoint: Checkpoint, special: SpecialTokens) -> dict[str, Any]:
+    """generation_config.json: what the model brought, with the special tokens of the template trained on."""
+    path = checkpoint.folder / "model" / "generation_config.json"
+    brought: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            brought = dict(json.loads(path.read_bytes()))
+        except ValueError as error:
+            raise CheckError(f"{path}: not JSON ({error}); use another checkpoint") from error
+    kept = {key: value for key, value in brought.items() if key not in ("_from_model_config", "transformers_version")}
+    return kept | special.as_config()
+
+
+def rope_spellings(config: dict[str, Any]) -> dict[str, Any]:
+    """Rotary embedding, old keys and new, from whichever `config` has; empty for a model without.
+
+    Kinds of layers with settings of their own (`rope_parameters` nested by layer type) have no old spelling.
+    """
+    new = config.get("rope_parameters")
+    if isinstance(new, dict) and any(isinstance(value, dict) for value in new.values()):
+        return {}
+    if not new:
+        old = config.get("rope_scaling") or {}
+        new = {**old, "rope_type": old.get("rope_type", old.get("type", "default"))}
+        new.pop("type", None)
+        new |= {key: config[key] for key in _ROPE_PLACES if config.get(key) is not None}
+        if "rope_theta" not in new:
+            return {}
+    scaling = {key: value for key, value in new.items() if key not in _ROPE_PLACES}
+    scaled = scaling.get("rope_type", "default") != "default"
+    places = {key: new[key] for key in _ROPE_PLACES if key in new}
+    return {"rope_parameters": new, "rope_scaling": scaling if scaled else None, **places}

@@ -1,0 +1,118 @@
+"""What an export is going to be, decided from manifests and the TOML alone, without loading anything large."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from export.cast import Dtype
+from export.model_config import stored_dtype
+from pipelines.artifacts import Json, Manifest, digest_file, identity
+from pipelines.checkpoints import finished, step_folder
+from pipelines.errors import DataError, MachineError
+from pipelines.schema import Pipeline
+
+FORMAT_VERSION = 1
+"""Raised whenever the bytes written for the same checkpoint and settings change."""
+_LIBRARIES = ("tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One checkpoint, what becomes of it, and under which identities."""
+
+    checkpoint: Path
+    parent: str
+    """Identity of the checkpoint."""
+    home: Path
+    """The stage's directory."""
+    dtype: Dtype
+    """Of the Hugging Face directory."""
+    targets: Mapping[str, str]
+    """Identity by target, in the order they are written."""
+    identity: str
+    """Of the whole stage's output."""
+    versions: Mapping[str, str]
+    """Of the libraries that the checks run on."""
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> "Plan":
+        """Choose the checkpoint and name what it becomes.
+
+        Raises:
+            DataError: if there is no such checkpoint, or no such evaluation file.
+            MachineError: if a library is missing.
+        """
+        table = pipeline.export
+        checkpoint, manifest = _choose(pipeline)
+        dtype = _dtype(pipeline, checkpoint)
+        versions = _versions()
+        shared = {"format": FORMAT_VERSION, "parent": manifest.identity, "versions": versions}
+        settings: dict[str, Json] = {
+            "hf": {**table.hf.model_dump(mode="json"), "dtype": dtype},
+            "turbomind": {**table.turbomind.model_dump(mode="json"), "model_name": model_name(pipeline)},
+        }
+        verify = table.verify.model_dump(mode="json")
+        targets: dict[str, str] = {
+            target: identity(target, shared, settings[target], verify) for target in table.targets
+        }
+        evaluation: Json = None
+        if table.eval:
+            if not table.eval.file.is_file():
+                raise DataError(f"{table.eval.file}: export.eval.file does not exist")
+            evaluation = {**table.eval.model_dump(mode="json", exclude={"file"}), "file": digest_file(table.eval.file)}
+        return cls(
+            checkpoint=checkpoint,
+            parent=manifest.identity,
+            home=pipeline.home / "export",
+            dtype=dtype,
+            targets=targets,
+            identity=identity("export", shared, targets, evaluation),
+            versions=versions,
+        )
+
+    def is_done(self, target: str | None = None) -> bool:
+        """Whether a target, or by default the whole export, is there as planned; sizes are compared."""
+        folder = self.home / target if target else self.home
+        manifest = Manifest.read(folder)
+        if manifest is None or manifest.identity != (self.targets[target] if target else self.identity):
+            return False
+        return all(
+            (path := folder / record.path).is_file() and path.stat().st_size == record.size for record in manifest.files
+        )
+
+
+def model_name(pipeline: Pipeline) -> str:
+    """Name that the model is served under."""
+    return pipeline.export.turbomind.model_name or pipeline.run.name
+
+
+def _choose(pipeline: Pipeline) -> tuple[Path, Manifest]:
+    checkpoints = pipeline.home / "train" / "checkpoints"
+    there = finished(checkpoints)
+    if not there:
+        raise DataError(f"{checkpoints}: no finished checkpoint; run `packtrain train` with this file first")
+    wanted = pipeline.export.checkpoint
+    folder = there[-1] if wanted == "latest" else step_folder(checkpoints, wanted)
+    if folder not in there:
+        steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in there)
+        raise DataError(f"{folder}: export.checkpoint = {wanted} is not there; finished steps are {steps}")
+    manifest = Manifest.read(folder)
+    assert manifest is not None  # `finished` looks for it
+    return folder, manifest
+
+
+def _dtype(pipeline: Pipeline, checkpoint: Path) -> Dtype:
+    for chosen in (pipeline.export.hf.dtype, pipeline.model.torch_dtype):
+        if chosen != "auto":
+            return chosen
+    return stored_dtype(checkpoint)
+
+
+def _versions() -> dict[str, str]:
+    try:
+        return {name: version(name) for name in _LIBRARIES}
+    except PackageNotFoundError as error:
+        raise MachineError(
+            f"export needs {error.name}, which is not installed here; pip install 'packtrain[train]'"
+        ) from error

@@ -1,0 +1,134 @@
+"""The export stage: a checkpoint into the forms its users load, each checked by reading it back."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export.destination import refuse_foreign_files, staged
+from export.hf import Model, write_hf
+from export.plan import FORMAT_VERSION, Plan, model_name
+from export.summary import EVALUATION, facts, summary
+from export.turbomind.folder import settings_of, write_turbomind
+from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, write_atomic
+from pipelines.checkpoints import Checkpoint
+from pipelines.schema import Pipeline
+
+if TYPE_CHECKING:
+    from export.evaluate import Question
+
+__all__ = ["facts", "run", "summary"]
+
+log = logging.getLogger(__name__)
+
+
+def run(pipeline: Pipeline) -> None:
+    """Export the chosen checkpoint to every target, and ask the result the evaluation's questions.
+
+    Raises:
+        DataError: if there is no checkpoint, or the evaluation file is wrong.
+        ConfigError: if a target cannot hold this model, or would replace files that no export wrote.
+        CheckError: if the checkpoint is damaged, what was written differs from it, or too few answers are right.
+        MachineError: if nothing can be written, or a library is missing.
+    """
+    plan = Plan.of(pipeline)
+    if plan.is_done():
+        log.info("export: nothing to do, %s is current for %s", plan.home, plan.checkpoint.name)
+        return
+    with exclusive(plan.home):
+        (plan.home / MANIFEST).unlink(missing_ok=True)
+        checkpoint = Checkpoint(plan.checkpoint)
+        _refuse(pipeline, plan, checkpoint)
+        questions = _questions(pipeline)
+        checkpoint.manifest.verify(plan.checkpoint)
+        for target in plan.targets:
+            if not plan.is_done(target):
+                _write(pipeline, plan, checkpoint, target)
+        evaluation = _evaluate(pipeline, plan, questions)
+        _complete(plan, checkpoint, evaluation)
+
+
+def _refuse(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint) -> None:
+    """What can be known to fail, before any work."""
+    for target in plan.targets:
+        refuse_foreign_files(plan.home / target)
+    if "turbomind" in plan.targets:
+        table = pipeline.export.turbomind
+        settings_of(Model.of(checkpoint, table.weight_type), table, model_name(pipeline))
+
+
+def _questions(pipeline: Pipeline) -> "list[Question]":
+    if pipeline.export.eval is None:
+        return []
+    from export.evaluate import read_questions
+
+    return read_questions(pipeline.export.eval.file)
+
+
+def _write(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint, target: str) -> None:
+    from export.verify import verify_hf, verify_turbomind
+
+    table = pipeline.export
+    model = Model.of(checkpoint, plan.dtype if target == "hf" else table.turbomind.weight_type)
+    with staged(plan.home / target) as folder:
+        if target == "hf":
+            write_hf(model, folder, table.hf.max_shard_size)
+            about = {"verified": verify_hf(model, folder, table.verify)}
+        else:
+            write_turbomind(model, folder, table.turbomind, model_name(pipeline))
+            about = {"verified": verify_turbomind(model, folder, table.verify)}
+        about |= {
+            "dtype": model.weights.dtype,
+            "parameters": model.weights.parameters,
+            "rounded_to_zero": model.weights.vanished,
+            "step": checkpoint.step,
+            "versions": dict(plan.versions),
+        }
+        _manifest(target, plan.targets[target], plan, _records(folder), about).write(folder)
+    count = f"{model.weights.parameters:,}"
+    log.info("export: %s written, %s parameters in %s, and read back equal", target, count, model.weights.dtype)
+
+
+def _evaluate(pipeline: Pipeline, plan: Plan, questions: "list[Question]") -> Json:
+    path = plan.home / EVALUATION
+    table = pipeline.export.eval
+    if table is None:
+        path.unlink(missing_ok=True)  # it would speak of another export
+        return None
+    from export.evaluate import evaluate, refuse_low_accuracy
+
+    result = evaluate(plan.home / "hf", questions, table.max_new_tokens)
+    write_atomic(path, canonical_json(result))
+    refuse_low_accuracy(result, table, path)
+    return {key: value for key, value in result.items() if key != "answers"}
+
+
+def _complete(plan: Plan, checkpoint: Checkpoint, evaluation: Json) -> None:
+    """The manifest over all targets: without it, the next run looks at each of them again."""
+    records: list[FileRecord] = []
+    verified: dict[str, Json] = {}
+    for target in plan.targets:
+        manifest = Manifest.read(plan.home / target)
+        assert manifest is not None  # just written, or found current
+        verified[target] = manifest.facts["verified"]
+        own = FileRecord.of(plan.home, plan.home / target / MANIFEST)
+        within = [replace(record, path=f"{target}/{record.path}") for record in manifest.files]
+        records += sorted([own, *within], key=lambda record: record.path)
+    if evaluation is not None:
+        records.append(FileRecord.of(plan.home, plan.home / EVALUATION))
+    about = {
+        "evaluation": evaluation,
+        "loss": checkpoint.manifest.facts["loss"],
+        "step": checkpoint.step,
+        "verified": verified,
+        "versions": dict(plan.versions),
+    }
+    _manifest("export", plan.identity, plan, sorted(records, key=lambda record: record.path), about).write(plan.home)
+
+
+def _manifest(kind: str, identity: str, plan: Plan, records: list[FileRecord], about: dict[str, Json]) -> Manifest:
+    return Manifest(kind, FORMAT_VERSION, identity, {"checkpoint": plan.parent}, records, about)
+
+
+def _records(folder: Path) -> list[FileRecord]:
+    return [FileRecord.of(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]

@@ -1,0 +1,39 @@
+"""A TurboMind folder: the engine's weights and config.yaml, and what the serving side reads beside them."""
+
+from pathlib import Path
+
+from export.hf import Model
+from export.progress import progress_bar
+from export.turbomind.config import config_yaml
+from export.turbomind.geometry import Geometry
+from export.turbomind.llama import write_weights
+from pipelines.artifacts import write_atomic
+from pipelines.schema import TurbomindExport
+
+WEIGHTS = Path("triton_models") / "weights"
+CONFIG = "config.yaml"
+
+
+def write_turbomind(model: Model, folder: Path, table: TurbomindExport, model_name: str) -> None:
+    """Write a folder that LMDeploy 0.6 to 0.7.3 serves, straight from the checkpoint.
+
+    Raises:
+        ConfigError: if the model has no such folder, before anything is written.
+    """
+    geometry, settings = settings_of(model, table, model_name)
+    weights = folder / WEIGHTS
+    weights.mkdir(parents=True)
+    with progress_bar("writing turbomind", model.weights.nbytes, "B") as progress:
+        write_weights(weights, model.weights, geometry, progress)
+    model.write_files(folder)
+    write_atomic(weights / CONFIG, settings)  # last, as its presence is what says that the weights are there
+
+
+def settings_of(model: Model, table: TurbomindExport, model_name: str) -> tuple[Geometry, bytes]:
+    """The model's sizes and its config.yaml.
+
+    Raises:
+        ConfigError: if no TurboMind folder of the model can be served, with the reason.
+    """
+    geometry = Geometry.of(model.config, model.weights.shapes, table.tp)
+    return geometry, config_yaml(geometry, model.config, table, model_name)

@@ -1,0 +1,181 @@
+"""What is compared after writing and before an export gets its name: numbers, logits, text and prompts.
+
+The other side of each comparison is the checkpoint: its tensors after the stated rounding, its config as the trainer
+saved it, its tokenizer's probe conversations as prep rendered them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from transformers import AutoTokenizer
+
+from export.cast import WIDTH, Bits
+from export.hf import Model
+from export.language_model import Continuation, continue_greedily, load_folder, load_tensors
+from export.model_config import read_config
+from export.progress import progress_bar
+from export.turbomind import layout
+from export.turbomind.llama import EMBEDDING, OUTPUT
+from export.turbomind.reader import TurbomindReader
+from export.weights import BLOCK
+from pipelines.artifacts import Json
+from pipelines.errors import CheckError
+from pipelines.probes import Probes
+from pipelines.schema import ExportVerify
+
+PROMPTS = 4
+"""Probe prompts that are continued."""
+
+
+def verify_hf(model: Model, folder: Path, table: ExportVerify) -> Json:
+    """Check a Hugging Face directory; returns what was compared, for its manifest.
+
+    Raises:
+        CheckError: at the first difference, naming it.
+    """
+    found: dict[str, Json] = {"tensors_equal": _compare_safetensors(model, folder)}
+    found["prompts_equal"] = _compare_prompts(model, folder)
+    loaded = load_folder(folder)
+    if table.greedy_tokens:
+        exported = _continuations(model, loaded, table.greedy_tokens)
+        del loaded
+        trained = _continuations(model, _trained(model), table.greedy_tokens)
+        found["greedy"] = _compare_continuations(exported, trained, table.max_abs_diff, folder)
+    return found
+
+
+def verify_turbomind(model: Model, folder: Path, table: ExportVerify) -> Json:
+    """Check a TurboMind folder by reading it with a plain reader; returns what was compared.
+
+    Raises:
+        CheckError: at the first difference, naming it.
+    """
+    found: dict[str, Json] = {"tensors_equal": _compare_turbomind(model, folder)}
+    if table.greedy_tokens:
+        reader = TurbomindReader(folder)
+        config = reader.hf_config(model.weights.shapes)
+        tensors = ((name, tensor) for name, tensor in _as_trained(model, reader) if name in model.weights.shapes)
+        served = load_tensors(config, tensors, model.weights.dtype, str(folder))
+        exported = _continuations(model, served, table.greedy_tokens)
+        del served
+        trained = _continuations(model, _trained(model), table.greedy_tokens)
+        found["greedy"] = _compare_continuations(exported, trained, table.max_abs_diff, folder)
+    return found
+
+
+def _trained(model: Model) -> Any:
+    """The checkpoint's weights in the checkpoint's own config."""
+    tensors = ((name, model.weights.tensor(name)) for name in model.weights.shapes)
+    return load_tensors(
+        read_config(model.checkpoint.folder), tensors, model.weights.dtype, str(model.checkpoint.folder)
+    )
+
+
+def _compare_safetensors(model: Model, folder: Path) -> int:
+    weights, seen = model.weights, 0
+    files = sorted(folder.glob("*.safetensors"))
+    with progress_bar("checking hf", weights.nbytes, "B") as progress:
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    tensor = file.get_tensor(name)
+                    if tuple(tensor.shape) != weights.shapes.get(name) or tensor.dtype != getattr(torch, weights.dtype):
+                        raise CheckError(f"{path}: {name} is {tensor.dtype}{list(tensor.shape)}; export again")
+                    flat = tensor.reshape(-1).view(torch.uint16 if WIDTH[weights.dtype] == 2 else torch.uint32)
+                    for start in range(0, flat.numel(), BLOCK):
+                        found = flat[start : start + BLOCK].numpy()
+                        _refuse_difference(found, weights.read(name, start, start + found.size), f"{path}: {name}")
+                        progress(found.nbytes)
+                    seen += 1
+    if seen != len(weights.shapes):
+        raise CheckError(f"{folder}: {seen} of {len(weights.shapes)} tensors; export again")
+    return seen
+
+
+def _compare_turbomind(model: Model, folder: Path) -> int:
+    weights, seen = model.weights, 0
+    with progress_bar("checking turbomind", weights.nbytes, "B") as progress:
+        for name, tensor in _as_trained(model, TurbomindReader(folder)):
+            if name in weights.shapes:
+                expected = weights.tensor(name)
+                seen += 1
+                progress(tensor.nbytes)
+            elif name == OUTPUT:
+                expected = weights.tensor(EMBEDDING)
+            else:
+                expected = np.zeros_like(tensor)  # the output bias that the engine wants and the model lacks
+            _refuse_difference(tensor, expected, f"{folder}: {name}")
+    if seen != len(weights.shapes):
+        raise CheckError(f"{folder}: {seen} of {len(weights.shapes)} tensors; export again")
+    return seen
+
+
+def _as_trained(model: Model, reader: TurbomindReader) -> Any:
+    """The reader's tensors without the padding and the repeated heads that tensor parallelism asked for."""
+    size = reader.model["size_per_head"]
+    for name, tensor in reader.tensors():
+        shape = model.weights.shapes.get(name, tensor.shape)
+        if tensor.shape == shape:
+            yield name, tensor
+        elif ".k_proj." in name or ".v_proj." in name:
+            columns = tensor.T if tensor.ndim == 2 else tensor[None]
+            whole = layout.unrepeat_heads(columns, size, columns.shape[1] // shape[0])
+            yield name, whole.T if tensor.ndim == 2 else whole[0]
+        elif ".down_proj." in name:
+            yield name, layout.unpad_columns(tensor, shape[1])
+        else:
+            yield name, layout.unpad_columns(tensor.T, shape[0]).T
+
+
+def _refuse_difference(found: Bits, expected: Bits, where: str) -> None:
+    if found.shape != expected.shape:
+        raise CheckError(f"{where} has shape {list(found.shape)}, the checkpoint {list(expected.shape)}; export again")
+    different = int(np.count_nonzero(found != expected))
+    if different:
+        raise CheckError(
+            f"{where} differs from the checkpoint in {different:,} of {found.size:,} numbers; export again"
+        )
+
+
+def _compare_prompts(model: Model, folder: Path) -> int:
+    probes = Probes.read(model.checkpoint.folder / "tokenizer").probes
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for probe in probes:
+        messages = [dict(message) for message in probe.messages]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        if ids != list(probe.prompt_ids):
+            place = next((i for i, (a, b) in enumerate(zip(ids, probe.prompt_ids, strict=False)) if a != b), None)
+            at = min(len(ids), len(probe.prompt_ids)) if place is None else place
+            raise CheckError(
+                f"{folder}: the tokenizer gives other prompts than were trained on, first at token {at} of "
+                f"{tokenizer.decode(list(probe.prompt_ids))!r}; prep and Transformers read the tokenizer differently"
+            )
+    return len(probes)
+
+
+def _continuations(model: Model, loaded: Any, tokens: int) -> list[Continuation]:
+    return [continue_greedily(loaded, prompt, tokens) for prompt in _prompts(model)]
+
+
+def _prompts(model: Model) -> list[Sequence[int]]:
+    probes = Probes.read(model.checkpoint.folder / "tokenizer").probes[:PROMPTS]
+    rows = model.config["vocab_size"]
+    return [probe.prompt_ids for probe in probes] or [[id_ % rows for id_ in range(1, 17)]]
+
+
+def _compare_continuations(
+    exported: list[Continuation], trained: list[Continuation], max_abs_diff: float, folder: Path
+) -> Json:
+    worst = max(float((one.logits - other.logits).abs().max()) for one, other in zip(exported, trained, strict=True))
+    if not worst <= max_abs_diff:
+        raise CheckError(
+            f"{folder}: its logits are up to {worst:g} from the checkpoint's, export.verify.max_abs_diff = "
+            f"{max_abs_diff:g}; the exported config or weights are not the trained model"
+        )
+    if any(one.ids != other.ids for one, other in zip(exported, trained, strict=True)):
+        raise CheckError(f"{folder}: it continues a probe prompt otherwise than the checkpoint; export again")
+    return {"prompts": len(exported), "tokens": len(exported[0].ids), "max_abs_diff": worst}
