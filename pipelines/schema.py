@@ -67,11 +67,13 @@ def _pair(value: object) -> object:
 
 
 def _json(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return float(value)
     if isinstance(value, dict):
         return {key: _json(child) for key, child in value.items()}
-    return [_json(child) for child in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_json(child) for child in value]
+    if not isinstance(value, str | int | float | Decimal):
+        raise ValueError(f"expected what JSON has, found the date or time {spell_value(value)}")
+    return _real(value) if isinstance(value, Decimal) else value
 
 
 def _local_path(value: object, info: ValidationInfo) -> object:
@@ -577,7 +579,7 @@ class Pipeline(Table):
     """Without it the pipeline ends after prep."""
     export: Export = Export()
 
-    _places: Mapping[KeyPath, str] = PrivateAttr(default_factory=dict)
+    _places: Mapping[KeyPath, object] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: Any, /) -> None:
         if context:
