@@ -2,10 +2,24 @@
 
 A checkpoint is a directory `step-00000500` that appears by rename:
 
-    manifest.json                    kind `checkpoint`; its facts are `CheckpointFacts`
+    manifest.json                    kind `checkpoint`, parent `prep`; its facts are listed below
     state-00000-of-00002.safetensors one per rank: the fragments that rank owns
     model/                           config.json and generation_config.json as the exporter needs them
     tokenizer/                       the tokenizer directory that prep read, with its chat template
+
+Facts of the manifest:
+
+    parameters     name -> shape of every trained tensor, in the model's order, each tied tensor once
+    tied           other name -> name in `parameters`
+    buffers        name -> shape of every persistent buffer (kind `buffer`, float32 or int64)
+    kinds          what the optimizer keeps for each element, such as exp_avg
+    optimizer      its scalars, such as {"step": 500.0}
+    scaler         the dynamic loss scaler's state, for fp16
+    step, total_steps, epoch, packs_consumed      where the run is
+    loss           {"first": mean loss of the first step, "last": of this one}
+    settings       what the identity is made of, so that a difference can be named
+    layout         {"world_size", "zero_stage", "precision"} of the run that wrote it; any other can read it
+    versions       of the libraries that computed it
 
 A fragment is a flat run of one tensor's elements. Its key is `kind/name/first element`, for example
 `parameter/model.norm.weight/0` or `exp_avg/model.layers.0.mlp.up_proj.weight/8192`. `parameter` is the float32 master
@@ -114,6 +128,13 @@ class Checkpoint:
         """Every tensor of a kind, whole and in its shape, one at a time."""
         for name, shape in self.shapes.items():
             yield name, self.read(kind, name).reshape(shape)
+
+    def buffers(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Every persistent buffer of the model, whole and in its shape: float32 or int64."""
+        for name, shape in self.manifest.facts["buffers"].items():
+            (piece,) = self._fragments["buffer", name]
+            with safe_open(piece.path, framework="numpy") as file:
+                yield name, file.get_tensor(piece.key).reshape(shape)
 
     def _index(self) -> dict[tuple[str, str], list[Fragment]]:
         fragments: defaultdict[tuple[str, str], list[Fragment]] = defaultdict(list)

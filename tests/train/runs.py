@@ -1,0 +1,124 @@
+"""Tiny runs for the train tests: packs written as prep writes them, and the pipeline that trains on them."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.artifacts import FileRecord, Manifest, identity
+from pipelines.schema import Pipeline
+from pipelines.shards import FORMAT_VERSION, Packs, write_shard
+
+VOCABULARY = 48
+CAPACITY = 40
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+
+
+def write_prep(
+    folder: Path, *, packs: int = 10, seed: int = 0, vocabulary: int = VOCABULARY, shards: int = 2
+) -> None:
+    """A finished prep directory with random documents of learnable counting sequences."""
+    random = np.random.default_rng(seed)
+    (folder / "shards").mkdir(parents=True)
+    per_shard = [len(part) for part in np.array_split(np.arange(packs), shards)]
+    records = []
+    for index, count in enumerate(per_shard):
+        path = folder / "shards" / f"shard-{index:05d}.arrow"
+        write_shard(path, _packs(random, count, vocabulary))
+        records.append(FileRecord.of(folder, path))
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    records.append(FileRecord.of(folder, folder / "tokenizer" / "tokenizer.json"))
+    facts = {
+        "packs_per_shard": per_shard,
+        "packs": packs,
+        "capacity": CAPACITY,
+        "vocab_size": vocabulary,
+        "max_token_id": vocabulary - 1,
+    }
+    Manifest("prep", FORMAT_VERSION, identity("prep", seed, packs, vocabulary), {}, records, facts).write(folder)
+
+
+def _packs(random: np.random.Generator, packs: int, vocabulary: int) -> Packs:
+    lengths: list[int] = []
+    segments: list[int] = []
+    tokens: list[int] = []
+    loss: list[bool] = []
+    for _ in range(packs):
+        room, before = CAPACITY - int(random.integers(0, 5)), len(lengths)
+        while room:
+            length = min(room, int(random.integers(1, 16)))
+            first, prompt = int(random.integers(0, vocabulary)), int(random.integers(0, length + 1))
+            tokens += [(first + at) % vocabulary for at in range(length)]
+            loss += [at >= prompt for at in range(length)]
+            lengths.append(length)
+            room -= length
+        segments.append(len(lengths) - before)
+    tokens[-1], loss[-1] = vocabulary - 1, True
+    numbers = np.arange(len(lengths), dtype=np.uint32)
+    return Packs(
+        tokens=np.array(tokens, np.uint16),
+        loss=np.array(loss, np.bool_),
+        lengths=np.array(lengths, np.int32),
+        segments_per_pack=np.array(segments, np.int32),
+        file=np.zeros_like(numbers),
+        record=numbers,
+        start=np.zeros_like(numbers),
+    )
+
+
+def pipeline(folder: Path, *, model: dict[str, Any] | None = None, **train: Any) -> Pipeline:
+    """A pipeline whose work directory is `folder`; keyword arguments are keys of its [train] table."""
+    table = {
+        "schema_version": 1,
+        "run": {"name": "tiny", "work_dir": str(folder), "seed": 7},
+        "model": model or {"scratch": LLAMA},
+        "tokenizer": {"name_or_path": "tokenizer"},
+        "prep": {"source": [{"name": "s", "path": "s.jsonl"}], "pack": {"capacity": CAPACITY}},
+        "train": {"global_batch_size": 4, "optimizer": {"lr": Decimal("0.01")}, **train},
+    }
+    return Pipeline.model_validate(table, context={"base": folder})
+
+
+def write_toml(folder: Path, lines: Sequence[str] = ()) -> Path:
+    """A pipeline file for the command line; `lines` are keys of its [train] table."""
+    sizes = "\n".join(f"{key} = {_toml(value)}" for key, value in LLAMA.items())
+    path = folder / "tiny.toml"
+    path.write_text(
+        f"""schema_version = 1
+[run]
+name = "tiny"
+seed = 7
+[model.scratch]
+{sizes}
+[tokenizer]
+name_or_path = "tokenizer"
+[[prep.source]]
+name = "s"
+path = "s.jsonl"
+[prep.pack]
+capacity = {CAPACITY}
+[train]
+global_batch_size = 4
+{chr(10).join(lines)}
+[train.optimizer]
+lr = 0.01
+"""
+    )
+    return path
+
+
+def _toml(value: object) -> str:
+    return {True: "true", False: "false"}.get(value, "") if isinstance(value, bool) else f"{value!r}".replace("'", '"')

@@ -1,0 +1,274 @@
+"""Attention over packed documents for any Transformers model, without a mask and without patching.
+
+`PackedAttention` is registered in Transformers' `AttentionInterface` under our own name. No mask function has that
+name, so Transformers passes `attention_mask=None` and never builds an N x N mask. The boundaries of the documents
+come with the batch: `with attention.over(segments): ...` around forward and backward (activation checkpointing calls
+attention again in the backward pass, on a thread of autograd's own, so a context variable would not reach it).
+"""
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipelines.errors import ConfigError, MachineError
+
+NAME = "packtrain"
+"""What the attention is called in Transformers' interface and, while training, in the model's config."""
+
+Backend = Literal["flash_attention_2", "varlen", "sdpa"]
+
+# What models hand to attention besides tensors and scores, and what varlen attention derives from the segments.
+HARMLESS = {
+    "position_ids", "cache_position", "use_cache", "past_key_values", "output_attentions", "output_hidden_states",
+    "return_dict", "is_causal", "position_embeddings", "num_items_in_batch", "logits_to_keep", "labels",
+    "output_router_logits", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "layer_idx",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The documents of one micro-batch, end to end."""
+
+    lengths: list[int]
+    """[docs] tokens of each document, on the host."""
+    cu_seqlens: Tensor
+    """int32[docs + 1] on the device, strictly rising from 0."""
+
+    @classmethod
+    def of(cls, lengths: list[int], device: torch.device | str = "cpu") -> "Segments":
+        ends = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(torch.int32)
+        return cls(lengths, ends.to(device, non_blocking=True))
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a layer turns queries and keys into weights."""
+
+    scale: float
+    window: int | None = None
+    """Keys a query sees, itself included; None sees the whole past."""
+    softcap: float | None = None
+    """Scores pass through `softcap * tanh(score / softcap)`."""
+    sinks: Tensor | None = None
+    """[heads] a score per head that takes part in the softmax and carries no value."""
+    dropout: float = 0.0
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Segments, Scores], Tensor]
+"""(query [tokens, heads, dim], key and value [tokens, kv heads, dim]) to [tokens, heads, dim]."""
+
+
+class PackedAttention:
+    """The function behind `attn_implementation="packtrain"`, and the documents it runs over."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.calls = 0
+        """Since the start; the audit counts them against the model's layers."""
+        self._kernel = KERNELS[backend]
+        self._segments: Segments | None = None
+
+    def register(self) -> None:
+        """Make Transformers find this object under `NAME`."""
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(NAME, self)
+
+    @contextmanager
+    def over(self, segments: Segments) -> Iterator[None]:
+        """Run attention over these documents, in forward and backward passes inside the block."""
+        self._segments = segments
+        try:
+            yield
+        finally:
+            self._segments = None
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        **rest: Any,
+    ) -> tuple[Tensor, None]:
+        """Attention as Transformers calls it.
+
+        Args:
+            query: [1, heads, tokens, dim]; key and value have their own number of heads.
+        Returns:
+            [1, tokens, heads, dim], and no weights.
+        Raises:
+            ConfigError: if the model hands over something that this attention would have to ignore.
+        """
+        segments = self._segments
+        assert segments is not None, "attention outside `over`"
+        unknown = sorted(name for name, given in rest.items() if given is not None and name not in HARMLESS)
+        if attention_mask is not None:
+            unknown.insert(0, "attention_mask")
+        if unknown or query.shape[0] != 1 or not query.shape[2] == key.shape[2] == sum(segments.lengths):
+            what = f"attention with {', '.join(unknown)}" if unknown else "attention between unequal sequences"
+            raise ConfigError(f"{type(module).__name__}: {what} is not supported by packed training; use another model")
+        self.calls += 1
+        scores = Scores(
+            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            window=sliding_window if sliding_window and sliding_window < segments.longest else None,
+            softcap=softcap,
+            sinks=s_aux,
+            dropout=dropout,
+        )
+        packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+        return self._kernel(packed[0], packed[1], packed[2], segments, scores)[None], None
+
+
+def choose_backend(asked: Literal["auto", "flash_attention_2", "varlen", "sdpa"], device: torch.device) -> Backend:
+    """The attention kernel for a device.
+
+    Raises:
+        MachineError: if the one asked for cannot run here.
+    """
+    has_flash = importlib.util.find_spec("flash_attn") is not None
+    if asked == "auto":
+        if device.type != "cuda":
+            return "sdpa"
+        return "flash_attention_2" if has_flash else "varlen"
+    if asked != "sdpa" and device.type != "cuda":
+        raise MachineError(f'model.attn_implementation = "{asked}": needs a CUDA device; use "auto" here')
+    if asked == "flash_attention_2" and not has_flash:
+        raise MachineError('model.attn_implementation = "flash_attention_2": flash-attn is not installed; use "varlen"')
+    return asked
+
+
+def by_document(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scores: Scores) -> Tensor:
+    """Scaled dot product attention, one document after the other: exact on every device.
+
+    `split` matters: slicing would give each document's gradient the size of the whole pack. Batching documents of
+    similar length with padding was measured and is slower: gathering costs more than the calls it saves.
+    """
+    one = _plain if scores.softcap is None and scores.sinks is None else _explicit
+    parts = (torch.split(tensor.transpose(0, 1)[None], segments.lengths, dim=2) for tensor in (query, key, value))
+    outs = [one(q, k, v, scores) for q, k, v in zip(*parts, strict=True)]
+    return torch.cat(outs, dim=2)[0].transpose(0, 1)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+    windowed = scores.window is not None and scores.window < query.shape[2]
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=_visible(query.shape[2], scores.window, query.device) if windowed else None,
+        is_causal=not windowed,
+        dropout_p=scores.dropout,
+        scale=scores.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _explicit(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+    # Caps and sinks change the scores, which the fused kernels of PyTorch do not offer.
+    length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    logits = (query @ key.transpose(2, 3)).float() * scores.scale
+    if scores.softcap is not None:
+        logits = scores.softcap * torch.tanh(logits / scores.softcap)
+    logits = logits.masked_fill(~_visible(length, scores.window, query.device), float("-inf"))
+    if scores.sinks is not None:
+        logits = torch.cat([logits, scores.sinks.float().view(1, -1, 1, 1).expand(1, -1, length, 1)], dim=-1)
+    weights = logits.softmax(-1)[..., :length]
+    return F.dropout(weights.to(value.dtype), scores.dropout) @ value
+
+
+def _visible(length: int, window: int | None, device: torch.device) -> Tensor:
+    """bool[length, length]: whether a query (row) sees a key (column) of its own document."""
+    past = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return past if window is None else past.triu(1 - window)
+
+
+def torch_varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scores: Scores) -> Tensor:
+    """PyTorch's own variable-length kernel: CUDA, half precision."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    _refuse("varlen", softcap=scores.softcap, sinks=scores.sinks, dropout=scores.dropout or None)
+    grouped: dict[str, Any] = {}
+    if key.shape[1] != query.shape[1]:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.12
+            grouped["enable_gqa"] = True
+        else:
+            groups = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    out = varlen_attn(
+        query.contiguous(),
+        key.contiguous(),
+        _as_wide_as(query, value).contiguous(),
+        segments.cu_seqlens,
+        segments.cu_seqlens,
+        segments.longest,
+        segments.longest,
+        scale=scores.scale,
+        window_size=_window(scores),
+        **grouped,
+    )
+    assert isinstance(out, Tensor)
+    return out[..., : value.shape[-1]]
+
+
+def flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scores: Scores) -> Tensor:
+    """flash-attn's variable-length kernel."""
+    from flash_attn import flash_attn_varlen_func
+
+    _refuse("flash_attention_2", sinks=scores.sinks)
+    out: Tensor = flash_attn_varlen_func(
+        query,
+        key,
+        _as_wide_as(query, value),
+        segments.cu_seqlens,
+        segments.cu_seqlens,
+        segments.longest,
+        segments.longest,
+        dropout_p=scores.dropout,
+        softmax_scale=scores.scale,
+        causal=True,
+        window_size=_window(scores),
+        softcap=scores.softcap or 0.0,
+    )
+    return out[..., : value.shape[-1]]
+
+
+def _window(scores: Scores) -> tuple[int, int]:
+    # Keys before and after the query that the kernels let it see; -1 is no limit.
+    return (-1 if scores.window is None else scores.window - 1, 0)
+
+
+def _as_wide_as(query: Tensor, value: Tensor) -> Tensor:
+    # The kernels want one head size; columns of zeros come out as zeros and are cut off again.
+    return F.pad(value, (0, query.shape[-1] - value.shape[-1]))
+
+
+def _refuse(backend: str, **features: object) -> None:
+    for name, value in features.items():
+        if value is not None:
+            raise ConfigError(
+                f'model.attn_implementation = "{backend}": cannot compute attention with {name}, which this model '
+                'uses; set it to "sdpa"'
+            )
+
+
+KERNELS: dict[Backend, Kernel] = {"sdpa": by_document, "varlen": torch_varlen, "flash_attention_2": flash}

@@ -1,0 +1,103 @@
+"""The audit before step 1: packed training must compute what each document alone would, or the model is refused."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines.errors import ConfigError
+from pipelines.shards import Pack
+from train.attention import NAME, Segments
+from train.engine import Engine
+
+PROBE_LENGTHS = (5, 1, 12, 7)
+"""Documents of the probe, in tokens: one of a single token, and longer ones before and after it."""
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}
+"""Accepted difference over the spread of the logits. What leaks between documents shifts them by about that spread."""
+
+
+def audit(engine: Engine, pack: Pack) -> None:
+    """Compare a packed probe with its documents run alone through Transformers' own attention.
+
+    Args:
+        pack: any pack of the data; its tokens serve as the probe's.
+    Raises:
+        ConfigError: naming the model and what is wrong with it, on every rank.
+    """
+    model = engine.model
+    name = model.config.model_type  # type: ignore[union-attr]  # a PreTrainedModel has a config
+    layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
+    tokens = torch.from_numpy(np.resize(pack.tokens, sum(PROBE_LENGTHS)).astype(np.int64)).to(engine.device)
+    before = engine.attention.calls
+    with _in_evaluation(model), torch.no_grad():
+        packed = _packed_logits(engine, tokens)
+        calls = engine.attention.calls - before
+        if calls != layers:
+            raise ConfigError(
+                f"{name} models cannot be trained on packed documents: {calls} of {layers} layers attend through the "
+                "attention that keeps documents apart; use another model"
+            )
+        alone = _logits_alone(engine, tokens)
+    difference = float((packed - alone).abs().max() / alone.std().clamp(min=1e-6))
+    found = torch.tensor(difference, device=engine.device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)  # so that all ranks agree
+    if not found.item() <= TOLERANCE[engine.precision]:
+        raise ConfigError(
+            f"{name} models cannot be trained on packed documents: their logits differ from those of each document "
+            f"alone by {found.item():.2g} of their spread; use another model"
+        )
+
+
+def _packed_logits(engine: Engine, tokens: Tensor) -> Tensor:
+    positions = torch.cat([torch.arange(length) for length in PROBE_LENGTHS]).to(engine.device)
+    with engine.attention.over(Segments.of(list(PROBE_LENGTHS), engine.device)):
+        return _logits(engine, tokens, positions)
+
+
+def _logits_alone(engine: Engine, tokens: Tensor) -> Tensor:
+    ends = np.cumsum((0, *PROBE_LENGTHS)).tolist()
+    with _transformers_attention(engine.model):
+        parts = [
+            _logits(engine, tokens[start:end], torch.arange(end - start, device=engine.device))
+            for start, end in pairwise(ends)
+        ]
+    return torch.cat(parts)
+
+
+def _logits(engine: Engine, tokens: Tensor, positions: Tensor) -> Tensor:
+    output = engine.model(input_ids=tokens[None], position_ids=positions[None], use_cache=False)
+    logits: Tensor = output.logits[0].float()
+    return logits
+
+
+@contextmanager
+def _in_evaluation(model: torch.nn.Module) -> Iterator[None]:
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+
+
+@contextmanager
+def _transformers_attention(model: torch.nn.Module) -> Iterator[None]:
+    """Let the model attend as Transformers ships it."""
+    _select(model, ("eager", "sdpa"))
+    try:
+        yield
+    finally:
+        _select(model, (NAME,))
+
+
+def _select(model: torch.nn.Module, implementations: Sequence[str]) -> None:
+    for implementation in implementations:
+        try:
+            model.set_attn_implementation(implementation)  # type: ignore[operator]
+        except (ValueError, ImportError):
+            continue
+        return
+    raise AssertionError(f"no attention among {implementations}")

@@ -1,0 +1,162 @@
+"""Packs to micro-batches: which packs an optimizer step trains on, and what this rank computes of them.
+
+The packs of a step are a function of the step and the global batch size alone. All epochs form one endless sequence
+of packs, so a step may reach from one epoch into the next, and the position in the data is one integer: how many
+packs of that sequence have been consumed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipelines.shards import Pack, ShardReader
+from train.attention import Segments
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One pack, or nothing, as the model takes it."""
+
+    input_ids: Tensor
+    """int64[1, tokens]"""
+    position_ids: Tensor
+    """int64[1, tokens], from 0 in each document."""
+    predictors: Tensor
+    """int64[targets]: positions whose next token is trained."""
+    targets: Tensor
+    """int64[targets]: that next token."""
+    segments: Segments
+    seed: int
+    """Of everything random in this micro-batch (dropout): a function of the position in the data, not of the rank."""
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one rank computes in one optimizer step, and the sums over all ranks."""
+
+    micro_batches: list[MicroBatch]
+    """As many on every rank; ranks that got fewer packs end with an empty one."""
+    loss_tokens: int
+    """Targets of the global batch."""
+    tokens: int
+    """Tokens of the global batch."""
+    attended: int
+    """Sum of squared document lengths of the global batch: what causal attention costs, times two."""
+
+
+class Batches:
+    """The global batches of a run, as one rank sees them."""
+
+    def __init__(
+        self,
+        packs: ShardReader,
+        *,
+        global_batch_size: int,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.packs = packs
+        self.global_batch_size = global_batch_size
+        self.accumulation = -(-global_batch_size // ranks)
+        """Micro-batches per rank and step."""
+        self._order = PackOrder(len(packs), shuffle=shuffle, seed=seed)
+        self._seed = seed
+        self._rank, self._ranks = rank, ranks
+        self._device = torch.device(device)
+
+    def __getitem__(self, step: int) -> StepBatch:
+        """The batch of optimizer step `step`, counted from 0."""
+        first = step * self.global_batch_size
+        positions = range(first, first + self.global_batch_size)
+        packs = [self.packs[self._order[position]] for position in positions]
+        mine = list(zip(positions, packs, strict=True))[self._rank :: self._ranks]
+        micro_batches = [micro_batch(pack, self._device, seed=_mix(self._seed, at)) for at, pack in mine]
+        micro_batches += [empty(self._device)] * (self.accumulation - len(micro_batches))
+        return StepBatch(
+            micro_batches,
+            loss_tokens=sum(int(trained(pack).sum()) for pack in packs),
+            tokens=sum(pack.tokens.size for pack in packs),
+            attended=sum(int((np.diff(pack.cu_seqlens).astype(np.int64) ** 2).sum()) for pack in packs),
+        )
+
+    def from_step(self, first: int, last: int) -> Iterator[tuple[int, StepBatch]]:
+        """Steps first..last - 1 with their batches."""
+        return ((step, self[step]) for step in range(first, last))
+
+
+class PackOrder:
+    """Which pack is at each position of the endless sequence of epochs."""
+
+    def __init__(self, packs: int, *, shuffle: bool, seed: int) -> None:
+        self._packs, self._shuffle, self._seed = packs, shuffle, seed
+        self._epoch = -1
+        self._of_epoch: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, at = divmod(position, self._packs)
+        if not self._shuffle:
+            return at
+        if epoch != self._epoch:
+            self._epoch, self._of_epoch = epoch, shuffled(self._packs, _mix(self._seed, epoch))
+        return int(self._of_epoch[at])
+
+
+def shuffled(count: int, key: int) -> npt.NDArray[np.int64]:
+    """A permutation of 0..count - 1: the numbers sorted by their keyed hash."""
+    return np.argsort(_hash(np.arange(count, dtype=np.uint64) ^ np.uint64(key)), kind="stable")
+
+
+def trained(pack: Pack) -> npt.NDArray[np.bool_]:
+    """[tokens] whether a token is a target: the first of a document never is, nothing predicts it."""
+    target = pack.loss.copy()
+    target[pack.cu_seqlens[:-1]] = False
+    return target
+
+
+def micro_batch(pack: Pack, device: torch.device, *, seed: int = 0) -> MicroBatch:
+    """A pack as tensors on a device."""
+    lengths = np.diff(pack.cu_seqlens)
+    positions = np.arange(pack.tokens.size) - np.repeat(pack.cu_seqlens[:-1], lengths)
+    targets = np.flatnonzero(trained(pack))
+
+    def tensor(values: npt.NDArray[np.integer]) -> Tensor:
+        return torch.from_numpy(values.astype(np.int64)).to(device, non_blocking=True)
+
+    return MicroBatch(
+        input_ids=tensor(pack.tokens)[None],
+        position_ids=tensor(positions)[None],
+        predictors=tensor(targets - 1),
+        targets=tensor(pack.tokens[targets]),
+        segments=Segments.of(lengths.tolist(), device),
+        seed=seed,
+    )
+
+
+def empty(device: torch.device) -> MicroBatch:
+    """One token without a target: a rank without a pack still takes part in every collective, and adds nothing."""
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    return MicroBatch(token, token, nothing, nothing, Segments.of([1], device), seed=0)
+
+
+def _mix(*numbers: int) -> int:
+    """One 63-bit hash of several numbers."""
+    state = np.zeros(1, np.uint64)
+    for number in numbers:
+        state = _hash(state ^ np.uint64(number & (2**64 - 1)))
+    return int(state[0] >> np.uint64(1))
+
+
+def _hash(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    # The finalizer of splitmix64: every bit of the result depends on every bit of the input.
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,211 @@
+"""The DeepSpeed engine: its configuration, and one optimizer step."""
+
+import logging
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+from pipelines.errors import ConfigError
+from pipelines.schema import Optimizer, Pipeline, Train
+from train.attention import PackedAttention
+from train.batches import StepBatch
+from train.loss import computes_chosen_logits, loss_sum
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["bf16", "fp16", "fp32"]
+BUCKET_ELEMENTS = 200_000_000
+"""Most gradient elements that are reduced in one go."""
+
+SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one optimizer step found."""
+
+    loss: float
+    """Mean over the targets of the global batch, before the update."""
+    grad_norm: float
+    """Before clipping."""
+    skipped: bool
+    """fp16 only: a gradient overflowed, and the weights stayed as they were."""
+
+
+class Engine:
+    """A model under DeepSpeed, with what one training step of ours needs around it."""
+
+    def __init__(self, model: nn.Module, train: Train, pipeline: Pipeline, attention: PackedAttention) -> None:
+        self.attention = attention
+        self.precision = choose_precision(train.precision)
+        self.zero_stage = train.deepspeed.zero_stage
+        self.ranks = dist.get_world_size()
+        self.accumulation = -(-train.global_batch_size // self.ranks)
+        if self.zero_stage == 0 and self.precision != "fp32":
+            # DeepSpeed's ZeRO 0 would add up micro-batches in half precision. ZeRO 1 computes the same in float32.
+            log.info("zero_stage = 0 with %s runs as ZeRO 1, which accumulates gradients in float32", self.precision)
+            self.zero_stage = 1
+        # Without ZeRO, DeepSpeed clips but does not say the norm, so it is done here.
+        self._clip_here = self.zero_stage == 0
+        self._max_grad_norm = train.max_grad_norm
+        if train.activation_checkpointing == "full":
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.matmul_parameters = self.parameters - _looked_up(model)
+        """Those that every token is multiplied with."""
+        self._keeps_logits = computes_chosen_logits(model)
+        self.deepspeed = _initialize(model, self._config(train, pipeline), train.optimizer)
+        self.device = self.deepspeed.device
+
+    @property
+    def model(self) -> nn.Module:
+        module: nn.Module = self.deepspeed.module
+        return module
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer below DeepSpeed's, with the groups and state that are really stepped."""
+        inner: torch.optim.Optimizer = self.deepspeed.basic_optimizer
+        return inner
+
+    def step(self, batch: StepBatch, learning_rate: float) -> StepStats:
+        """Forward, backward and update over one global batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.model.train()
+        # DeepSpeed divides by accumulation and ranks; this makes the result the mean over the global batch's targets.
+        scale = self.ranks * self.accumulation / max(1, batch.loss_tokens)
+        total = torch.zeros((), device=self.device)
+        norm = None
+        for micro in batch.micro_batches:
+            torch.manual_seed(micro.seed)
+            with self.attention.over(micro.segments):
+                loss = loss_sum(self.deepspeed, micro, keeps_logits=self._keeps_logits)
+                self.deepspeed.backward(loss * scale)
+            total += loss.detach()
+            if self._clip_here and self.deepspeed.is_gradient_accumulation_boundary():
+                norm = clip_grad_norm_(self.model.parameters(), self._max_grad_norm or float("inf"))
+            self.deepspeed.step()
+        if self.ranks > 1:
+            dist.all_reduce(total)
+        return StepStats(
+            loss=total.item() / max(1, batch.loss_tokens),
+            grad_norm=float(self.deepspeed.get_global_grad_norm() if norm is None else norm),
+            skipped=not self.deepspeed.was_step_applied(),
+        )
+
+    def refresh_parameters(self) -> None:
+        """Let the parameters that the model computes with follow the master weights, after those were loaded."""
+        zero = self.deepspeed.optimizer
+        if self.zero_stage in (1, 2):
+            zero.update_lp_params()
+        elif self.zero_stage == 3:
+            zero._partition_all_parameters()
+            for group in range(len(zero.fp16_groups)):
+                zero._reassign_or_swap_out_partitioned_parameters(group)
+            if zero.persistent_parameters:
+                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+    def scaler(self) -> dict[str, float]:
+        """State of the dynamic loss scaler; empty where there is none."""
+        if self.precision != "fp16":
+            return {}
+        return {key: getattr(self.deepspeed.optimizer.loss_scaler, key) for key in SCALER_STATE}
+
+    def load_scaler(self, state: Mapping[str, float]) -> None:
+        """Continue with the loss scale of a checkpoint, if it was trained with one and this run is."""
+        if self.precision == "fp16":
+            for key, value in state.items():
+                setattr(self.deepspeed.optimizer.loss_scaler, key, value)
+
+    def _config(self, train: Train, pipeline: Pipeline) -> dict[str, Any]:
+        elements = min(BUCKET_ELEMENTS, self.parameters)
+        zero: dict[str, Any] = {"stage": self.zero_stage}
+        if self.zero_stage:
+            zero["reduce_bucket_size"] = zero["allgather_bucket_size"] = elements
+        if self.zero_stage == 3:
+            zero["stage3_prefetch_bucket_size"] = elements
+        ours: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": self.accumulation,
+            "gradient_clipping": 0.0 if self._clip_here else self._max_grad_norm,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": None,
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "bf16": {"enabled": self.precision == "bf16"},
+            "fp16": {"enabled": self.precision == "fp16"},
+        }
+        tuning = {"reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size", "steps_per_print"}
+        return _merged(ours, train.deepspeed.extra, pipeline, ("train", "deepspeed", "extra"), tuning)
+
+
+def choose_precision(asked: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision:
+    """The number format of forward and backward: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
+    if asked != "auto":
+        return asked
+    if not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Trained parameters, those that are decayed first; without decay there is one group."""
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in named:
+        if parameter.requires_grad:
+            spared = any(part in name for part in optimizer.no_decay) or not optimizer.weight_decay
+            (others if spared else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": optimizer.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _looked_up(model: nn.Module) -> int:
+    """Parameters of an input embedding that does not serve as the output matrix as well."""
+    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return 0 if head is not None and head.weight is embedding else int(embedding.numel())
+
+
+def _initialize(model: nn.Module, config: dict[str, Any], settings: Optimizer) -> Any:
+    import deepspeed
+
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model.named_parameters(), settings),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=True,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+def _merged(
+    ours: dict[str, Any], extra: dict[str, Any], pipeline: Pipeline, path: tuple[str, ...], free: set[str]
+) -> dict[str, Any]:
+    """Our DeepSpeed configuration with the user's keys on top, which may replace only what is `free`."""
+    result = dict(ours)
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(ours.get(key), dict):
+            result[key] = _merged(ours[key], value, pipeline, (*path, key), free)
+        elif key in ours and key not in free:
+            raise ConfigError(
+                f"{pipeline.cite('train.deepspeed.extra')}: {'.'.join((*path[3:], key))}: packtrain sets it; remove it"
+            )
+        else:
+            result[key] = value
+    return result

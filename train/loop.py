@@ -1,0 +1,157 @@
+"""The training loop, as one rank runs it."""
+
+import logging
+import math
+import platform
+import shutil
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipelines.checkpoints import finished
+from pipelines.errors import PacktrainError
+from pipelines.shards import ShardReader
+from train.attention import PackedAttention, choose_backend
+from train.audit import audit
+from train.batches import Batches, StepBatch
+from train.checkpoint import load_newest, save
+from train.engine import Engine, StepStats
+from train.launch import Ranks, hosts
+from train.metrics import Metrics, Row, duration, memory_gb, peak_flops, training_flops, write_run_json
+from train.model import build_model
+from train.plan import Plan
+from train.schedule import learning_rate
+
+log = logging.getLogger(__name__)
+
+
+def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
+    """Take the steps of the plan that are not done yet, saving on the way."""
+    began = time.monotonic()
+    packs = ShardReader(plan.shards)
+    packs.manifest.verify(plan.shards, hashes=False)
+    attention = PackedAttention(choose_backend(plan.pipeline.model.attn_implementation, device_of(ranks)))
+    attention.register()
+    engine = Engine(build_model(plan.pipeline, packs.manifest.facts), plan.train, plan.pipeline, attention)
+    audit(engine, packs[0])
+    if not resume:
+        start_over(plan)
+    checkpoint = load_newest(engine, plan)
+    first = checkpoint.step if checkpoint else 0
+    loss = dict(checkpoint.manifest.facts["loss"]) if checkpoint else {}
+    batches = Batches(
+        packs,
+        global_batch_size=plan.train.global_batch_size,
+        shuffle=plan.train.shuffle == "hash",
+        seed=plan.pipeline.run.seed,
+        rank=ranks.rank,
+        ranks=ranks.ranks,
+        device=engine.device,
+    )
+    announce(plan, ranks, engine, first)
+    with Metrics(plan, done=first, write=ranks.rank == 0) as metrics:
+        for step, batch in batches.from_step(first, plan.total_steps):
+            started = time.perf_counter()
+            lr = learning_rate(plan.train, step, plan.total_steps)
+            stats = engine.step(batch, lr)
+            check_finite(stats, step + 1)
+            loss = {"first": loss.get("first", stats.loss), "last": stats.loss}
+            metrics.add(row(plan, engine, step + 1, batch, stats, lr=lr, seconds=time.perf_counter() - started))
+            if is_due(plan, step + 1):
+                save(engine, plan, step=step + 1, loss=loss)
+    conclude(plan, loss, seconds=time.monotonic() - began)
+
+
+def device_of(ranks: Ranks) -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def start_over(plan: Plan) -> None:
+    """Remove what former runs left: the user asked for it."""
+    if dist.get_rank() == 0:
+        for folder in finished(plan.checkpoints):
+            log.info("not resuming: removing %s", folder)
+            (folder / "manifest.json").unlink()
+            shutil.rmtree(folder)
+    dist.barrier()
+
+
+def is_due(plan: Plan, step: int) -> bool:
+    """Whether a checkpoint follows `step` steps."""
+    every = plan.train.checkpoint.save_steps
+    return step == plan.total_steps or (every > 0 and step % every == 0)
+
+
+def check_finite(stats: StepStats, step: int) -> None:
+    """Stop at a loss that is no number: every step after it would be one of the same."""
+    if not math.isfinite(stats.loss):
+        raise PacktrainError(
+            f"step {step}: the loss is {stats.loss}; lower train.optimizer.lr or train.max_grad_norm, or use bf16 or "
+            "fp32, then train with --no-resume"
+        )
+
+
+def row(plan: Plan, engine: Engine, step: int, batch: StepBatch, stats: StepStats, *, lr: float, seconds: float) -> Row:
+    """The metrics of a step."""
+    peak = peak_flops(engine.device)
+    flops = training_flops(engine.matmul_parameters, engine.model.config, batch)
+    return Row(
+        step=step,
+        epoch=step * plan.train.global_batch_size / plan.packs,
+        loss=stats.loss,
+        loss_tokens=batch.loss_tokens,
+        tokens=batch.tokens,
+        grad_norm=stats.grad_norm if math.isfinite(stats.grad_norm) else None,
+        lr=lr,
+        step_time_s=seconds,
+        tokens_per_s=batch.tokens / seconds,
+        mfu=None if peak is None or flops is None else flops / seconds / (peak * engine.ranks),
+        memory_gb=memory_gb(engine.device),
+        skipped=stats.skipped,
+    )
+
+
+def announce(plan: Plan, ranks: Ranks, engine: Engine, first: int) -> None:
+    """Say what is about to happen, and record it in run.json."""
+    where = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "CPU"
+    facts: dict[str, Any] = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hosts": hosts(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": where,
+        "ranks": ranks.ranks,
+        "threads": torch.get_num_threads(),
+        "zero_stage": engine.zero_stage,
+        "precision": engine.precision,
+        "attention": engine.attention.backend,
+        "first_step": first,
+        "identity": plan.identity,
+    }
+    if ranks.rank == 0:
+        write_run_json(plan.home / "run.json", facts)
+        log.info(
+            "training %.1fM parameters on %d x %s: ZeRO %d, %s, %s attention",
+            engine.parameters / 1e6, ranks.ranks, where, engine.zero_stage, engine.precision, engine.attention.backend,
+        )  # fmt: skip
+        log.info(
+            "%s step %d of %d: %d packs a step of %d, %.2f epochs in all",
+            "resuming after" if first else "from", first, plan.total_steps, plan.train.global_batch_size, plan.packs,
+            plan.total_steps * plan.train.global_batch_size / plan.packs,
+        )  # fmt: skip
+
+
+def conclude(plan: Plan, loss: dict[str, float], *, seconds: float) -> None:
+    """Say what came of it."""
+    if dist.get_rank() == 0:
+        write_run_json(plan.home / "run.json", {"ended": datetime.now(UTC).isoformat(timespec="seconds")})
+        log.info(
+            "trained %d steps in %s: loss %.4f -> %.4f; checkpoint %s",
+            plan.total_steps, duration(seconds), loss["first"], loss["last"], finished(plan.checkpoints)[-1],
+        )  # fmt: skip

@@ -1,0 +1,30 @@
+"""The loss of a micro-batch: exact for the global batch, whatever the ranks and the accumulation."""
+
+import inspect
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.batches import MicroBatch
+
+
+def loss_sum(model: nn.Module, batch: MicroBatch, *, keeps_logits: bool) -> Tensor:
+    """Cross entropy summed over the targets of a micro-batch, float32[].
+
+    Zero, with zero gradients for every parameter, where the micro-batch has no target.
+
+    Args:
+        model: called like a Transformers causal LM.
+        keeps_logits: whether it computes logits only where asked (`computes_chosen_logits`).
+    """
+    chosen: dict[str, Any] = {"logits_to_keep": batch.predictors} if keeps_logits else {}
+    logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **chosen).logits[0]
+    if not keeps_logits:
+        logits = logits[batch.predictors]
+    return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+
+
+def computes_chosen_logits(model: nn.Module) -> bool:
+    """Whether the model takes `logits_to_keep`: most targets are few, and logits are the largest activation."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters

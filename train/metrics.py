@@ -1,0 +1,158 @@
+"""What a run reports: metrics.jsonl with every step, a line on the terminal now and then, run.json at the ends."""
+
+import json
+import logging
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TextIO
+
+import torch
+
+from pipelines.artifacts import Json, canonical_json, write_atomic
+from train.batches import StepBatch
+from train.plan import Plan
+
+log = logging.getLogger(__name__)
+
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
+"""Dense half-precision operations per second, by a part of the device's name."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimizer step."""
+
+    step: int
+    """From 1: optimizer steps done."""
+    epoch: float
+    """Passes over the packs done."""
+    loss: float
+    """Mean over the loss tokens of the global batch, before the update."""
+    loss_tokens: int
+    tokens: int
+    grad_norm: float | None
+    """Before clipping; null where it overflowed."""
+    lr: float
+    step_time_s: float
+    tokens_per_s: float
+    """Of all ranks."""
+    mfu: float | None
+    """Share of the devices' peak that the model's operations make up; null where the peak is unknown."""
+    memory_gb: float
+    """Most memory that rank 0 has used: of its GPU, or of the process."""
+    skipped: bool = False
+    """fp16 only: the update was skipped because a gradient overflowed."""
+    kind: Literal["train"] = "train"
+
+
+class Metrics:
+    """metrics.jsonl of a run, on rank 0; on other ranks, nothing happens."""
+
+    def __init__(self, plan: Plan, *, done: int, write: bool) -> None:
+        self._path = plan.home / "metrics.jsonl"
+        self._done, self._total, self._every = done, plan.total_steps, plan.train.log.steps
+        self._file: TextIO | None = None
+        self._write = write
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._write:
+            _keep_steps(self._path, self._done)
+            self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, row: Row) -> None:
+        """Write a step to the file, and to the terminal where it is due."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps(asdict(row)) + "\n")
+        self._file.flush()
+        if row.step % self._every == 0 or row.step in (self._done + 1, self._total):
+            log.info("%s", self._line(row))
+
+    def _line(self, row: Row) -> str:
+        elapsed = time.monotonic() - self._began
+        left = elapsed / (row.step - self._done) * (self._total - row.step)
+        mfu = "" if row.mfu is None else f"  mfu {row.mfu:.1%}"
+        grad = "overflow, skipped" if row.grad_norm is None else f"{row.grad_norm:.2f}"
+        return (
+            f"step {row.step:>{len(str(self._total))}}/{self._total}  epoch {row.epoch:.2f}  loss {row.loss:.4f}  "
+            f"grad {grad}  lr {row.lr:.2e}  {row.tokens_per_s:,.0f} tokens/s{mfu}  "
+            f"{row.memory_gb:.1f} GB  {duration(left)} left"
+        )
+
+
+def training_flops(parameters: int, config: Any, batch: StepBatch) -> float | None:
+    """Floating point operations of a step's forward and backward passes, recomputation not counted.
+
+    Args:
+        parameters: those that every token is multiplied with.
+    Returns:
+        None for a mixture of experts, where that depends on the token.
+    """
+    text = config.get_text_config()
+    if any(getattr(text, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return None
+    heads = text.num_attention_heads
+    width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
+    # 2 for multiply and add, 3 for forward and backward. A causal document of n tokens attends n^2 / 2 times, twice:
+    # queries with keys, weights with values.
+    flops: float = 6.0 * (parameters * batch.tokens + text.num_hidden_layers * width * batch.attended)
+    return flops
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Operations per second that a device can do at most in half precision, if known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Most memory used so far: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def write_run_json(path: Path, facts: Json) -> None:
+    """Add to the record of when, where and how this ran: what no identity may depend on."""
+    try:
+        former: Json = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        former = {}
+    write_atomic(path, canonical_json({**former, **facts}))
+
+
+def duration(seconds: float) -> str:
+    """`3 s`, `4:05`, `2:03:04`."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{left:02d}"
+    return f"{minutes}:{left:02d}" if minutes else f"{left} s"
+
+
+def _keep_steps(path: Path, done: int) -> None:
+    """Drop the rows after the step that training resumes from, so that the file has each step once."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            keep = line.endswith(b"\n") and json.loads(line)["step"] <= done
+        except (ValueError, KeyError):
+            keep = False  # cut off by a kill
+        if keep:
+            kept.append(line)
+    write_atomic(path, b"".join(kept))

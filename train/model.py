@@ -1,0 +1,129 @@
+"""The model that is trained: built from a config or read from a directory, and checked against the data."""
+
+import difflib
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from pipelines.artifacts import Json
+from pipelines.errors import ConfigError, DataError
+from pipelines.schema import Pipeline
+from train.attention import NAME
+
+
+def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel:
+    """The model with its initial weights, float32 on the CPU, attending through `train.attention`.
+
+    Random weights depend on the seed and the config alone: every rank and every ZeRO stage starts from the same.
+
+    Args:
+        prep: facts of the prep manifest.
+    Raises:
+        ConfigError: if Transformers has no such model, or it cannot take our attention or these documents.
+        DataError: if the shards hold tokens that the model has no embedding for.
+    """
+    config = model_config(pipeline)
+    _check_positions(pipeline, config)
+    _check_attention(pipeline, config)
+    try:
+        if pipeline.model.scratch is not None:
+            torch.manual_seed(pipeline.run.seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=NAME)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                pipeline.model.name_or_path,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=NAME,
+                local_files_only=True,
+            )
+    except (ValueError, OSError, KeyError) as error:
+        raise ConfigError(f"{_cite(pipeline)}: {_first_line(error)}") from error
+    _check_vocabulary(pipeline, model, prep)
+    _make_generation_greedy_by_default(model)
+    return model
+
+
+def model_config(pipeline: Pipeline) -> PretrainedConfig:
+    """The model's config.
+
+    Raises:
+        ConfigError: naming the key that the model type does not have.
+    """
+    if pipeline.model.scratch is None:
+        try:
+            return AutoConfig.from_pretrained(pipeline.model.name_or_path, local_files_only=True)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{_cite(pipeline)}: {_first_line(error)}") from error
+    keys = dict(pipeline.model.scratch)
+    model_type = keys.pop("model_type", None)
+    if model_type is None:
+        raise ConfigError(f'{pipeline.cite("model.scratch")}: no model_type; add one such as "llama"')
+    try:
+        known = AutoConfig.for_model(model_type).to_dict()
+    except ValueError as error:
+        raise ConfigError(
+            f'{pipeline.cite("model.scratch")}: model_type = "{model_type}": this Transformers has no such model; '
+            'use one that it has, such as "llama"'
+        ) from error
+    for key in keys:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            advice = f"did you mean {close[0]!r}?" if close else "remove it"
+            raise ConfigError(
+                f"{pipeline.cite('model.scratch')}: {key}: {model_type} models have no such key; {advice}"
+            )
+    try:
+        return AutoConfig.for_model(model_type, **keys)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{pipeline.cite('model.scratch')}: {_first_line(error)}") from error
+
+
+def _check_positions(pipeline: Pipeline, config: PretrainedConfig) -> None:
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    capacity = pipeline.prep.pack.capacity
+    longest = min(capacity, pipeline.prep.max_length or capacity)
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"{pipeline.cite('prep.pack.capacity')}: documents may have {longest} tokens, but the model has "
+            f"max_position_embeddings = {limit}; set prep.max_length = {limit}, or take a model with more positions"
+        )
+
+
+def _check_attention(pipeline: Pipeline, config: PretrainedConfig) -> None:
+    # Such models say which tokens see each other in the mask alone, which is never built here; no probe as short as
+    # the audit's could tell.
+    text = config.get_text_config()
+    if getattr(text, "attention_chunk_size", None):
+        raise ConfigError(
+            f"{_cite(pipeline)}: {config.model_type} attends in chunks of {text.attention_chunk_size} tokens, which "
+            "packed training does not support; use another model"
+        )
+
+
+def _check_vocabulary(pipeline: Pipeline, model: nn.Module, prep: Mapping[str, Json]) -> None:
+    embedding = model.get_input_embeddings()  # type: ignore[operator]  # a PreTrainedModel has it
+    rows = int(embedding.weight.shape[0])
+    if prep["max_token_id"] >= rows:
+        raise DataError(
+            f"{pipeline.home / 'prep'}: the shards hold token id {prep['max_token_id']} (a tokenizer of "
+            f"{prep['vocab_size']} tokens), but the model embeds {rows}; prepare the data with the model's tokenizer"
+        )
+
+
+def _make_generation_greedy_by_default(model: PreTrainedModel) -> None:
+    # A config with sampling parameters but do_sample off is refused by Transformers when it is saved.
+    if model.generation_config is None:
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+    if any(getattr(model.generation_config, key) not in (None, 1.0, 50) for key in ("temperature", "top_p", "top_k")):
+        model.generation_config.do_sample = True
+
+
+def _cite(pipeline: Pipeline) -> str:
+    return pipeline.cite("model.scratch" if pipeline.model.scratch is not None else "model.name_or_path")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,163 @@
+"""What a training run will do, known before torch is imported: its data, its steps, its identity, where it stands."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.artifacts import Json, Manifest, digest_file, identity
+from pipelines.checkpoints import FORMAT_VERSION, finished
+from pipelines.errors import CheckError, ConfigError, DataError
+from pipelines.schema import Model, Pipeline, Train
+from pipelines.shards import ShardReader
+
+log = logging.getLogger(__name__)
+
+COST_ONLY = {
+    "model": {"torch_dtype", "attn_implementation"},
+    "train": {"nproc_per_node", "activation_checkpointing", "resume", "deepspeed", "checkpoint", "log"},
+}
+"""Keys that change how a run is computed, saved or exported, but not what it computes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training run."""
+
+    pipeline: Pipeline
+    train: Train
+    prep: Manifest
+    """The shards that are trained on."""
+    packs: int
+    """Packs of one epoch."""
+    total_steps: int
+    """Optimizer steps of the whole run."""
+    settings: Json
+    """Everything the computed numbers depend on, beside the shards."""
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> "Plan":
+        """Lay out the run of a pipeline whose prep is finished.
+
+        Raises:
+            ConfigError: if there is no [train] table, or one optimizer step needs more packs than there are.
+            DataError: if prep has no finished output.
+        """
+        train = pipeline.train
+        if train is None:
+            raise ConfigError(
+                "the pipeline has no [train] table; add one with global_batch_size and train.optimizer.lr"
+            )
+        reader = ShardReader(pipeline.home / "prep")
+        return cls(
+            pipeline=pipeline,
+            train=train,
+            prep=reader.manifest,
+            packs=len(reader),
+            total_steps=_total_steps(train, len(reader)),
+            settings=_settings(pipeline, train),
+        )
+
+    @property
+    def identity(self) -> str:
+        """The same for every run that computes the same numbers."""
+        return identity("train", FORMAT_VERSION, self.prep.identity, self.settings)
+
+    @property
+    def shards(self) -> Path:
+        return self.pipeline.home / "prep"
+
+    @property
+    def home(self) -> Path:
+        return self.pipeline.home / "train"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.home / "checkpoints"
+
+    def own_checkpoints(self) -> list[Path]:
+        """Complete checkpoints of this very run, oldest first. One whose manifest is damaged is passed over.
+
+        Raises:
+            ConfigError: if the directory holds checkpoints of other settings or data, naming what differs.
+        """
+        own = []
+        for folder in finished(self.checkpoints):
+            try:
+                manifest = Manifest.read(folder)
+            except CheckError as error:
+                log.warning("%s", error)
+                continue
+            assert manifest is not None
+            if manifest.identity != self.identity:
+                raise ConfigError(
+                    f"{folder}: from a run with other settings ({self._difference(manifest)}); "
+                    "train with --no-resume to start over, or under another run.name"
+                )
+            own.append(folder)
+        return own
+
+    def is_finished(self) -> bool:
+        """Whether the last step's checkpoint is there."""
+        own = self.own_checkpoints()
+        manifest = Manifest.read(own[-1]) if own else None
+        return manifest is not None and manifest.facts["step"] >= self.total_steps
+
+    def _difference(self, other: Manifest) -> str:
+        if other.format_version != FORMAT_VERSION:
+            return f"checkpoint format {other.format_version}, not {FORMAT_VERSION}"
+        if other.parents.get("prep") != self.prep.identity:
+            return "other prep output"
+        found = _leaves(self.settings)
+        former = _leaves(other.facts["settings"])
+        changed = sorted(key for key in found.keys() | former.keys() if found.get(key) != former.get(key))
+        return ", ".join(f"{key}: {former.get(key)} there, {found.get(key)} here" for key in changed)
+
+
+def _total_steps(train: Train, packs: int) -> int:
+    # Epochs follow each other without a border, so only the run's very end can leave packs over; taking the floor
+    # means that no pack is seen more often than max_epochs.
+    if train.max_steps:
+        return train.max_steps
+    steps = train.max_epochs * packs // train.global_batch_size
+    if steps == 0:
+        raise ConfigError(
+            f"train.global_batch_size = {train.global_batch_size}: {train.max_epochs} epochs of {packs} packs do not "
+            "fill one optimizer step; use a smaller global_batch_size, more max_epochs, or set max_steps"
+        )
+    return steps
+
+
+def _settings(pipeline: Pipeline, train: Train) -> Json:
+    model = pipeline.model.model_dump(mode="json", exclude=COST_ONLY["model"])
+    if pipeline.model.name_or_path is not None:
+        model["name_or_path"] = _weights_fingerprint(pipeline.model)
+    return {
+        "seed": pipeline.run.seed,
+        "model": model,
+        "train": train.model_dump(mode="json", exclude=COST_ONLY["train"]),
+    }
+
+
+def _weights_fingerprint(model: Model) -> str:
+    # Where a model lies is no part of what it is. Its weights go in by size: hashing them would cost more than a
+    # start should.
+    assert model.name_or_path is not None
+    config = model.name_or_path / "config.json"
+    if not config.is_file():
+        raise DataError(f"model.name_or_path = {model.name_or_path}: no config.json there; name a model directory")
+    digest = hashlib.sha256(digest_file(config).encode())
+    for path in sorted(model.name_or_path.glob("*.safetensors")):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _leaves(value: Json, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: leaf
+        for key, child in value.items()
+        for name, leaf in _leaves(child, f"{prefix}.{key}".strip(".")).items()
+    }
