@@ -182,7 +182,7 @@ def _leftmost_first(pairs: Sequence[tuple[str, str]]) -> Iterable[tuple[str, str
 def _normalizer(model: SentencePieceModel, config: Mapping[str, Any]) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
     if model.remove_extra_whitespaces:
-        steps.append({"type": "Replace", "pattern": {"Regex": "^ +| +$"}, "content": ""})
+        steps.append({"type": "Replace", "pattern": {"Regex": rf"\A +|[ {_SPACE}]+\z"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     if model.dummy_prefix and config.get("legacy", True):
         steps.append({"type": "Prepend", "prepend": _SPACE})

@@ -166,7 +166,8 @@ class ChatTemplate:
     ) -> str:
         try:
             return self._template.render(
-                messages=stand_ins.hide([as_dict(message) for message in messages]),
+                # A role is a name of the template's, which may spell special tokens with it.
+                messages=[{**stand_ins.hide(as_dict(message)), "role": message.role} for message in messages],
                 tools=stand_ins.hide([*conversation.tools]) or None,
                 documents=None,
                 add_generation_prompt=prompt,
@@ -215,14 +216,15 @@ class _Shield:
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         names = sorted(filter(None, tokenizer.special_tokens if tokenizer else ()), key=len, reverse=True)
-        self._first = sorted({name[0] for name in names})
-        begun = {name[:length] for name in names for length in range(1, len(name))}
-        endings = sorted(begun, key=len, reverse=True)
-        patterns = [f"(?:{'|'.join(map(re.escape, names))})"] if names else []
-        patterns += [f"(?:{'|'.join(map(re.escape, endings))})\\Z"] if endings else []
-        self._pattern = re.compile(f"(?=({'|'.join(patterns)}))(.)", re.DOTALL) if patterns else None
+        self._beginnings = frozenset(name[:length] for name in names for length in range(1, len(name)))
+        self._longest = max(map(len, names), default=0)
+        rests = {name[0]: [re.escape(other[1:]) for other in names if other[0] == name[0]] for name in names}
+        self._first = sorted(rests)
+        patterns = (f"{re.escape(first)}(?={'|'.join(rests[first])})" for first in self._first)
+        self._pattern = re.compile("|".join(patterns) or "(?!)")
 
     def stand_ins(self, conversation: Conversation) -> "_StandIns":
+        """Characters that this conversation does not hold."""
         texts = [*_strings([as_dict(message) for message in conversation.messages]), *_strings([*conversation.tools])]
         free: list[str] = []
         code = _FIRST_STAND_IN
@@ -230,29 +232,37 @@ class _Shield:
             if not any(chr(code) in text for text in texts):
                 free.append(chr(code))
             code += 1
-        return _StandIns((free[0], free[1]), dict(zip(self._first, free[2:], strict=True)), self._pattern)
+        return _StandIns(self, (free[0], free[1]), dict(zip(self._first, free[2:], strict=True)))
+
+    def places(self, text: str) -> list[int]:
+        """Where a special token, or what could become one at the end, begins."""
+        found = [match.start() for match in self._pattern.finditer(text)]
+        ending = range(max(0, len(text) - self._longest), len(text))
+        return found + [place for place in ending if text[place:] in self._beginnings]
 
 
 class _StandIns:
-    def __init__(self, marks: tuple[str, str], swaps: Mapping[str, str], pattern: re.Pattern[str] | None) -> None:
+    def __init__(self, shield: _Shield, marks: tuple[str, str], swaps: Mapping[str, str]) -> None:
         self.marks = marks
+        self._shield = shield
         self._swaps = swaps
         self._back = {ord(stand_in): character for character, stand_in in swaps.items()}
-        self._pattern = pattern
 
     def hide(self, value: Json) -> Any:
         """`value` with the stand-ins in every string of it."""
         if isinstance(value, str):
-            if self._pattern is None or not any(first in value for first in self._swaps):
-                return value
-            return self._pattern.sub(lambda match: self._swaps[match[2]], value)
+            if places := self._shield.places(value):
+                characters = list(value)
+                for place in places:
+                    characters[place] = self._swaps.get(value[place], value[place])
+                return "".join(characters)
+            return value
         if isinstance(value, dict):
-            # A role is a name of the template's, and templates spell special tokens with it.
-            return {self.hide(key): part if key == "role" else self.hide(part) for key, part in value.items()}
+            return {self.hide(key): self.hide(part) for key, part in value.items()}
         return [self.hide(part) for part in value] if isinstance(value, list) else value
 
     def restore(self, text: str) -> str:
-        return text.translate(self._back) if self._back else text
+        return text.translate(self._back) if self._back and not text.isascii() else text
 
     def unmark(self, text: str) -> tuple[str, list[tuple[int, int]]]:
         """Rendered text without the marks of generation blocks, and where these began and ended."""

@@ -15,7 +15,7 @@ here, and the Jinja form for export writes that space.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,7 @@ class NamedTemplate:
                 yield span
                 opens = span.special and self._tokenizer.prefix == "always"
 
-    @property
+    @cached_property
     def jinja(self) -> str:
         """The same layout as a chat template for Transformers, which tokenizes the whole rendering at once."""
         layout = self._layout
@@ -214,10 +214,11 @@ class NamedTemplate:
         else:
             prefix, suffix = layout.system
             system = (
-                "{%- if message['content'] -%}" + self._opening(prefix) + _put(_quote(prefix), content, _quote(suffix))
+                "{%- if message['content'] -%}" + self._opening(prefix or "text") + _put(_quote(prefix), content, _quote(suffix))
             )
         answer_space = self._space(behind, "answer")
-        separator_space = self._space(layout.closing + self._eos or "answer", layout.separator)
+        answered = layout.closing + self._eos or "answer"
+        separator = self._space(answered, layout.separator) + layout.separator if layout.separator else ""
         return "".join(
             (
                 "{%- set ns = namespace(turn=0, begun=false, asked=false) -%}\n",
@@ -233,7 +234,7 @@ class NamedTemplate:
                 _put(_quote(behind)) + "\n{%- generation -%}",
                 _put(_quote(answer_space), content, _quote(layout.closing + self._eos)),
                 "{%- endgeneration -%}\n",
-                _put(_quote(separator_space + layout.separator)) + "\n",
+                _put(_quote(separator)) + "\n",
                 "{%- set ns.asked = false -%}{%- set ns.begun = false -%}\n",
                 "{%- else -%}\n",
                 "{{- raise_exception('this template takes an optional system message, user messages and an assistant "
@@ -258,7 +259,7 @@ class NamedTemplate:
 
     def _space(self, before: str, text: str) -> str:
         """The space that the tokenizer puts before `text` as one of its own, but not where it follows `before`."""
-        if not text or not before or self._tokenizer.split(text)[0][1] is not None:
+        if not before or self._tokenizer.split(text)[0][1] is not None:
             return ""
         after_special = self._tokenizer.split(before)[-1][1] is not None
         missing = self._tokenizer.prefix == "first" if after_special else self._tokenizer.prefix != "none"

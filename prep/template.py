@@ -34,6 +34,7 @@ class Template:
     def __init__(self, settings: schema.Template, tokenizer: Tokenizer) -> None:
         self._settings = settings
         self._tokenizer = tokenizer
+        self._escape = settings.special_text != "allow"
         self._renderer = _renderer(settings, tokenizer)
         self._special = re.compile("|".join(map(re.escape, filter(None, tokenizer.special_tokens))) or "(?!)")
 
@@ -56,7 +57,7 @@ class Template:
         """
         conversation = self._prepared(conversation)
         spans = self._renderer.spans(conversation, _trained(conversation.messages, self._settings.loss))
-        if self.jinja is not None and all(span.loss for span in spans[1:]):
+        if self._settings.name != "none" and all(span.loss for span in spans[1:]):
             raise RecordError("", "every token would carry loss; does the template mark everything as generated?")
         return spans
 
@@ -67,6 +68,16 @@ class Template:
     def prompt(self, conversation: Conversation) -> list[int]:
         """Token ids up to where the next answer begins."""
         return self.tokens(self._renderer.prompt(self._prepared(conversation)))[0]
+
+    def served(self, conversation: Conversation) -> list[int]:
+        """`prompt` as a reader of the exported template gets it, who tokenizes the whole rendering at once.
+
+        It differs where a token reaches across the beginning of an earlier answer, for instance where a template
+        ends the question with a space, and where a special token swallows whitespace that is text to us.
+        """
+        assert self.jinja is not None
+        whole = ChatTemplate(self.jinja, self._tokenizer, end_of_turn=True, escape=self._escape)
+        return self.tokens(whole.prompt(conversation))[0]
 
     def tokens(self, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
         """Token ids of rendered spans, and whether each carries loss."""

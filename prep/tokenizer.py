@@ -63,7 +63,7 @@ class Tokenizer:
         self.vocab_size = self._backend.vocab_size
         """Every id is below it."""
         self.prefix: Prefix = self._backend.prefix
-        self._special_ids = frozenset(self.special_tokens.values())
+        self._special_ids = frozenset(self.special_tokens.values()) - {self._backend.unknown_id}
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Path]]:
         return Tokenizer, (self.folder,)
@@ -158,7 +158,7 @@ class Tokenizer:
         for match in self._special_pattern.finditer(text):
             if match.start() > end:
                 parts.append((text[end : match.start()], None))
-            name = self._special_names[(match.lastindex or 0) - 1]
+            name = match.group() if match.group() in self.special_tokens else match.group().strip()
             parts.append((name, self.special_tokens[name]))
             end = match.end()
         if end < len(text):
@@ -172,10 +172,10 @@ class Tokenizer:
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
+        # No groups: an alternation that begins with plain characters is searched for by these, many times faster.
         added = {token.text: token for token in self._backend.added}
         patterns = (
-            r"\s*" * added[name].lstrip + f"({re.escape(name)})" + r"\s*" * added[name].rstrip
-            for name in self._special_names
+            r"\s*" * added[name].lstrip + re.escape(name) + r"\s*" * added[name].rstrip for name in self._special_names
         )
         return re.compile("|".join(patterns) or r"(?!)")
 
@@ -220,6 +220,8 @@ class _Backend(Protocol):
     vocab_size: int
     prefix: Prefix
     adds_bos: bool
+    unknown_id: int | None
+    """What text without a token of its own becomes."""
 
     def encode(self, texts: Sequence[str], *, prefixed: bool) -> list[list[int]]: ...
     def decode(self, ids: list[int]) -> str: ...
@@ -257,6 +259,8 @@ class _Json:
         ]
         self.vocab_size = max(self._prefixed.get_vocab(with_added_tokens=True).values()) + 1
         self.prefix: Prefix = _json_prefix(table)
+        unknown = table["model"].get("unk_token")
+        self.unknown_id: int | None = table["model"].get("unk_id") if unknown is None else self.id_of(unknown)
         self.adds_bos = self._begins_with_bos(config)
         bare = _without_prefix(table)
         self._bare = self._prefixed if self.prefix == "none" else _load_json(json.dumps(bare), config)
@@ -367,9 +371,12 @@ class _SentencePiece:
         self.vocab_size = max(len(model.pieces), *(token.id + 1 for token in self.added))
         self.prefix: Prefix = "none" if not model.dummy_prefix else "always" if config.get("legacy", True) else "first"
         self.adds_bos = bool(config.get("add_bos_token", True))
+        kinds = [piece.kind for piece in model.pieces]
+        self.unknown_id: int | None = kinds.index(Kind.UNKNOWN) if Kind.UNKNOWN in kinds else None
         # Added tokens often stand on spare pieces such as [UNUSED_TOKEN_145]; as control pieces these are out of
         # reach of text, which would otherwise spell a special token under its old name.
-        data = changed(data, control={token.id for token in self.added if token.id < len(model.pieces)})
+        spare = {token.id for token in self.added if token.id < len(model.pieces)}
+        data = changed(data, control={id_ for id_ in spare if model.pieces[id_].kind is not Kind.UNKNOWN})
         sentencepiece.set_min_log_level(2)  # or it reports pieces it ignores on every load
         self._prefixed = sentencepiece.SentencePieceProcessor(model_proto=data)
         self._bare = self._prefixed
