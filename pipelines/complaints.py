@@ -32,7 +32,7 @@ def complaints(error: ValidationError, document: Mapping[str, Any]) -> Iterator[
                 yield (*location, *one["ctx"]["path"]), one["ctx"]["finding"]
             case "value_error":
                 path = _present(document, location)
-                yield path, str(one["ctx"]["error"])
+                yield path, _own_words(path, str(one["ctx"]["error"]))
             case _:
                 path = _present(document, location)
                 yield path, mismatch(path, value_at(document, path))
@@ -53,6 +53,14 @@ def mismatch(path: KeyPath, value: object) -> str:
     if isinstance(value, int | Decimal) and not isinstance(value, bool) and "number" in expected:
         found = ""  # the number itself is shown
     return f"expected {expected}{found}{_remedy(path, expected, value)}"
+
+
+def _own_words(path: KeyPath, finding: str) -> str:
+    """A validator's finding, and the names that the key takes besides what the validator is for."""
+    key = find(path)
+    if key is None or not key.values or not finding.startswith("expected "):
+        return finding
+    return f"expected {', '.join(map(spell_value, key.values))} or {finding.removeprefix('expected ')}"
 
 
 def _unknown(path: KeyPath, value: object) -> Iterator[Complaint]:

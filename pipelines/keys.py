@@ -61,6 +61,11 @@ class Key:
         return Path in _parts(self.kind)
 
     @property
+    def is_text(self) -> bool:
+        """Whether it takes more text than values by name."""
+        return bool({str, Path} & set(_parts(self.kind)))
+
+    @property
     def values(self) -> tuple[str | int, ...]:
         """The values it takes by name, in the schema's order."""
         return tuple(chain.from_iterable(get_args(part) for part in _parts(self.kind) if get_origin(part) is Literal))

@@ -95,7 +95,7 @@ def _file_name(value: str) -> str:
 
 def _python_map(value: str) -> str:
     if not re.fullmatch(r"python(:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)(:[A-Za-z_]\w*)", value, re.ASCII):
-        raise ValueError("expected the name of a map, or python:module:function")
+        raise ValueError("expected python:module:function")
     return value
 
 
@@ -365,7 +365,7 @@ class Prep(Table):
     """What happens to a record above max_length; every count is reported."""
     on_bad_record: Literal["error", "skip"] = "error"
     """Stop at a faulty record, or write it to rejects.jsonl with its place and reason and go on."""
-    max_bad_fraction: Real = 0.01
+    max_bad_fraction: Share = 0.01
     """With on_bad_record = "skip": stop when more than this share of the records is faulty."""
     workers: NonNegativeInt = 0
     """Processes; 0 is one a core. Never changes a byte of output."""

@@ -125,6 +125,8 @@ def _spell(value: object) -> str:
             return json.dumps(str(value), ensure_ascii=False)
         case Decimal():
             return str(value).lower().replace("infinity", "inf")
+        case float():
+            return repr(value).replace("e-0", "e-")
         case datetime.date() | datetime.time():
             return value.isoformat()
         case Mapping():

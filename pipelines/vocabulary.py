@@ -74,9 +74,11 @@ def is_planned_value(path: KeyPath, value: object) -> bool:
 
 def planned_values(path: Path) -> tuple[str, ...]:
     """The described values of a key that the schema does not take yet; `*` stands for any text."""
+    described = DESCRIBED_VALUES.get(spell_key(path), "").split()
     key = schema_keys().get(path)
-    taken = key.values if key else ()
-    return tuple(value for value in DESCRIBED_VALUES.get(spell_key(path), "").split() if value not in taken)
+    if key is None:
+        return tuple(described)
+    return tuple(value for value in described if value not in key.values and not ("*" in value and key.is_text))
 
 
 def suggestions(path: Path) -> list[Path]:
