@@ -11,8 +11,8 @@ import numpy.typing as npt
 from numba import njit
 
 from pipelines.schema import PackTable
-from prep.packing.best_fit import best_fit
-from prep.packing.concat_split import concat_split
+from prep.best_fit import best_fit
+from prep.concat_split import concat_split
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -76,18 +76,17 @@ def pack(lengths: Int32, table: PackTable, groups: Int32 | None = None) -> Packi
     if table.strategy == "concat_split":
         plan = _split(grouped, bounds, table)
         return plan if members is None else _in_order(plan, members)
-    pack_of, packs, lower_bound = best_fit(grouped, bounds, table.capacity)
+    pack_of, segments, lower_bound = best_fit(grouped, bounds, table.capacity)
     if members is not None:
         pack_of[members] = pack_of.copy()
-    sample, length, segments_per_pack = _by_pack(pack_of, lengths, packs)
-    return Packing(table.capacity, sample, np.zeros_like(sample), length, segments_per_pack, lower_bound)
+    return Packing(table.capacity, *_by_pack(lengths, pack_of, segments), lower_bound)
 
 
 def _one_by_one(lengths: Int32, table: PackTable) -> Packing:
     if lengths.size and lengths.max() > table.capacity:
         raise ValueError(f"a sample has {lengths.max()} tokens, but a pack takes {table.capacity}")
     sample = np.arange(lengths.size, dtype=np.int32)
-    return Packing(table.capacity, sample, np.zeros_like(sample), lengths, np.ones_like(sample), lengths.size)
+    return Packing(table.capacity, sample, _zeros(sample.size), lengths, np.ones_like(sample), lengths.size)
 
 
 def _split(lengths: Int32, bounds: Int64, table: PackTable) -> Packing:
@@ -122,32 +121,35 @@ def _by_group(groups: Int32) -> tuple[Int64, Int64]:
     return members, np.append(starts, groups.size)
 
 
+def _by_pack(lengths: Int32, pack_of: Int32, segments: Int32) -> tuple[Int32, Int32, Int32, Int32]:
+    """The segments in pack order, from `best_fit`'s answer in the order of the samples."""
+    sample, length = np.empty((2, lengths.size), np.int32)
+    segments_per_pack = np.empty_like(segments)
+    _scatter(lengths, pack_of, segments, sample, length, segments_per_pack)
+    return sample, _zeros(lengths.size), length, segments_per_pack
+
+
+def _zeros(size: int) -> Int32:
+    return np.broadcast_to(np.int32(0), size)  # without memory
+
+
 @njit(cache=True)
-def _by_pack(pack_of: Int32, lengths: Int32, packs: int) -> tuple[Int32, Int32, Int32]:
-    segments = np.zeros(packs, np.int32)
-    longest = np.zeros(packs, np.int32)
-    stands_at = np.empty(packs, np.int32)
+def _scatter(
+    lengths: Int32, pack_of: Int32, segments: Int32, sample_of: Int32, length_of: Int32, segments_per_pack: Int32
+) -> None:
+    cursor = np.empty(segments.size, np.int64)
+    packs = used = 0
     for sample in range(pack_of.size):
-        pack = pack_of[sample]
-        segments[pack] += 1
-        if lengths[sample] > longest[pack]:
-            longest[pack] = lengths[sample]
-            stands_at[pack] = sample
-    segments_per_pack = np.empty(packs, np.int32)
-    cursor = np.empty(packs, np.int64)
-    placed = used = 0
-    for sample in range(pack_of.size):
-        pack = pack_of[sample]
-        if stands_at[pack] == sample:
-            segments_per_pack[placed] = segments[pack]
+        pack = ~pack_of[sample]
+        if pack >= 0:
             cursor[pack] = used
-            placed += 1
             used += segments[pack]
-    sample_of = np.empty(pack_of.size, np.int32)
-    length_of = np.empty(pack_of.size, np.int32)
+            segments_per_pack[packs] = segments[pack]
+            packs += 1
     for sample in range(pack_of.size):
         pack = pack_of[sample]
-        sample_of[cursor[pack]] = sample
-        length_of[cursor[pack]] = lengths[sample]
-        cursor[pack] += 1
-    return sample_of, length_of, segments_per_pack
+        pack = max(pack, ~pack)
+        place = cursor[pack]
+        sample_of[place] = sample
+        length_of[place] = lengths[sample]
+        cursor[pack] = place + 1
