@@ -87,6 +87,12 @@ def _local_path(value: object, info: ValidationInfo) -> object:
     return Path(base) / value
 
 
+def _pattern(value: str) -> str:
+    if not value or value.startswith("/") or ".." in value.split("/"):
+        raise ValueError("expected a pattern below the source's directory, such as **/*.jsonl")
+    return value
+
+
 def _file_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", value):
         raise ValueError("expected letters, digits, '.', '_' or '-', starting with a letter or digit, at most 128")
@@ -275,7 +281,7 @@ class Source(Table):
     """A file or a directory."""
     format: Literal["auto", "jsonl", "json", "text", "csv", "tsv", "parquet", "arrow", "ftdp"] = "auto"
     """auto goes by the file's ending: .jsonl .json .txt .csv .tsv (also .gz, .zst), .parquet .arrow .bin (ftdp)."""
-    files: list[str] = []
+    files: list[Annotated[str, AfterValidator(_pattern)]] = []
     """Patterns below a directory, such as `**/*.jsonl`; empty takes every file whose ending is known."""
     map: MapName | PythonMap = "openai"
     """Shape of a record; `none` for data that is already tokenized, `python:module:function` for one of your own."""
