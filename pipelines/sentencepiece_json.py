@@ -8,7 +8,7 @@ tokenizer_config.json names, and a class from remote code has none. What has to 
 - Where scores are equal sentencepiece takes the leftmost pair. A list cannot say that, but it matters only where two
   pairs share a symbol, (x, y) left of (y, z), so those are listed in this order. One case cannot be served in both
   directions: a piece like "aaa", as (a, aa) and as (aa, a). Runs are joined from their left end, which leaves the
-  single one on the right, so (aa, a) comes first.
+  single one on the right, so (aa, a) comes first. Different pieces that overlap both ways are refused.
 - User-defined pieces are matched before all others: they become added tokens, which are too.
 - A NUL character as a piece is passed over by sentencepiece for the byte piece <0x00>, so it loses its name here.
 - Added tokens standing on spare pieces replace them, so the spare names are ordinary text.
@@ -162,20 +162,26 @@ def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
 
 
 def _leftmost_first(pairs: Sequence[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-    """Pairs of equal score, (x, y) before (y, z) where no circle forbids it, otherwise in the order given."""
+    """Pairs of equal score, (x, y) before (y, z); where the same piece in two ways forms a circle, as given.
+
+    Raises:
+        ValueError: if different pieces form a circle.
+    """
     by_left: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for pair in pairs:
-        by_left[pair[0]].append(pair)
-    waits = dict.fromkeys(pairs, 0)
-    for pair in pairs:
+    for left, right in pairs:
+        by_left[left].append((left, right))
+    before: dict[tuple[str, str], set[tuple[str, str]]] = {pair: set() for pair in pairs}
+    for left, right in pairs:
+        for other in by_left[right]:
+            before[other] |= {(left, right)} - {other}
+    while before:
+        chosen = (pair for pair, others in before.items() if all("".join(pair) == "".join(o) for o in others))
+        if (pair := next(chosen, None)) is None:
+            first, *rest = dict.fromkeys("".join(pair) for pair in before)
+            raise ValueError(f"pieces {first!r} and {rest[0]!r} have the same score and overlap both ways")
+        del before[pair]
         for other in by_left[pair[1]]:
-            waits[other] += other != pair
-    left = dict.fromkeys(pairs)
-    while left:
-        pair = next((pair for pair in left if waits[pair] <= 0), next(iter(left)))
-        del left[pair]
-        for other in by_left[pair[1]]:
-            waits[other] -= other != pair
+            before.get(other, set()).discard(pair)
         yield pair
 
 
