@@ -4,6 +4,7 @@ Results are bit patterns (unsigned integers of the format's width): NumPy has no
 are only moved, never computed with.
 """
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -50,19 +51,21 @@ def _to_bfloat16(words: npt.NDArray[np.uint32], bits: npt.NDArray[np.uint16]) ->
 
 
 def cast_reference(value: float, dtype: Literal["bfloat16", "float16"]) -> int:
-    """`cast` of one finite number, by trying every pattern around it. The tests compare the two."""
-    patterns = np.arange(0x10000, dtype=np.uint32)
+    """`cast` of one finite number, by its distance to every number of the format. The tests compare the two."""
+    infinity = _EXPONENT[dtype]
+    magnitudes = np.arange(infinity, dtype=np.uint32)  # the finite ones, in rising order
     if dtype == "bfloat16":
-        numbers = (patterns << np.uint32(16)).view(np.float32).astype(np.float64)
+        numbers = (magnitudes << np.uint32(16)).view(np.float32).astype(np.float64)
         beyond = 2.0**128
     else:
-        numbers = patterns.astype(np.uint16).view(np.float16).astype(np.float64)
+        numbers = magnitudes.astype(np.uint16).view(np.float16).astype(np.float64)
         beyond = 2.0**16
-    numbers[_EXPONENT[dtype]], numbers[_EXPONENT[dtype] | 0x8000] = beyond, -beyond  # where infinity would be
-    same_sign = np.signbit(numbers) == np.signbit(value)
-    distance = np.where(same_sign & ~np.isnan(numbers), np.abs(numbers - value), np.inf)
-    nearest = np.flatnonzero(distance == distance.min())
-    return int(next((pattern for pattern in nearest if pattern % 2 == 0), nearest[0]))
+    distances = np.abs(
+        np.append(numbers, beyond) - min(abs(value), beyond)
+    )  # infinity is where the next number would be
+    nearest = np.flatnonzero(distances == distances.min())
+    magnitude = next(int(pattern) for pattern in nearest if len(nearest) == 1 or pattern % 2 == 0)
+    return magnitude | (0x8000 if math.copysign(1.0, value) < 0 else 0)
 
 
 def all_finite(bits: Bits, dtype: Dtype) -> bool:

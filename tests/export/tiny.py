@@ -197,13 +197,12 @@ PROBES = Probes(
     [
         Probe(
             [{"role": "user", "content": "hi"}],
-            [1, *encode("user\nhi"), 2, *encode("\n"), 1, *encode("assistant\n")],
+            [1, *encode("user\nhi"), 2, 13, 1, *encode("assistant\n")],
         ),
         Probe(
             [{"role": "system", "content": "短"}, {"role": "user", "content": "  é\n"}],
-            [1, *encode("system\n短"), 2, *encode("\n"), 1, *encode("user\n  é\n"), 2, *encode("\n")]
-            + [1, *encode("assistant\n")],
+            [1, *encode("system\n短"), 2, 13, 1, *encode("user\n  é\n"), 2, 13, 1, *encode("assistant\n")],
         ),
     ],
 )
-"""What the template and the tokenizer have to give, spelled out."""
+"""What the template and the tokenizer have to give, spelled out; 13 is a line feed."""
