@@ -1,5 +1,8 @@
 """Concat and split: samples end to end as one stream, cut every `capacity` tokens."""
 
+from itertools import groupby, pairwise
+from operator import itemgetter
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -60,3 +63,22 @@ def _concat_split(
                 segments_per_pack[packs] = segments - first_segment
                 packs += 1
     return segments, packs
+
+
+def concat_split_reference(
+    lengths: Int32, bounds: Int64, capacity: int, *, drop_last: bool
+) -> tuple[Int32, Int32, Int32, Int32]:
+    """`concat_split` written the obvious way: slow, and right. The tests compare the two."""
+    segments: list[tuple[int, int, int]] = []
+    segments_per_pack: list[int] = []
+    for first, end in pairwise(bounds.tolist()):
+        stream = [(sample, token) for sample in range(first, end) for token in range(lengths[sample])]
+        for begin in range(0, len(stream), capacity):
+            pack = stream[begin : begin + capacity]
+            if len(pack) < capacity and drop_last:
+                continue
+            parts = [list(part) for _, part in groupby(pack, key=itemgetter(0))]
+            segments += [(*part[0], len(part)) for part in parts]
+            segments_per_pack.append(len(parts))
+    sample, start, length = np.array(segments, np.int32).reshape(-1, 3).T
+    return sample, start, length, np.array(segments_per_pack, np.int32)
