@@ -9,7 +9,7 @@ A checkpoint is a directory `step-00000500` that appears by rename:
 
 Facts of the manifest:
 
-    parameters     name -> shape of every trained tensor, in the model's order, each tied tensor once
+    parameters     name -> shape of every trained tensor, each tied tensor once
     tied           other name -> name in `parameters`
     buffers        name -> shape of every persistent buffer (kind `buffer`, float32 or int64)
     kinds          what the optimizer keeps for each element, such as exp_avg
@@ -74,7 +74,7 @@ class Checkpoint:
         self.shapes: Mapping[str, tuple[int, ...]] = {
             name: tuple(shape) for name, shape in manifest.facts["parameters"].items()
         }
-        """Every trained parameter by name, in the model's order."""
+        """Every trained parameter by name."""
         self._fragments = self._index()
 
     @property

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,16 +147,23 @@ def process_group(ranks: Ranks) -> Iterator[None]:
         store=None if from_environment else HashStore(),
         init_method="env://" if from_environment else None,
     )
-    _prepare_deepspeed()
+    import deepspeed
+
+    # Without this, DeepSpeed tries a compiler on each of its operators, and builds one for gloo, which serves without.
+    deepspeed.ops.__compatible_ops__ = {}
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        deepspeed.comm.destroy_process_group()  # also forgets its own groups
 
 
 def prepare_environment(ranks: Ranks) -> None:
     """Set what has to stand in the environment before torch is imported."""
     share_cores(ranks.local_ranks)
+    # What libraries deprecate in each other is no business of the user's.
+    warnings.filterwarnings("ignore", module=r"(torch|deepspeed|transformers)\b")
     if ERRORS in os.environ:
         _die_with_parent()
     if ranks.rank:
@@ -181,15 +189,6 @@ def hosts() -> list[str]:
     names: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(names, socket.gethostname())
     return list(dict.fromkeys(name for name in names if name))
-
-
-def _prepare_deepspeed() -> None:
-    import deepspeed
-
-    # It would be compiled on first use, and a machine without a compiler would die of it; gloo serves.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    deepspeed.init_distributed(dist_init_required=False, verbose=False)
 
 
 def _installed_command() -> Path:
