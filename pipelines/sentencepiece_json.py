@@ -12,6 +12,9 @@ tokenizer_config.json names, and a class from remote code has none. What has to 
 - User-defined pieces are matched before all others: they become added tokens, which are too.
 - A NUL character as a piece is passed over by sentencepiece for the byte piece <0x00>, so it loses its name here.
 - Added tokens standing on spare pieces replace them, so the spare names are ordinary text.
+
+One difference stays: of a model that puts a space before a whole text (`legacy = false`), tokenizers leaves it out
+where the text begins with a space already. What a chat template renders begins with a token or a word.
 """
 
 import json

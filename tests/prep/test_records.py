@@ -1,0 +1,238 @@
+"""Record maps: what each makes of a record, and how it says what is wrong with one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from pipelines import schema
+from pipelines.errors import ConfigError
+from prep.records import MAPS, Conversation, Message, RecordError, record_map
+
+SYSTEM_TEXTS = {
+    "arxiv": "If you are an expert in writing papers, please generate a good paper title for this paper based on other "
+    "authors' descriptions of their abstracts.\n",
+    "colors": "You are a professional color designer. Please provide the corresponding colors based on the description "
+    "of Human.\n",
+    "coder": "You are a professional programer. Please provide the corresponding code based on the description of "
+    "Human.\n",
+    "lawyer": "你现在是一名专业的中国律师，请根据用户的问题给出准确、有理有据的回复。\n",
+    "medical": "如果你是一名医生，请根据患者的描述回答医学问题。\n",
+    "sql": "If you are an expert in SQL, please generate a good SQL Query for Question based on the CREATE TABLE "
+    "statement.\n",
+}
+
+
+def mapped(name: str, record: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """Roles and texts of a record's conversation."""
+    conversation = record_map(name)(record)
+    assert conversation is not None
+    return [(message.role, message.content) for message in conversation.messages]
+
+
+def fault(name: str, record: Mapping[str, Any]) -> str:
+    """What is wrong with a record."""
+    with pytest.raises(RecordError) as caught:
+        record_map(name)(record)
+    return str(caught.value)
+
+
+def test_the_toml_takes_exactly_the_maps_there_are() -> None:
+    assert set(get_args(schema.MapName)) == {*MAPS, "none"}
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "asked", "answered", "system"),
+    [
+        ("alpaca", {"instruction": "Add.", "input": "1 2", "output": "3"}, "Add.\n1 2", "3", ""),
+        ("alpaca", {"instruction": "Hi", "input": "", "output": "Yes"}, "Hi\n", "Yes", ""),
+        ("alpaca", {"instruction": "Hi", "output": "Yes"}, "Hi\n", "Yes", ""),
+        ("alpaca_zh", {"instruction_zh": "加", "input_zh": "1", "output_zh": "2"}, "加\n1", "2", ""),
+        ("arxiv", {"abstract": "We", "title": "On"}, "We", "On", SYSTEM_TEXTS["arxiv"]),
+        ("code_alpaca", {"prompt": "sort", "completion": "x"}, "sort", "x", SYSTEM_TEXTS["coder"]),
+        ("colors", {"description": "Sky: blue: sky ", "color": "#00f"}, "blue: sky", "#00f", SYSTEM_TEXTS["colors"]),
+        ("crime_kg_assitan", {"input": "q", "output": "a"}, "q", "a", SYSTEM_TEXTS["lawyer"]),
+        ("crime_kg_assitant", {"input": "q", "output": "a"}, "q", "a", SYSTEM_TEXTS["lawyer"]),
+        ("crime_kg_assistant", {"input": "q", "output": "a"}, "q", "a", SYSTEM_TEXTS["lawyer"]),
+        ("default", {"input": " q ", "output": "a"}, " q ", "a", ""),
+        ("law_reference", {"question": "q", "answer": "a"}, "q", "a", SYSTEM_TEXTS["lawyer"]),
+        ("medical", {"instruction": "i", "input": "n", "output": "a"}, "i\nn", "a", SYSTEM_TEXTS["medical"]),
+        ("openorca", {"system_prompt": "Be.", "question": "q", "response": "a"}, "q", "a", "Be."),
+        ("openorca", {"system_prompt": "", "question": "q", "response": "a"}, "q", "a", ""),
+        ("sql", {"context": "T", "question": "q", "answer": "a"}, "T\nq", "a", SYSTEM_TEXTS["sql"]),
+        ("stack_exchange", {"question": "q", "response": "a"}, "q", "a", ""),
+        ("tiny_codes", {"prompt": "q", "response": "a"}, "q", "a", SYSTEM_TEXTS["coder"]),
+    ],
+)
+def test_a_question_and_its_answer_have_the_texts_of_their_map(
+    name: str, record: Mapping[str, Any], asked: str, answered: str, system: str
+) -> None:
+    opening = [("system", system)] if system else []
+    assert mapped(name, record) == [*opening, ("user", asked), ("assistant", answered)]
+
+
+def test_alpaca_leaves_records_without_an_output_out() -> None:
+    assert record_map("alpaca")({"instruction": "i", "input": "", "output": "<nooutput>"}) is None
+
+
+def test_plain_text_is_stripped_and_stands_alone() -> None:
+    assert mapped("pretrain", {"text": " \n Some text.\n"}) == [("assistant", "Some text.")]
+
+
+def test_openai_messages_keep_all_that_templates_read() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    record = {
+        "id": 7,
+        "messages": [
+            {"role": "system", "content": "Be."},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "1 + "}, {"type": "text", "text": "1?"}],
+                "name": "Ann",
+            },
+            {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "Hm."},
+            {"role": "tool", "content": "2", "tool_call_id": "c1"},
+            {"role": "assistant", "content": "2", "tool_calls": None, "loss": True},
+        ],
+        "tools": [tool],
+    }
+    expected = Conversation(
+        (
+            Message("system", "Be."),
+            Message("user", "1 + 1?", None, {"name": "Ann"}),
+            Message("assistant", None, None, {"reasoning_content": "Hm.", "tool_calls": [call]}),
+            Message("tool", "2", None, {"tool_call_id": "c1"}),
+            Message("assistant", "2", True),
+        ),
+        (tool,),
+    )
+    assert record_map("openai")(record) == expected
+    assert record_map("openai")({**record, "tools": json.dumps([tool])}) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "loss"),
+    [
+        ({}, None), ({"loss": None}, None), ({"loss": True}, True), ({"loss": False}, False), ({"loss": "true"}, True),
+        ({"loss": "false"}, False), ({"weight": 1}, True), ({"weight": 0}, False),
+    ],
+)  # fmt: skip
+def test_a_message_says_itself_whether_it_is_trained(given: Mapping[str, Any], loss: bool | None) -> None:
+    conversation = record_map("openai")({"messages": [{"role": "assistant", "content": "x", **given}]})
+    assert conversation is not None
+    assert conversation.messages[0].loss is loss
+
+
+@pytest.mark.parametrize(
+    ("messages", "finding"),
+    [
+        (None, "messages: expected an array, found null"),
+        ([], "messages: expected at least one message, found none"),
+        (["hi"], "messages[0]: expected an object, found a string"),
+        ([{"content": "x"}], "messages[0].role: expected a string, found no such key among content"),
+        ([{"role": 1, "content": "x"}], "messages[0].role: expected a string, found a number"),
+        ([{"role": "user", "content": "x"}, {"role": "user", "content": None}],
+         "messages[1].content: expected a string, found null"),
+        ([{"role": "user", "content": {}}], "messages[0].content: expected a string, found an object"),
+        ([{"role": "user"}], "messages[0].content: expected a string, found no such key among role"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}],
+         'messages[0].content[0].type: expected "text", found "image_url"; only text is supported'),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content[0]: expected an object, found a string"),
+        ([{"role": "user", "content": "x", "wieght": 1}],
+         "messages[0].wieght: unknown key; a message has role, content, loss, weight, name, reasoning_content, "
+         "tool_calls and tool_call_id"),
+        ([{"role": "user", "content": "x", "loss": "yes"}], "messages[0].loss: expected true or false, found a string"),
+        ([{"role": "user", "content": "x", "weight": 0.5}], "messages[0].weight: expected 0 or 1, found 0.5"),
+        ([{"role": "user", "content": "x", "weight": 1, "loss": True}],
+         "messages[0].weight: give loss or weight, not both"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{"function": {}}]}],
+         "messages[0].tool_calls[0].function.name: expected a string, found no such key among none"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{"function": "f"}]}],
+         "messages[0].tool_calls[0].function: expected an object, found a string"),
+    ],
+)  # fmt: skip
+def test_a_wrong_message_is_named_by_its_path(messages: object, finding: str) -> None:
+    assert fault("openai", {"messages": messages}) == finding
+
+
+def test_a_missing_key_names_those_that_are_there() -> None:
+    assert fault("openai", {"text": "x"}) == "messages: expected an array, found no such key among text"
+    wide = {f"column {index}": 0 for index in range(9)}
+    assert fault("pretrain", wide).endswith("found no such key among column 0, column 1, column 2, column 3, column 4, "
+                                            "column 5, ...")  # fmt: skip
+
+
+@pytest.mark.parametrize("tools", ["[", "[[1]]", {"a": 1}, 3])
+def test_tools_are_an_array_of_objects_or_its_json_text(tools: object) -> None:
+    messages = [{"role": "user", "content": "x"}]
+    assert fault("openai", {"messages": messages, "tools": tools}).startswith("tools")
+
+
+def test_sharegpt_leaves_out_what_no_answer_follows() -> None:
+    turns = [("gpt", "Welcome."), ("system", "Be."), ("human", "1?"), ("gpt", "2"), ("human", "3?")]
+    record = {"conversations": [{"from": who, "value": text} for who, text in turns], "system": "First."}
+    assert mapped("sharegpt", record) == [("system", "First."), ("system", "Be."), ("user", "1?"), ("assistant", "2")]
+    unanswered = {"conversations": [{"from": "human", "value": "1?"}]}
+    assert record_map("sharegpt")(unanswered) is None
+    assert record_map("wizardlm")({"conversations": []}) is None
+
+
+def test_wizardlm_knows_two_speakers() -> None:
+    turns = [{"from": "gpt", "value": "0"}, {"from": "human", "value": "1?"}, {"from": "gpt", "value": "2"}]
+    assert mapped("wizardlm", {"conversations": turns}) == [("user", "1?"), ("assistant", "2")]
+    stranger = {"conversations": [{"from": "system", "value": "x"}]}
+    assert fault("wizardlm", stranger) == "conversations[0].from: expected one of human, gpt, found 'system'"
+    assert fault("sharegpt", {"conversations": [{"from": "human"}]}).startswith(
+        "conversations[0].value: expected a string"
+    )
+
+
+def test_oasst1_is_cut_at_its_headings() -> None:
+    text = "### Human: One?\nReally? ### Assistant: Yes.\n### Human: Two?### Assistant: No. ### Human: Three?"
+    expected = [("user", "One?\nReally?"), ("assistant", "Yes."), ("user", "Two?"), ("assistant", "No.")]
+    assert mapped("oasst1", {"text": text}) == expected
+    assert record_map("oasst1")({"text": "### Human: alone"}) is None
+    assert "expected ### Human: at its beginning" in fault("oasst1", {"text": "Human: hi"})
+    broken = "### Human: see ### below ### Assistant: ok"
+    assert "expected Assistant: after ### number 2" in fault("oasst1", {"text": broken})
+
+
+def test_colors_need_a_colon() -> None:
+    assert fault("colors", {"description": "blue", "color": "#00f"}).startswith(
+        "description: expected text with a colon"
+    )
+
+
+def test_a_map_of_ones_own_returns_the_openai_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_maps.py").write_text(
+        "def turn(record):\n"
+        "    if not record['a']:\n"
+        "        return None\n"
+        "    texts = {'user': record['q'], 'assistant': record['a']}\n"
+        "    return {'messages': [{'role': role, 'content': text} for role, text in texts.items()]}\n"
+        "def text(record):\n"
+        "    return record['q']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert mapped("python:my_maps:turn", {"q": "1?", "a": "2"}) == [("user", "1?"), ("assistant", "2")]
+    assert record_map("python:my_maps:turn")({"a": ""}) is None
+    assert fault("python:my_maps:turn", {}) == "python:my_maps:turn failed on it: KeyError: 'a'"
+    assert fault("python:my_maps:turn", {"q": 1, "a": "x"}) == "messages[0].content: expected a string, found a number"
+    assert "returned str, expected a dict with messages" in fault("python:my_maps:text", {"q": "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "finding"),
+    [
+        ("python:no_such_module_here:f", "No module named 'no_such_module_here'; install the module"),
+        ("python:json:no_such_function", "has no attribute 'no_such_function'; expected python:module:function"),
+        ("python:json", "expected python:module:function"),
+        ("llava", "expected one of openai, sharegpt, alpaca"),
+    ],
+)
+def test_a_map_that_does_not_exist_is_named(name: str, finding: str) -> None:
+    with pytest.raises(ConfigError, match=f"prep.source.map = '{name}': .*{finding}"):
+        record_map(name)
