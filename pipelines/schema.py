@@ -309,7 +309,7 @@ class Order(Table):
     """The lock file of the data: one relative path per line."""
     mode: Literal["locked", "write", "scan"] = "locked"
     """locked: the file must exist and match; write: create it if missing; scan: code point order without a file."""
-    shuffle: Literal["hash", "none"] = "hash"
+    shuffle: Literal["hash", "none", "xtuner"] = "hash"
     """Order of samples inside a source: by a keyed hash of the sample's identity, or as in the files."""
     interleave: Literal["fractional", "concat"] = "fractional"
     """Sources spread evenly through the order, or one after another."""

@@ -217,11 +217,11 @@ def _encode(encoder: Encoder, batch: Sequence[tuple[int, Outcome]]) -> Iterator[
     encoded: list[tuple[int, _Outcome]] = []
     while left:
         try:
-            encoded += encoder.encode(left)
+            for pair in encoder.encode(left):
+                encoded.append(pair)  # noqa: PERF402 (what comes before a fault is kept)
             break
         except RecordFault as fault:
-            done = [pair for pair in left if pair[0] < fault.record]
-            encoded += [*encoder.encode(done), (fault.record, fault)]
+            encoded.append((fault.record, fault))
             left = [pair for pair in left if pair[0] > fault.record]
     yield from sorted([*faults, *encoded], key=itemgetter(0))
     if batch[-1][1] is None:

@@ -1,0 +1,93 @@
+"""The order of samples inside a source: by a keyed hash of each sample's identity, as in the files, or as XTuner has it.
+
+A sample's identity is its source, the path and record it comes from, its first token within the record where that was
+split, and the pass. Its key is a pure function of seed and identity, so samples that come or go elsewhere never change
+the order of two that stay.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from prep.inputs import Input
+from prep.store import Samples
+
+Int64 = npt.NDArray[np.int64]
+UInt32 = npt.NDArray[np.uint32]
+UInt64 = npt.NDArray[np.uint64]
+
+
+def sample_order(samples: Samples, inputs: Sequence[Input], part: range, *, shuffle: str, seed: int, turn: int) -> Int64:
+    """One pass over a source.
+
+    Args:
+        part: the numbers of the source's samples.
+        shuffle: "hash", "none" or "xtuner", as prep.order.shuffle.
+        turn: the pass, from 0.
+    Returns:
+        int64[samples of the part], their numbers in order. "hash": by key, equal keys in the data's order. "xtuner":
+        file by file, each as `numpy.random.RandomState(seed + turn).shuffle` leaves it.
+    """
+    if shuffle == "hash":
+        order = np.argsort(sample_keys(samples, inputs, part, seed=seed, turn=turn), kind="stable")
+        return order + part.start
+    order = np.arange(part.start, part.stop, dtype=np.int64)
+    if shuffle == "xtuner":
+        file = samples.file[part.start : part.stop]
+        for of_file in np.split(order, np.flatnonzero(np.diff(file)) + 1):
+            np.random.RandomState(seed + turn).shuffle(of_file)
+    return order
+
+
+def sample_keys(samples: Samples, inputs: Sequence[Input], part: range, *, seed: int, turn: int) -> UInt64:
+    """uint64[samples of the part], the key of each in one pass, as `sample_key` computes it."""
+    rows = slice(part.start, part.stop)
+    file = samples.file[rows]
+    file_keys = np.zeros(len(inputs), np.uint64)
+    for number in np.unique(file).tolist():
+        file_keys[number] = file_key(seed, inputs[number].name, inputs[number].path, turn)
+    keys = np.empty(len(part), np.uint64)
+    _sample_keys(file_keys, file, samples.record[rows], samples.start[rows], keys)
+    return keys
+
+
+def file_key(seed: int, source: str, path: str, turn: int) -> int:
+    """64 bits of SHA-256 that a file's samples share; no part can contain the NUL between the parts."""
+    identity = f"sample\0{seed}\0{source}\0{path}\0{turn}"
+    return int.from_bytes(hashlib.sha256(identity.encode("utf-8")).digest()[:8], "big")
+
+
+def sample_key(file_key: int, record: int, start: int) -> int:
+    """A sample's key: number `record` of the SplitMix64 stream that begins at its file's key.
+
+    A later piece of a split record has number `start` of the stream that begins at the record's key.
+    """
+    key = _splitmix(file_key, record + 1)
+    return _splitmix(key, start) if start else key
+
+
+def _splitmix(state: int, number: int) -> int:
+    value = (state + number * 0x9E3779B97F4A7C15) % 2**64
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) % 2**64
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) % 2**64
+    return value ^ value >> 31
+
+
+@njit(cache=True)
+def _sample_keys(file_keys: UInt64, file: UInt32, record: UInt32, start: UInt32, keys: UInt64) -> None:
+    for sample in range(keys.size):
+        key = _splitmix_64(file_keys[file[sample]], np.uint64(record[sample]) + np.uint64(1))
+        if start[sample]:
+            key = _splitmix_64(key, np.uint64(start[sample]))
+        keys[sample] = key
+
+
+@njit(cache=True, inline="always")
+def _splitmix_64(state: np.uint64, number: np.uint64) -> np.uint64:
+    value = state + number * np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return value ^ value >> np.uint64(31)
