@@ -197,14 +197,18 @@ def recipes(as_json: bool) -> None:
 @json_output
 def init(name: str, folder: Path, as_json: bool) -> None:
     """Copy the ready pipeline NAME into DIR, with its data; files that are already right stay untouched."""
-    from pipelines.recipes import copy
-    from prep.quickstart import write_quickstart
+    from pipelines.recipes import copy, generate
 
     written = copy(name, folder)
     if name == "quickstart":
-        written += write_quickstart(folder / "quickstart")
-    text = f"{folder / name}.toml: {len(written)} files written" if written else f"{folder / name}.toml: nothing to do"
-    show({"written": [str(path) for path in written]}, text, as_json=as_json)
+        from prep.quickstart import write_quickstart
+
+        written += generate(
+            folder / "quickstart" / "data",
+            lambda place: write_quickstart(place, tokenizer=folder / "quickstart" / "tokenizer"),
+        )
+    what = f"{len(written)} files written" if written else "nothing to do"
+    show({"written": [str(path) for path in written]}, f"{folder / name}.toml: {what}", as_json=as_json)
 
 
 @main.command()

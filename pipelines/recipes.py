@@ -1,6 +1,8 @@
 """The ready pipelines: TOML files that ship with the package, and what they need beside them."""
 
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import tomli
 
@@ -41,6 +43,16 @@ def copy(name: str, folder: Path) -> list[Path]:
         make_directory(target.parent)
         write_atomic(target, content)
     return list(missing)
+
+
+def generate(data: Path, write: Callable[[Path], None]) -> list[Path]:
+    """Let `write` make the directory `data` (it is given the parent of one), unless it is there; returns its files."""
+    if data.exists():
+        return []
+    with TemporaryDirectory(dir=make_directory(data.parent), prefix=".") as temporary:
+        write(Path(temporary))
+        (Path(temporary) / data.name).rename(data)
+    return sorted(data.iterdir())
 
 
 def _shipped(folder: Path) -> list[Path]:

@@ -202,8 +202,8 @@ def _usable(tokenized: Tokenized, pipeline: Pipeline, inputs: Sequence[Input]) -
     if bad > limit * tokenized.records:
         first = tokenized.rejects[0]
         raise DataError(
-            f"{bad:,} of {tokenized.records:,} records are faulty, more than prep.max_bad_fraction = {limit}; the first "
-            f"is {first['source']}/{first['path']}:{first['record'] + 1}: {first['reason']}"
+            f"{bad:,} of {tokenized.records:,} records are faulty, above prep.max_bad_fraction = {limit}; the first is "
+            f"{first['source']}/{first['path']}:{first['record'] + 1}: {first['reason']}"
         )
     if not tokenized.samples.lengths.size:
         why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(tokenized.dropped.items()))

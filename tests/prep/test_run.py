@@ -184,7 +184,7 @@ def test_skipped_records_are_listed_with_their_place(make_pipeline: MakePipeline
 
 def test_too_many_faulty_records_stop_the_run(make_pipeline: MakePipeline) -> None:
     file = make_pipeline(faulty("{"), 'on_bad_record = "skip"')
-    with pytest.raises(DataError, match=r"1 of 6 records are faulty.*a/a\.jsonl:4: not valid JSON"):
+    with pytest.raises(DataError, match=r"1 of 6 records are faulty, above.*a/a\.jsonl:4: not valid JSON"):
         run(load(file), workers=1)
 
 
