@@ -1,5 +1,6 @@
 """Where an export goes: beside its final name until it is complete and checked, and never over anyone else's files."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from pipelines.artifacts import MANIFEST, Manifest, commit_directory, sync_file
 from pipelines.errors import ConfigError, MachineError
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def refuse_foreign_files(folder: Path) -> None:
@@ -47,8 +50,10 @@ def staged(final: Path) -> Iterator[Path]:
                     sync_file(file.fileno())
         commit_directory(temporary, final)
     except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
         raise MachineError(
-            f"{error.filename or final}: cannot be written ({error.strerror or error}); "
+            f"{error.filename or final}: cannot be written ({error.strerror}); "
             "free space there or set run.work_dir elsewhere"
         ) from error
     finally:

@@ -31,7 +31,8 @@ def write_weights(folder: Path, weights: Weights, geometry: Geometry, progress: 
 
 
 def _write(folder: Path, name: str, content: Bits, progress: Progress) -> None:
-    content.tofile(folder / name)
+    with (folder / name).open("wb") as file:
+        file.write(np.ascontiguousarray(content).data)
     progress(content.nbytes)
 
 

@@ -1,0 +1,103 @@
+"""Makes golden.json again: the test's models through the converter inside LMDeploy 0.7.3.
+
+    pip download lmdeploy==0.7.3 --no-deps --python-version 3.10 --only-binary=:all: --platform manylinux2014_x86_64
+    unzip lmdeploy-0.7.3-*.whl -d lmdeploy-0.7.3
+    python -m tests.export.turbomind.lmdeploy lmdeploy-0.7.3
+
+The release needs a GPU to be imported and older libraries to be installed, its converter neither: so only that part is
+imported, with stand-ins for a registry, for the reading of config.json, and for the move of tensors to a GPU.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+
+from export.hf import Model, write_hf
+from pipelines.checkpoints import Checkpoint
+from tests.export.tiny import random_tensors, write_checkpoint
+from tests.export.turbomind.test_folder import CASES, GOLDEN, MODELS, digest
+
+_CONVERTERS = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
+
+
+class _Registry:
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self._found: dict[str, Any] = {}
+
+    def register_module(self, name: str | list[str], **_: Any) -> Callable[[Any], Any]:
+        def register(found: Any) -> Any:
+            self._found |= dict.fromkeys([name] if isinstance(name, str) else name, found)
+            return found
+
+        return register
+
+    def get(self, name: str) -> Any:
+        return self._found[name]
+
+
+def _architecture(folder: str) -> tuple[str, Any]:
+    config = json.loads((Path(folder) / "config.json").read_bytes())
+    return config["architectures"][0], SimpleNamespace(to_dict=lambda: config)
+
+
+def _import_converter(unpacked: Path) -> None:
+    deploy = "lmdeploy.turbomind.deploy"
+    for name in ("lmdeploy", "lmdeploy.turbomind", deploy, f"{deploy}.source_model", f"{deploy}.target_model"):
+        package = ModuleType(name)
+        package.__path__ = [str(unpacked / name.replace(".", "/"))]
+        sys.modules[name] = package
+    for name, parts in (("mmengine", {"Registry": _Registry}), ("lmdeploy.archs", {"get_model_arch": _architecture})):
+        sys.modules[name] = ModuleType(name)
+        vars(sys.modules[name]).update(parts)
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
+    for module in ("source_model.llama", "source_model.qwen", "target_model.fp"):
+        import_module(f"{deploy}.{module}")
+
+
+def _convert(source: Path, target: Path, dtype: str, tp: int) -> None:
+    deploy = "lmdeploy.turbomind.deploy"
+    config = import_module(f"{deploy}.config").TurbomindModelConfig.from_dict()
+    architecture, _ = _architecture(str(source))
+    settings = {"model_arch": architecture, "weight_type": dtype, "model_format": "hf", "group_size": 0, "tp": tp}
+    for key, value in {**settings, "session_len": 512, "chat_template": "base", "model_name": "tiny"}.items():
+        setattr(config.model_config, key, value)
+    reader = import_module(f"{deploy}.source_model.base").INPUT_MODELS.get(_CONVERTERS[architecture])
+    writer = import_module(f"{deploy}.target_model.base").OUTPUT_MODELS.get("tm")
+    policy = import_module(f"{deploy}.policy").get_input_policy("hf")
+    target.mkdir()
+    writer(
+        input_model=reader(model_path=str(source), tokenizer_path=str(source), input_policy=policy),
+        cfg=config,
+        model_cls=import_module(f"{deploy}.module").Transformer,
+        out_dir=str(target),
+    ).export()
+
+
+def main(unpacked: Path) -> None:
+    """Convert every case and store the digests."""
+    _import_converter(unpacked)
+    found: dict[str, str] = {}
+    for name, dtype, tp in CASES:
+        if name == "llama_biased":
+            continue
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            tensors = random_tensors(MODELS[name])
+            checkpoint = Checkpoint(write_checkpoint(folder / "step-00000001", MODELS[name], tensors))
+            (folder / "hf").mkdir()
+            write_hf(Model.of(checkpoint, "float32"), folder / "hf", 10**9)
+            _convert(folder / "hf", folder / "turbomind", dtype, tp)
+            files = {path.name: path.read_bytes() for path in (folder / "turbomind").iterdir()}
+            found[f"{name} {dtype} {tp}"] = digest(files)
+    GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
