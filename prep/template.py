@@ -57,7 +57,8 @@ class Template:
         """
         conversation = self._prepared(conversation)
         spans = self._renderer.spans(conversation, _trained(conversation.messages, self._settings.loss))
-        if self._settings.name != "none" and all(span.loss for span in spans[1:]):
+        rendered = spans[1:] if spans[:1] and spans[0].special else spans  # BOS is never trained
+        if self._settings.name != "none" and rendered and all(span.loss for span in rendered):
             raise RecordError("", "every token would carry loss; does the template mark everything as generated?")
         return spans
 
