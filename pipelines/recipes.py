@@ -45,7 +45,7 @@ def copy(name: str, folder: Path) -> list[Path]:
     return list(missing)
 
 
-def generate(data: Path, write: Callable[[Path], None]) -> list[Path]:
+def generate(data: Path, write: Callable[[Path], object]) -> list[Path]:
     """Let `write` make the directory `data` (it is given the parent of one), unless it is there; returns its files."""
     if data.exists():
         return []

@@ -64,7 +64,7 @@ def run(pipeline: Pipeline, *, workers: int | None = None) -> Json:
             log.info("prep: nothing to do, %s is current", folder)
             return dict(done.facts)
         partial = _partial(folder, stage)
-        rules = _rules(pipeline, tokenizer)
+        rules = rules_of(pipeline, tokenizer)
         tokenized = tokenize(plan(inputs), rules, partial / "chunks", workers=workers)
         unchanged(inputs)
         _usable(tokenized, pipeline, inputs)
@@ -147,7 +147,7 @@ def _input_facts(one: Input) -> Json:
     return {"source": one.name, "path": one.path, "format": one.format, "size": one.size, "sha256": one.sha256}
 
 
-def _rules(pipeline: Pipeline, tokenizer: Tokenizer) -> Rules:
+def rules_of(pipeline: Pipeline, tokenizer: Tokenizer) -> Rules:
     prep = pipeline.prep
     return Rules(
         tokenizer=pipeline.tokenizer_dir,

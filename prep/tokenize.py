@@ -179,7 +179,7 @@ def _one_by_one(chunk: Chunk, rules: Rules) -> _Result:
     dropped: Counter[str] = Counter()
     rejects: list[dict[str, Any]] = []
     records = 0
-    for record, outcome in _samples(chunk, rules):
+    for record, outcome in outcomes(chunk, rules):
         records = record + 1
         if isinstance(outcome, RecordFault):
             if rules.on_bad_record == "error":
@@ -197,7 +197,7 @@ def _one_by_one(chunk: Chunk, rules: Rules) -> _Result:
 _Outcome = Marked | RecordFault | None
 
 
-def _samples(chunk: Chunk, rules: Rules) -> Iterator[tuple[int, _Outcome]]:
+def outcomes(chunk: Chunk, rules: Rules) -> Iterator[tuple[int, _Outcome]]:
     """Every record number of the chunk: its tokens, its fault, or None where its map leaves it out."""
     where, begin, end = chunk.input.where, chunk.begin, chunk.end
     if chunk.input.format == "ftdp":
