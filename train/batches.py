@@ -5,6 +5,7 @@ of packs, so a step may reach from one epoch into the next, and the position in 
 packs of that sequence have been consumed.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipelines.permutation import Permutation
 from pipelines.shards import Pack, ShardReader
 from train.attention import Segments
 
@@ -77,7 +79,7 @@ class Batches:
         positions = range(first, first + self.global_batch_size)
         packs = [self.packs[self._order[position]] for position in positions]
         mine = list(zip(positions, packs, strict=True))[self._rank :: self._ranks]
-        micro_batches = [micro_batch(pack, self._device, seed=_mix(self._seed, at)) for at, pack in mine]
+        micro_batches = [micro_batch(pack, self._device, seed=_seed_at(at, self._seed)) for at, pack in mine]
         micro_batches += [empty(self._device)] * (self.accumulation - len(micro_batches))
         return StepBatch(
             micro_batches,
@@ -92,25 +94,19 @@ class Batches:
 
 
 class PackOrder:
-    """Which pack is at each position of the endless sequence of epochs."""
+    """Which pack is at each position of the endless sequence of epochs, in constant time."""
 
     def __init__(self, packs: int, *, shuffle: bool, seed: int) -> None:
         self._packs, self._shuffle, self._seed = packs, shuffle, seed
-        self._epoch = -1
-        self._of_epoch: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._epoch, self._permutation = 0, Permutation(packs, "packs", seed, 0)
 
     def __getitem__(self, position: int) -> int:
         epoch, at = divmod(position, self._packs)
         if not self._shuffle:
             return at
         if epoch != self._epoch:
-            self._epoch, self._of_epoch = epoch, shuffled(self._packs, _mix(self._seed, epoch))
-        return int(self._of_epoch[at])
-
-
-def shuffled(count: int, key: int) -> npt.NDArray[np.int64]:
-    """A permutation of 0..count - 1: the numbers sorted by their keyed hash."""
-    return np.argsort(_hash(np.arange(count, dtype=np.uint64) ^ np.uint64(key)), kind="stable")
+            self._epoch, self._permutation = epoch, Permutation(self._packs, "packs", self._seed, epoch)
+        return self._permutation.at(at)
 
 
 def trained(pack: Pack) -> npt.NDArray[np.bool_]:
@@ -146,17 +142,6 @@ def empty(device: torch.device) -> MicroBatch:
     return MicroBatch(token, token, nothing, nothing, Segments.of([1], device), seed=0)
 
 
-def _mix(*numbers: int) -> int:
-    """One 63-bit hash of several numbers."""
-    state = np.zeros(1, np.uint64)
-    for number in numbers:
-        state = _hash(state ^ np.uint64(number & (2**64 - 1)))
-    return int(state[0] >> np.uint64(1))
-
-
-def _hash(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    # The finalizer of splitmix64: every bit of the result depends on every bit of the input.
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+def _seed_at(position: int, seed: int) -> int:
+    digest = hashlib.blake2b(f"dropout {seed} {position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # as a signed 64-bit integer holds it

@@ -26,9 +26,7 @@ LLAMA: dict[str, Any] = {
 }
 
 
-def write_prep(
-    folder: Path, *, packs: int = 10, seed: int = 0, vocabulary: int = VOCABULARY, shards: int = 2
-) -> None:
+def write_prep(folder: Path, *, packs: int = 10, seed: int = 0, vocabulary: int = VOCABULARY, shards: int = 2) -> None:
     """A finished prep directory with random documents of learnable counting sequences."""
     random = np.random.default_rng(seed)
     (folder / "shards").mkdir(parents=True)

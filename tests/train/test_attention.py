@@ -1,0 +1,122 @@
+"""Attention over packed documents equals a dense masked softmax, forward and backward."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pipelines.errors import ConfigError, MachineError
+from train.attention import KERNELS, Backend, PackedAttention, Scores, Segments, choose_backend
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scores: Scores) -> Tensor:
+    """Attention written the obvious way: one mask over all pairs of tokens."""
+    heads, tokens = query.shape[1], query.shape[0]
+    document = torch.repeat_interleave(torch.arange(len(segments.lengths)), torch.tensor(segments.lengths))
+    at = torch.arange(tokens)
+    visible = (document[:, None] == document[None, :]) & (at[:, None] >= at[None, :])
+    if scores.window is not None:
+        visible &= at[:, None] - at[None, :] < scores.window
+    visible = visible.to(query.device)
+    out = []
+    for head in range(heads):
+        of_group = head * key.shape[1] // heads
+        logits = query[:, head] @ key[:, of_group].T * scores.scale
+        if scores.softcap is not None:
+            logits = scores.softcap * (logits / scores.softcap).tanh()
+        weights = logits.masked_fill(~visible, -torch.inf).exp()
+        sink = 0.0 if scores.sinks is None else scores.sinks[head].exp()
+        out.append(weights / (weights.sum(1, keepdim=True) + sink) @ value[:, of_group])
+    return torch.stack(out, 1)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[list[int], int, int, int, Scores]:
+    """Document lengths, query heads, kv heads, value size and scores."""
+    groups, kv_heads = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    heads = groups * kv_heads
+    scores = Scores(
+        scale=draw(st.sampled_from([0.35, 1.0])),
+        window=draw(st.none() | st.integers(1, 9)),
+        softcap=draw(st.none() | st.just(2.0)),
+        sinks=draw(st.none() | st.just(torch.linspace(-1, 1, heads))),
+    )
+    lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+    return lengths, heads, kv_heads, draw(st.sampled_from([4, 6])), scores
+
+
+@given(cases())
+def test_documents_attend_only_to_their_own_past(case: tuple[list[int], int, int, int, Scores]) -> None:
+    lengths, heads, kv_heads, value_size, scores = case
+    segments = Segments.of(lengths)
+    torch.manual_seed(sum(lengths))
+    shapes = [(sum(lengths), heads, 4), (sum(lengths), kv_heads, 4), (sum(lengths), kv_heads, value_size)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    sinks = None if scores.sinks is None else scores.sinks.double().requires_grad_()
+    scores = replace(scores, sinks=sinks)
+    wanted = [*inputs, *([] if sinks is None else [sinks])]
+    found = KERNELS["sdpa"](*inputs, segments, scores)  # type: ignore[call-arg,arg-type]
+    expected = dense(*inputs, segments, scores)  # type: ignore[call-arg,arg-type]
+    # The scores with caps or sinks are float32 in the kernel, as Transformers has them.
+    close = {"rtol": 1e-5, "atol": 1e-5} if scores.softcap or sinks is not None else {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(found, expected, **close)
+    upstream = torch.randn_like(expected)
+    gradients = torch.autograd.grad(found, wanted, upstream)
+    for gradient, right in zip(gradients, torch.autograd.grad(expected, wanted, upstream), strict=True):
+        torch.testing.assert_close(gradient, right, **close)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backend", ["varlen", "flash_attention_2"])
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_cuda_kernels_agree_with_the_mask(backend: Backend, window: int | None, kv_heads: int) -> None:
+    if backend == "flash_attention_2":
+        pytest.importorskip("flash_attn")
+    segments = Segments.of([1, 70, 33, 128], CUDA)
+    torch.manual_seed(0)
+    inputs = [
+        torch.randn(232, heads, 64, device=CUDA, dtype=torch.bfloat16, requires_grad=True)
+        for heads in (4, kv_heads, kv_heads)
+    ]
+    scores = Scores(scale=0.125, window=window)
+    found = KERNELS[backend](*inputs, segments, scores)  # type: ignore[call-arg,arg-type]
+    expected = dense(*(tensor.float() for tensor in inputs), segments, scores)  # type: ignore[call-arg,arg-type]
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
+    upstream = torch.randn_like(expected)
+    gradients = torch.autograd.grad(found, inputs, upstream.bfloat16())
+    for gradient, right in zip(gradients, torch.autograd.grad(expected, inputs, upstream), strict=True):
+        torch.testing.assert_close(gradient.float(), right.float(), rtol=5e-2, atol=5e-2)
+
+
+def test_what_would_be_ignored_is_refused() -> None:
+    attention = PackedAttention("sdpa")
+    tensor = torch.zeros(1, 2, 5, 4)
+    with attention.over(Segments.of([3, 2])):
+        assert attention(torch.nn.Identity(), tensor, tensor, tensor, None, use_cache=False)[0].shape == (1, 5, 2, 4)
+        with pytest.raises(
+            ConfigError, match="Identity: attention with attention_mask, position_bias is not supported"
+        ):
+            attention(torch.nn.Identity(), tensor, tensor, tensor, tensor, position_bias=tensor)
+        with pytest.raises(ConfigError, match="unequal sequences"):
+            attention(torch.nn.Identity(), tensor, tensor[:, :, :4], tensor[:, :, :4])
+
+
+def test_kernel_without_a_feature_refuses_it() -> None:
+    tensor, segments = torch.zeros(5, 2, 4), Segments.of([5])
+    with pytest.raises(ConfigError, match='"varlen": cannot compute attention with softcap'):
+        KERNELS["varlen"](tensor, tensor, tensor, segments, Scores(scale=1.0, softcap=30.0))
+
+
+def test_backend_follows_the_device() -> None:
+    assert choose_backend("auto", CPU) == "sdpa"
+    assert choose_backend("auto", CUDA) in ("varlen", "flash_attention_2")
+    assert choose_backend("sdpa", CUDA) == "sdpa"
+    with pytest.raises(MachineError, match='attn_implementation = "varlen": needs a CUDA device'):
+        choose_backend("varlen", CPU)

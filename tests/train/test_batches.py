@@ -1,0 +1,81 @@
+"""Which packs a step trains on, and what a rank computes of them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.shards import Pack, ShardReader
+from tests.train.runs import write_prep
+from train.batches import Batches, PackOrder, micro_batch, trained
+
+PACKS = 10
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> ShardReader:
+    folder = tmp_path_factory.mktemp("batches") / "prep"
+    write_prep(folder, packs=PACKS)
+    return ShardReader(folder)
+
+
+def batches(packs: ShardReader, size: int, *, rank: int = 0, ranks: int = 1) -> Batches:
+    return Batches(packs, global_batch_size=size, shuffle=True, seed=3, rank=rank, ranks=ranks)
+
+
+@given(size=st.integers(1, 12), ranks=st.integers(1, 5), step=st.integers(0, 9))
+def test_ranks_share_out_the_same_global_batch(packs: ShardReader, size: int, ranks: int, step: int) -> None:
+    whole = batches(packs, size)[step]
+    parts = [batches(packs, size, rank=rank, ranks=ranks)[step] for rank in range(ranks)]
+    assert {len(part.micro_batches) for part in parts} == {-(-size // ranks)}
+    assert {(part.loss_tokens, part.tokens, part.attended) for part in parts} == {
+        (whole.loss_tokens, whole.tokens, whole.attended)
+    }
+    seen = [micro for part in parts for micro in part.micro_batches if micro.targets.numel()]
+    assert sorted(micro.seed for micro in seen) == sorted(
+        micro.seed for micro in whole.micro_batches if micro.targets.numel()
+    )
+    assert sum(micro.targets.numel() for micro in seen) == whole.loss_tokens
+
+
+def test_each_epoch_has_every_pack_once_in_its_own_order() -> None:
+    order = PackOrder(PACKS, shuffle=True, seed=3)
+    epochs = [[order[epoch * PACKS + at] for at in range(PACKS)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(PACKS)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert [order[at] for at in range(PACKS)] == epochs[0], "seeking back gives the same order"
+    assert [PackOrder(PACKS, shuffle=False, seed=3)[at] for at in (0, 9, 10, 25)] == [0, 9, 0, 5]
+
+
+def test_step_reaches_over_the_end_of_an_epoch(packs: ShardReader) -> None:
+    order = PackOrder(PACKS, shuffle=True, seed=3)
+    step = batches(packs, 4)[2]
+    expected = [packs[order[position]].tokens.tolist() for position in (8, 9, 10, 11)]
+    assert [micro.input_ids[0].tolist() for micro in step.micro_batches] == expected
+
+
+def test_order_never_changes() -> None:
+    # A change would make every run under way resume into another order.
+    order = PackOrder(PACKS, shuffle=True, seed=1024)
+    assert [order[at] for at in range(2 * PACKS)] == PINNED
+
+
+PINNED = [7, 8, 4, 3, 1, 6, 9, 0, 2, 5, 7, 9, 1, 0, 8, 5, 2, 3, 6, 4]
+
+
+def test_targets_are_shifted_inside_each_document() -> None:
+    pack = Pack(
+        tokens=np.array([10, 11, 12, 20, 30, 31], np.uint16),
+        loss=np.array([True, False, True, True, True, True]),
+        cu_seqlens=np.array([0, 3, 4, 6], np.int32),
+        file=np.zeros(3, np.uint32),
+        record=np.zeros(3, np.uint32),
+        start=np.zeros(3, np.uint32),
+    )
+    batch = micro_batch(pack, "cpu")
+    assert trained(pack).tolist() == [False, False, True, False, False, True], "nothing predicts a document's first"
+    assert batch.predictors.tolist() == [1, 4]
+    assert batch.targets.tolist() == [12, 31]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert batch.segments.lengths == [3, 1, 2]
+    assert batch.segments.cu_seqlens.tolist() == [0, 3, 4, 6]
