@@ -73,7 +73,10 @@ class Encoder:
             RecordError: if it cannot be encoded.
         """
         conversation = self._map(record)
-        return self._template.sample(conversation) if conversation else ([], [])
+        try:
+            return self._template.sample(conversation) if conversation else ([], [])
+        except SpecialTokenError as error:
+            raise RecordError("", str(error)) from error
 
     def _tokenized(self, rendered: Sequence[_Rendered]) -> Iterator[tuple[int, Marked]]:
         try:
