@@ -131,7 +131,7 @@ def _found(value: object) -> str:
         case Decimal():
             return "a number"
         case list():
-            return f"an array of {len(value)}"
+            return f"an array of {len(value)}" if value else "an empty array"
         case dict():
             return "a table"
         case datetime.date() | datetime.time():

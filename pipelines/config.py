@@ -26,7 +26,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     document = read(path)
     problems = [problem for text in overrides if (problem := _override(document, text))]
     pipeline, found = _validate(document, path.parent)
-    problems += [line(str(place), key, finding, document.table) for place, key, finding in sorted(found, key=_order)]
+    found.sort(key=lambda problem: (problem[0].given_by != str(path), problem[0], spell_key(problem[1])))
+    problems += [line(str(place), key, finding, document.table) for place, key, finding in found]
     if problems or pipeline is None:
         raise ConfigError(*problems)
     return pipeline
@@ -51,14 +52,9 @@ def _validate(document: Document, base: Path) -> tuple[Pipeline | None, list[tup
     return pipeline, [(document.place(key), key, finding) for key, finding in found.items()]
 
 
-def _order(problem: tuple[Place, KeyPath, str]) -> tuple[Place, str]:
-    place, key, _ = problem
-    return place, spell_key(key)
-
-
 def _override(document: Document, text: str) -> str:
     """Set the key that `a.b=value` names; returns what is wrong with it, or nothing."""
-    place = Place(f"--set {text}")
+    place = Place(f"--set {' '.join(text.splitlines())}")
     try:
         names, spelt = split_assignment(text)
     except ValueError:

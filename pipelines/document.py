@@ -81,7 +81,7 @@ def parse_value(text: str) -> Any:
     except tomli.TOMLDecodeError as error:
         raise ValueError(explain(f"value = {text}", error)[1]) from error
     if parsed.keys() != {"value"}:
-        raise ValueError("expected one value")
+        raise ValueError("expected the value alone")
     return parsed["value"]
 
 
@@ -112,9 +112,8 @@ def _parse(path: Path, cited: str) -> Document:
     except UnicodeDecodeError as error:
         before = content[: error.start].decode("utf-8-sig")
         row, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        encoding = "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "other than UTF-8"
         byte = f"0x{content[error.start]:02x}"
-        raise ConfigError(f"{path}:{row}:{column}: byte {byte}, so text {encoding}; save it as UTF-8") from error
+        raise ConfigError(f"{path}:{row}:{column}: byte {byte} is not UTF-8; save the file as UTF-8") from error
     try:
         table = _loads(text)
         spots = key_places(text)

@@ -40,7 +40,8 @@ class Key:
     @property
     def documentation(self) -> str:
         """The docstring; that of the table for a table without one of its own."""
-        return self.field.description or (self.table.__doc__ if self.table else None) or ""
+        text = self.field.description or (self.table.__doc__ if self.table else None) or ""
+        return " ".join(text.split())
 
     @property
     def table(self) -> type[Table] | None:

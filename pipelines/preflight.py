@@ -17,7 +17,7 @@ def preflight(pipeline: Pipeline) -> list[str]:
 
 
 def _run(pipeline: Pipeline) -> Iterator[str]:
-    folder = pipeline.run.work_dir.absolute()
+    folder = pipeline.run.work_dir
     while not folder.exists() and not folder.is_symlink():
         folder = folder.parent
     if not folder.is_dir():

@@ -66,14 +66,16 @@ def _pair(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _json(value: Any) -> Any:
+def _json(value: Any, *, path: KeyPath = ()) -> Any:
     if isinstance(value, dict):
-        return {key: _json(child) for key, child in value.items()}
+        return {key: _json(child, path=(*path, key)) for key, child in value.items()}
     if isinstance(value, list):
-        return [_json(child) for child in value]
-    if not isinstance(value, str | int | float | Decimal):
-        raise ValueError(f"expected what JSON has, found the date or time {spell_value(value)}")
-    return _real(value) if isinstance(value, Decimal) else value
+        return [_json(child, path=(*path, index)) for index, child in enumerate(value)]
+    if isinstance(value, Decimal):
+        value = float(value)
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise fault("expected text, a finite number, true or false", *path)
+    return value
 
 
 def _local_path(value: object, info: ValidationInfo) -> object:
@@ -323,7 +325,9 @@ class Mix(Table):
     total: NonNegativeInt = 0
     """Size of the weighted part in `unit`; 0: as much as the scarcest source allows without repeating."""
     max_repeat: PositiveExact = Decimal(4)
-    """Refuse a mix that repeats a source more often than this."""
+    """Passes over a source that its weight, samples or tokens may come to; its repeat says them itself."""
+    on_shortage: Literal["error", "rescale"] = "error"
+    """If the total asks for more passes than that: refuse it, or lower it to what they give."""
 
 
 class PackTable(Table):
@@ -540,9 +544,10 @@ class ExportVerify(Table):
     """[export.verify]: what is compared after writing."""
 
     max_abs_diff: NonNegativeReal = 0.0
-    """Largest difference accepted between the exported weights and the checkpoint's, after the stated cast."""
+    """Largest difference accepted between the logits of the export and of the checkpoint's weights, both in the
+    exported format. The weights themselves are always compared bit for bit."""
     greedy_tokens: NonNegativeInt = 16
-    """Length of the greedy continuation compared; 0 turns it off."""
+    """Length of the greedy continuations whose tokens and logits are compared; 0 turns it off."""
 
 
 class ExportEval(Table):

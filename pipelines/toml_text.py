@@ -19,7 +19,7 @@ KeyPath = tuple[str | int, ...]
 """A key below the top of a document; an element of an array by its index."""
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_LONGEST_VALUE = 60  # characters of a value shown in a message
+_LONGEST_TEXT, _LONGEST_VALUE = 200, 60  # characters shown in a message; a path should be whole
 
 
 class Spot(NamedTuple):
@@ -109,9 +109,11 @@ def spell_key(path: Sequence[str | int]) -> str:
     )
 
 
-def spell_value(value: object, *, longest: int = _LONGEST_VALUE) -> str:
+def spell_value(value: object, *, longest: int | None = None) -> str:
     """A value as TOML has it, on one line, shortened where it is longer than `longest` characters."""
     text = _spell(value)
+    if longest is None:
+        longest = _LONGEST_TEXT if isinstance(value, str | Path) else _LONGEST_VALUE
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

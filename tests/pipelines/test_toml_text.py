@@ -166,6 +166,11 @@ def test_tables_below_an_array_of_tables_belong_to_its_newest_element() -> None:
     assert places["s",] == Spot(1, 3)
 
 
+def test_two_quotes_may_stand_before_the_three_that_end_a_text() -> None:
+    places = key_places("a = \"\"\"x\"\"\"\"\"\nb = '''y'''''\nc = 1")
+    assert places == {("a",): Spot(1, 1), ("b",): Spot(2, 1), ("c",): Spot(3, 1)}
+
+
 def test_columns_count_characters() -> None:
     assert key_places('x = { "名" = "文字", k = 1 }')["x", "k"] == Spot(1, 19)
 
@@ -195,4 +200,5 @@ def test_values_are_spelt_as_in_toml() -> None:
     assert spell_value(Decimal("-Infinity")) == "-inf"
     assert spell_value(Path("a/b")) == '"a/b"'
     assert spell_value({"a": True, "b c": []}) == '{ a = true, "b c" = [] }'
-    assert spell_value("x" * 100) == '"' + "x" * 58 + "…"
+    assert spell_value("x" * 300) == '"' + "x" * 198 + "…"
+    assert spell_value(["x" * 100]) == '["' + "x" * 57 + "…"
