@@ -129,7 +129,7 @@ def order_write(file: Path, overrides: tuple[str, ...], golden: Path | None, as_
 def order_check(file: Path, overrides: tuple[str, ...], quick: bool, golden: Path | None, as_json: bool) -> None:
     """Compare data_order.txt with the files that are there; exit 4 with a diff where they differ."""
     from pipelines import golden as goldens
-    from prep.order import check_order
+    from prep.order_check import check_order
 
     pipeline = read(file, overrides)
     files = check_order(pipeline, quick=quick)

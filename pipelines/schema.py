@@ -311,8 +311,10 @@ class Order(Table):
     """The lock file of the data: one relative path per line."""
     mode: Literal["locked", "write", "scan"] = "locked"
     """locked: the file must exist and match; write: create it if missing; scan: code point order without a file."""
+    follow_symlinks: bool = False
+    """Walk linked folders as well; links to files are always read."""
     shuffle: Literal["hash", "none", "xtuner"] = "hash"
-    """Order of samples inside a source: by a keyed hash of the sample's identity, or as in the files."""
+    """Samples inside a source: by a keyed hash of their identity, as in the files, or file by file as in XTuner."""
     interleave: Literal["fractional", "concat"] = "fractional"
     """Sources spread evenly through the order, or one after another."""
 

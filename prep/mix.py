@@ -1,7 +1,8 @@
-"""How much of each source, and all of it in one order."""
+"""How much of each source, and all sources in one order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from math import floor
 from typing import Any
@@ -22,7 +23,7 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The samples to train on, in order; a repeated sample stands once for every pass."""
+    """The samples to train on, in order; a sample stands once for every pass that takes it."""
 
     sequence: Int64
     """[positions] number of the sample."""
@@ -33,22 +34,31 @@ class Arrangement:
 
 
 def arrange(samples: Samples, inputs: Sequence[Input], prep: Prep, *, seed: int) -> Arrangement:
-    """Take from every source what the mix asks for, in the source's order, and bring the sources together.
+    """Take from every source what the mix asks for, in the source's own order, and bring the sources together.
 
     Raises:
-        ConfigError, DataError: if a source has nothing to give, or not as much as is asked for.
+        DataError: if a source has no sample.
+        ConfigError: if the mix asks a source for more than it may, or for nothing.
     """
     parts = source_parts(samples, inputs, len(prep.source))
     sizes = [Size(len(part), int(samples.lengths[part.start : part.stop].sum(dtype=np.int64))) for part in parts]
-    asked = amounts(prep.source, prep.mix, sizes)
-    sequences = source_orders(samples, inputs, parts, asked, prep, seed=seed)
+    sequences = source_orders(samples, inputs, parts, amounts(prep.source, prep.mix, sizes), prep, seed=seed)
+    taken = [samples.lengths[sequence] for sequence in sequences]
+    realised = [
+        {
+            "name": source.name,
+            "samples": lengths.size,
+            "tokens": int(lengths.sum(dtype=np.int64)),
+            "samples_in_a_pass": size.samples,
+            "tokens_in_a_pass": size.tokens,
+        }
+        for source, size, lengths in zip(prep.source, sizes, taken, strict=True)
+    ]
     sequence = np.concatenate(sequences)
     source = np.repeat(np.arange(len(sequences), dtype=np.int32), [one.size for one in sequences])
-    realised = _realised(prep.source, sizes, sequences, samples.lengths)
     if prep.order.interleave == "fractional" and len(sequences) > 1:
-        by_tokens = prep.mix.unit == "tokens"
-        takes = [samples.lengths[one] if by_tokens else np.ones(one.size, np.int32) for one in sequences]
-        order = interleave(takes, [one.name for one in prep.source], seed=seed)
+        shares = taken if prep.mix.unit == "tokens" else [np.ones_like(lengths) for lengths in taken]
+        order = interleave(shares, [one.name for one in prep.source], seed=seed)
         sequence, source = sequence[order], source[order]
     return Arrangement(sequence, source, realised)
 
@@ -60,93 +70,136 @@ class Size:
     samples: int
     tokens: int
 
+    def of(self, unit: str) -> int:
+        return self.tokens if unit == "tokens" else self.samples
+
 
 @dataclass(frozen=True)
 class Amount:
-    """What is taken from a source: so many samples, or as many as come closest to so many tokens."""
+    """What is taken of a source: exactly so many samples, or as many as come closest to so many tokens."""
 
-    samples: int | None = None
-    tokens: Fraction | None = None
+    number: Fraction
+    unit: str
+
+    def passes(self, size: Size) -> Fraction:
+        return self.number / size.of(self.unit)
 
 
 def source_parts(samples: Samples, inputs: Sequence[Input], sources: int) -> list[range]:
-    """For each source, the numbers of its samples; they lie together, since inputs are ordered by source."""
+    """For each source the numbers of its samples, which lie together since the inputs come source by source."""
     of_inputs = np.array([one.source for one in inputs], np.int64)
     assert np.all(np.diff(of_inputs) >= 0)
-    files = np.searchsorted(of_inputs, np.arange(sources + 1))
-    bounds = np.searchsorted(samples.file, files).tolist()
+    bounds = np.searchsorted(samples.file, np.searchsorted(of_inputs, np.arange(sources + 1))).tolist()
     return [range(bounds[source], bounds[source + 1]) for source in range(sources)]
 
 
 def source_orders(
     samples: Samples, inputs: Sequence[Input], parts: Sequence[range], asked: Sequence[Amount], prep: Prep, *, seed: int
 ) -> list[Int64]:
-    """For each source, the numbers of the samples that are taken from it, pass after pass.
+    """For each source the numbers of the samples taken of it, pass after pass, every pass in an order of its own.
 
     Raises:
-        ConfigError: if what is asked for rounds to no sample.
+        ConfigError: if what a source is asked for comes to no sample.
     """
     orders = []
     for source, part, amount in zip(prep.source, parts, asked, strict=True):
-        left = amount
         passes: list[Int64] = []
-        while left.samples or left.tokens:
-            order = sample_order(
-                samples, inputs, part, shuffle=prep.order.shuffle, seed=seed, turn=len(passes)
-            )
-            order, left = _take(order, left, samples.lengths)
-            passes.append(order)
-        taken = np.concatenate(passes) if passes else np.zeros(0, np.int64)
+        left = amount.number
+        while left > 0:
+            order = sample_order(samples, inputs, part, shuffle=prep.order.shuffle, seed=seed, turn=len(passes))
+            lengths = samples.lengths[order] if amount.unit == "tokens" else np.ones(order.size, np.int32)
+            end, left = _take(lengths, left)
+            passes.append(order[:end])
+        taken = np.concatenate([np.zeros(0, np.int64), *passes])
         if not taken.size:
             raise ConfigError(
-                f"[[prep.source]] {source.name!r}: what it is asked for comes to no sample; ask for more of it, or "
-                "remove it"
+                f"[[prep.source]] {source.name!r}: {float(amount.number):g} {amount.unit} of it come to no sample; ask "
+                "for more of it, or remove it"
             )
         orders.append(taken)
     return orders
 
 
-def _take(order: Int64, amount: Amount, lengths: Int32) -> tuple[Int64, Amount]:
-    """What one pass gives towards an amount, and what is left to take."""
-    if amount.samples is not None:
-        return order[: amount.samples], Amount(samples=max(amount.samples - order.size, 0))
-    assert amount.tokens is not None
-    ends = np.cumsum(lengths[order], dtype=np.int64)
-    if amount.tokens >= int(ends[-1]):
-        return order, Amount(tokens=amount.tokens - int(ends[-1]))
-    # The sample in which the amount is reached counts as taken if more than half of it is needed.
-    whole = int(np.searchsorted(ends, floor(amount.tokens), side="right"))
+def _take(lengths: Int32, amount: Fraction) -> tuple[int, Fraction]:
+    """How many items of one pass come closest to the amount, the fewer of two as close; and what is left after them."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if amount >= int(ends[-1]):
+        return ends.size, amount - int(ends[-1])
+    whole = int(np.searchsorted(ends, floor(amount), side="right"))
     begin = int(ends[whole - 1]) if whole else 0
-    nearer = 2 * amount.tokens > begin + int(ends[whole])
-    return order[: whole + nearer], Amount(tokens=Fraction(0))
+    return whole + (2 * amount > begin + int(ends[whole])), Fraction(0)
 
 
 def amounts(sources: Sequence[Source], mix: Mix, sizes: Sequence[Size]) -> list[Amount]:
-    """What the mix asks of each source, exactly.
+    """What the mix asks of each source, in exact arithmetic.
 
     Raises:
         DataError: if a source is empty.
-        ConfigError: if a source would be repeated more than prep.mix.max_repeat allows.
+        ConfigError: if a source would be repeated more often than prep.mix.max_repeat.
     """
     for source, size in zip(sources, sizes, strict=True):
         if not size.samples:
             raise DataError(
-                f"[[prep.source]] {source.name!r}: has no sample to train on; see what was dropped, or remove it"
+                f"[[prep.source]] {source.name!r}: has no sample to train on; find out why they were dropped, or "
+                "remove it"
             )
-    scale = _scale(sources, mix, sizes)
-    asked = [_amount(source, mix, size, scale) for source, size in zip(sources, sizes, strict=True)]
-    if mix.unit == "samples" and mix.total and scale == _share(sources, mix):
-        asked = _apportioned(sources, asked, mix.total)
+    weighted = iter(_weighted(sources, mix, sizes))
+    asked = []
+    for source, size in zip(sources, sizes, strict=True):
+        if source.weight is not None:
+            asked.append(Amount(next(weighted), mix.unit))
+        elif source.tokens is not None:
+            asked.append(Amount(Fraction(source.tokens), "tokens"))
+        elif source.samples is not None:
+            asked.append(Amount(Fraction(source.samples), "samples"))
+        else:
+            passes = Fraction(Decimal(1) if source.repeat is None else source.repeat)
+            asked.append(Amount(Fraction(_nearest(passes * size.samples)), "samples"))
     for source, size, amount in zip(sources, sizes, asked, strict=True):
-        passes = _passes(amount, size)
-        if source.repeat is None and passes > Fraction(mix.max_repeat):
+        if (source.samples or source.tokens) and amount.passes(size) > Fraction(mix.max_repeat):
             raise ConfigError(
-                f"[[prep.source]] {source.name!r}: is asked for {float(passes):.2f} times what it has, more than "
-                f"prep.mix.max_repeat = {mix.max_repeat}; raise that"
-                + (
-                    f', lower prep.mix.total, or set prep.mix.on_shortage = "rescale"'
-                    if source.weight is not None
-                    else f", or ask for less"
-                )
+                f"[[prep.source]] {source.name!r}: {amount.unit} = {amount.number} is {float(amount.passes(size)):.2f} "
+                f"times what it has, {size.of(amount.unit)}; ask for less, or raise prep.mix.max_repeat = "
+                f"{mix.max_repeat}"
             )
     return asked
+
+
+def _weighted(sources: Sequence[Source], mix: Mix, sizes: Sequence[Size]) -> list[Fraction]:
+    """What each source with a weight gives, in the unit of the mix."""
+    weights = [(source, Fraction(source.weight), size) for source, size in zip(sources, sizes, strict=True)
+               if source.weight is not None]  # fmt: skip
+    if not weights:
+        return []
+    scarcest, weight, size = min(weights, key=lambda one: one[2].of(mix.unit) / one[1])
+    allowed = size.of(mix.unit) / weight  # of every weight, without repeating a source
+    per_weight = allowed
+    if mix.total:
+        per_weight = mix.total / sum((weight for _, weight, _ in weights), Fraction(0))
+        if per_weight > allowed * Fraction(mix.max_repeat):
+            if mix.on_shortage == "error":
+                raise ConfigError(
+                    f"prep.mix.total = {mix.total} {mix.unit} asks for {float(per_weight / allowed):.2f} times what "
+                    f"[[prep.source]] {scarcest.name!r} has, {size.of(mix.unit)}; lower it or that weight, raise "
+                    f'prep.mix.max_repeat = {mix.max_repeat}, or set prep.mix.on_shortage = "rescale"'
+                )
+            per_weight = allowed * Fraction(mix.max_repeat)
+    shares = [per_weight * weight for _, weight, _ in weights]
+    return shares if mix.unit == "tokens" else _apportion(shares, [source.name for source, _, _ in weights])
+
+
+def _apportion(shares: Sequence[Fraction], names: Sequence[str]) -> list[Fraction]:
+    """Whole numbers that add up to the rounded sum: those nearest to the next whole number get it, or the first names.
+
+    Each is the number below or above its share.
+    """
+    counts = [floor(share) for share in shares]
+    missing = _nearest(sum(shares, Fraction(0))) - sum(counts)
+    by_rest = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], names[i]))
+    for i in by_rest[:missing]:
+        counts[i] += 1
+    return [Fraction(count) for count in counts]
+
+
+def _nearest(number: Fraction) -> int:
+    return floor(number + Fraction(1, 2))

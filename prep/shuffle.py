@@ -1,4 +1,4 @@
-"""The order of samples inside a source: by a keyed hash of each sample's identity, as in the files, or as XTuner has it.
+"""The order of samples inside a source: by a keyed hash of each one's identity, as in the files, or as in XTuner.
 
 A sample's identity is its source, the path and record it comes from, its first token within the record where that was
 split, and the pass. Its key is a pure function of seed and identity, so samples that come or go elsewhere never change
@@ -20,7 +20,9 @@ UInt32 = npt.NDArray[np.uint32]
 UInt64 = npt.NDArray[np.uint64]
 
 
-def sample_order(samples: Samples, inputs: Sequence[Input], part: range, *, shuffle: str, seed: int, turn: int) -> Int64:
+def sample_order(
+    samples: Samples, inputs: Sequence[Input], part: range, *, shuffle: str, seed: int, turn: int
+) -> Int64:
     """One pass over a source.
 
     Args:
