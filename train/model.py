@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
@@ -24,7 +25,7 @@ def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel
         ConfigError: if Transformers has no such model, or it cannot take our attention or these documents.
         DataError: if the shards hold tokens that the model has no embedding for.
     """
-    config = model_config(pipeline)
+    config = model_config(pipeline, prep)
     _check_positions(pipeline, config)
     _check_attention(pipeline, config)
     try:
@@ -39,15 +40,20 @@ def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel
                 attn_implementation=NAME,
                 local_files_only=True,
             )
-    except (ValueError, OSError, KeyError) as error:
-        raise ConfigError(f"{_cite(pipeline)}: {_first_line(error)}") from error
+    except KeyError as error:  # it looked for our attention among its own
+        raise ConfigError(
+            f"{_cite(pipeline)}: {config.model_type} models cannot be trained on packed documents: they have an "
+            "attention of their own; use another model"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{_cite(pipeline)}: {config.model_type}: {_finding(error)}") from error
     _check_vocabulary(pipeline, model, prep)
     _make_generation_greedy_by_default(model)
     return model
 
 
-def model_config(pipeline: Pipeline) -> PretrainedConfig:
-    """The model's config.
+def model_config(pipeline: Pipeline, prep: Mapping[str, Json]) -> PretrainedConfig:
+    """The model's config; a scratch model that names no vocab_size gets the tokenizer's.
 
     Raises:
         ConfigError: naming the key that the model type does not have.
@@ -56,8 +62,8 @@ def model_config(pipeline: Pipeline) -> PretrainedConfig:
         try:
             return AutoConfig.from_pretrained(pipeline.model.name_or_path, local_files_only=True)
         except (ValueError, OSError) as error:
-            raise ConfigError(f"{_cite(pipeline)}: {_first_line(error)}") from error
-    keys = dict(pipeline.model.scratch)
+            raise ConfigError(f"{_cite(pipeline)}: {_finding(error)}") from error
+    keys = {"vocab_size": prep["vocab_size"], **pipeline.model.scratch}
     model_type = keys.pop("model_type", None)
     if model_type is None:
         raise ConfigError(f'{pipeline.cite("model.scratch")}: no model_type; add one such as "llama"')
@@ -65,20 +71,19 @@ def model_config(pipeline: Pipeline) -> PretrainedConfig:
         known = AutoConfig.for_model(model_type).to_dict()
     except ValueError as error:
         raise ConfigError(
-            f'{pipeline.cite("model.scratch")}: model_type = "{model_type}": this Transformers has no such model; '
-            'use one that it has, such as "llama"'
+            f'{_cite(pipeline)}: this Transformers has no such model; use one that it has, such as "llama"'
         ) from error
     for key in keys:
         if key not in known:
             close = difflib.get_close_matches(key, known, 1)
             advice = f"did you mean {close[0]!r}?" if close else "remove it"
             raise ConfigError(
-                f"{pipeline.cite('model.scratch')}: {key}: {model_type} models have no such key; {advice}"
+                f"{pipeline.cite(f'model.scratch.{key}')}: {model_type} models have no such key; {advice}"
             )
     try:
         return AutoConfig.for_model(model_type, **keys)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{pipeline.cite('model.scratch')}: {_first_line(error)}") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ConfigError(f"{_cite(pipeline)}: {_finding(error)}") from error
 
 
 def _check_positions(pipeline: Pipeline, config: PretrainedConfig) -> None:
@@ -122,8 +127,9 @@ def _make_generation_greedy_by_default(model: PreTrainedModel) -> None:
 
 
 def _cite(pipeline: Pipeline) -> str:
-    return pipeline.cite("model.scratch" if pipeline.model.scratch is not None else "model.name_or_path")
+    return pipeline.cite("model.scratch.model_type" if pipeline.model.scratch is not None else "model.name_or_path")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _finding(error: Exception) -> str:
+    # What wraps a finding (a strict dataclass names its validator) only gets in the way.
+    return str(error.__cause__ or error).strip().splitlines()[0]

@@ -1,15 +1,18 @@
 """Tiny runs for the train tests: packs written as prep writes them, and the pipeline that trains on them."""
 
+import json
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.artifacts import FileRecord, Manifest, identity
+from pipelines.checkpoints import Checkpoint, finished
 from pipelines.schema import Pipeline
-from pipelines.shards import FORMAT_VERSION, Packs, write_shard
+from pipelines.shards import FORMAT_VERSION, Packs, loss_bits, write_shard
 
 VOCABULARY = 48
 CAPACITY = 40
@@ -68,12 +71,46 @@ def _packs(random: np.random.Generator, packs: int, vocabulary: int) -> Packs:
     numbers = np.arange(len(lengths), dtype=np.uint32)
     return Packs(
         tokens=np.array(tokens, np.uint16),
-        loss=np.array(loss, np.bool_),
+        loss_mask=loss_bits(np.array(loss), np.array(lengths), np.array(segments)),
         lengths=np.array(lengths, np.int32),
         segments_per_pack=np.array(segments, np.int32),
         file=np.zeros_like(numbers),
         record=numbers,
         start=np.zeros_like(numbers),
+    )
+
+
+def share(shards: Path, folder: Path) -> Path:
+    """Make `folder` a work directory whose prep output is `shards`, and return it."""
+    (folder / "tiny").mkdir(parents=True)
+    (folder / "tiny" / "prep").symlink_to(shards)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run."""
+    return [json.loads(line) for line in (folder / "tiny" / "train" / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run."""
+    return finished(folder / "tiny" / "train" / "checkpoints")
+
+
+def state(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    """The whole training state in a run's last checkpoint."""
+    last = Checkpoint(checkpoints(folder)[-1])
+    return {f"{kind}/{name}": values for kind in last.kinds() for name, values in last.tensors(kind)}
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two runs computed the same, bit for bit."""
+    mine, theirs = state(one), state(other)
+    losses = [[row["loss"] for row in rows(folder)] for folder in (one, other)]
+    return (
+        losses[0] == losses[1]
+        and mine.keys() == theirs.keys()
+        and all(np.array_equal(mine[key], theirs[key]) for key in mine)
     )
 
 

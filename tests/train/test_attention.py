@@ -63,12 +63,12 @@ def test_documents_attend_only_to_their_own_past(case: tuple[list[int], int, int
     found = KERNELS["sdpa"](*inputs, segments, scores)  # type: ignore[call-arg,arg-type]
     expected = dense(*inputs, segments, scores)  # type: ignore[call-arg,arg-type]
     # The scores with caps or sinks are float32 in the kernel, as Transformers has them.
-    close = {"rtol": 1e-5, "atol": 1e-5} if scores.softcap or sinks is not None else {"rtol": 1e-10, "atol": 1e-10}
-    torch.testing.assert_close(found, expected, **close)
+    close = 1e-5 if scores.softcap or sinks is not None else 1e-10
+    torch.testing.assert_close(found, expected, rtol=close, atol=close)
     upstream = torch.randn_like(expected)
     gradients = torch.autograd.grad(found, wanted, upstream)
     for gradient, right in zip(gradients, torch.autograd.grad(expected, wanted, upstream), strict=True):
-        torch.testing.assert_close(gradient, right, **close)
+        torch.testing.assert_close(gradient, right, rtol=close, atol=close)
 
 
 @pytest.mark.gpu

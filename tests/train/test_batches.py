@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,7 +73,7 @@ def test_targets_are_shifted_inside_each_document() -> None:
         record=np.zeros(3, np.uint32),
         start=np.zeros(3, np.uint32),
     )
-    batch = micro_batch(pack, "cpu")
+    batch = micro_batch(pack, torch.device("cpu"))
     assert trained(pack).tolist() == [False, False, True, False, False, True], "nothing predicts a document's first"
     assert batch.predictors.tolist() == [1, 4]
     assert batch.targets.tolist() == [12, 31]

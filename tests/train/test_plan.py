@@ -1,0 +1,96 @@
+"""What a run will do, known before torch is imported."""
+
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from pipelines.artifacts import Manifest
+from pipelines.checkpoints import FORMAT_VERSION, step_folder
+from pipelines.errors import ConfigError, DataError
+from tests.train.runs import LLAMA, pipeline, write_prep
+from train.plan import Plan
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    write_prep(tmp_path / "tiny" / "prep")
+    return tmp_path
+
+
+def checkpoint(plan: Plan, step: int) -> Path:
+    """A manifest as the checkpoint of a step has it."""
+    folder = step_folder(plan.checkpoints, step)
+    folder.mkdir(parents=True)
+    facts = {"step": step, "settings": plan.settings}
+    Manifest("checkpoint", FORMAT_VERSION, plan.identity, {"prep": plan.prep.identity}, [], facts).write(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("size", "epochs", "steps"), [(4, 1, 2), (4, 2, 5), (10, 1, 1), (1, 1, 10), (7, 3, 4)])
+def test_steps_never_show_a_pack_more_often_than_max_epochs(size: int, epochs: int, steps: int, work: Path) -> None:
+    plan = Plan.of(pipeline(work, global_batch_size=size, max_epochs=epochs))
+    assert plan.total_steps == steps
+    assert steps * size <= epochs * plan.packs < (steps + 1) * size
+
+
+def test_max_steps_may_exceed_the_data(work: Path) -> None:
+    assert Plan.of(pipeline(work, global_batch_size=64, max_steps=9)).total_steps == 9
+
+
+def test_too_few_packs_for_a_step_are_an_error(work: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="global_batch_size = 11: 1 epochs of 10 packs do not fill one optimizer step"
+    ):
+        Plan.of(pipeline(work, global_batch_size=11))
+
+
+def test_missing_prep_output_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no finished prep output here; run `packtrain prep` first"):
+        Plan.of(pipeline(tmp_path))
+
+
+def test_missing_model_directory_is_an_error(work: Path) -> None:
+    with pytest.raises(DataError, match=r"no config\.json there"):
+        Plan.of(pipeline(work, model={"name_or_path": "nowhere"}))
+
+
+def test_identity_is_that_of_what_is_computed(work: Path) -> None:
+    mine = Plan.of(pipeline(work)).identity
+    same = pipeline(work, deepspeed={"zero_stage": 3}, checkpoint={"save_steps": 1}, nproc_per_node=2)
+    assert Plan.of(same).identity == mine
+    assert Plan.of(pipeline(work, optimizer={"lr": Decimal("0.02")})).identity != mine
+    assert Plan.of(pipeline(work, model={"scratch": {**LLAMA, "hidden_size": 64}})).identity != mine
+
+
+def test_only_complete_checkpoints_of_this_run_count(work: Path) -> None:
+    plan = Plan.of(pipeline(work))
+    assert plan.own_checkpoints() == []
+    first, second = checkpoint(plan, 1), checkpoint(plan, 2)
+    assert plan.own_checkpoints() == [first, second]
+    assert plan.is_finished()
+    (second / "manifest.json").unlink()
+    assert plan.own_checkpoints() == [first]
+    assert not plan.is_finished()
+
+
+def test_damaged_manifest_is_passed_over(work: Path) -> None:
+    plan = Plan.of(pipeline(work))
+    first, second = checkpoint(plan, 1), checkpoint(plan, 2)
+    (second / "manifest.json").write_text("{")
+    assert plan.own_checkpoints() == [first]
+
+
+def test_checkpoints_of_other_settings_are_not_continued(work: Path) -> None:
+    checkpoint(Plan.of(pipeline(work, scheduler={"type": "linear"})), 1)
+    with pytest.raises(
+        ConfigError, match=r"other settings \(train.scheduler.type: linear there, cosine here\); .*--no-r"
+    ):
+        Plan.of(pipeline(work)).own_checkpoints()
+
+
+def test_planning_does_not_import_torch() -> None:
+    code = "import sys, train.run; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
