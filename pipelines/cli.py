@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pipelines.errors import PacktrainError
+from pipelines.errors import ConfigError, PacktrainError
 from pipelines.schema import Pipeline
 
 INTERRUPTED = 75
@@ -145,10 +145,14 @@ def order_check(file: Path, overrides: tuple[str, ...], quick: bool, golden: Pat
 @pipeline_file
 @json_output
 def check(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Find what is wrong with the pipeline FILE before any work: schema, paths, template, masks."""
+    """Find what is wrong with the pipeline FILE before any work: schema, paths, sizes, template, masks."""
+    from pipelines.preflight import preflight
     from prep.lint import lint
 
-    result = lint(read(file, overrides))
+    pipeline = read(file, overrides)
+    if problems := preflight(pipeline):
+        raise ConfigError(*problems)
+    result = lint(pipeline)
     show(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json=as_json)
 
 

@@ -36,7 +36,7 @@ def nearest(path: tuple[str, ...], *, similarity: float) -> Foreign | None:
 def by_name() -> Mapping[str, Foreign]:
     """Every listed name, folded."""
     return {
-        fold(name): Foreign(name, used_by, key, note) for used_by, listed, key, note in _ROWS for name in listed.split()
+        fold(name): Foreign(name, used_by, key, note) for used_by, listed, key, note in ROWS for name in listed.split()
     }
 
 
@@ -49,8 +49,7 @@ _BATCH = "it counts the packs of one optimizer step over all ranks, and accumula
 _RANKS = "the launcher says how many ranks there are, and ZeRO shards over all of them; remove it"
 _AUTO = "nothing to set here; remove it"
 
-# Who uses it, the names, our key, a note.
-_ROWS = (
+ROWS = (
     # The model.
     ("XTuner", "pretrained_model_name_or_path llm.pretrained_model_name_or_path", "model.name_or_path", ""),
     ("LLaMA-Factory and TRL", "model_name_or_path", "model.name_or_path", ""),
@@ -64,7 +63,7 @@ _ROWS = (
     ("InternEvo", "NUM_LAYER num_layers", "model.scratch.num_hidden_layers", ""),
     ("InternEvo", "NUM_ATTENTION_HEAD", "model.scratch.num_attention_heads", ""),
     ("InternEvo", "NUM_KV_ATTENTION_HEAD num_kv_attention_heads", "model.scratch.num_key_value_heads", ""),
-    ("InternEvo", "MLP_RATIO mlp_ratio", "model.scratch.intermediate_size", "it is the ratio times hidden_size"),
+    ("InternEvo", "mlp_ratio", "model.scratch.intermediate_size", "it is the ratio times hidden_size"),
     ("InternEvo", "layer_norm_epsilon", "model.scratch.rms_norm_eps", ""),
     ("InternEvo", "model.dtype", "model.torch_dtype", ""),
     ("XTuner", "llm.torch_dtype", "model.torch_dtype", ""),
@@ -116,7 +115,7 @@ _ROWS = (
     ("LLaMA-Factory and TRL", "dataset dataset_name", "prep.source", "one [[prep.source]] table each"),
     ("XTuner", "data_path", "prep.source.path", ""),
     ("LLaMA-Factory", "dataset_dir", "prep.source.path", ""),
-    ("InternEvo", "TRAIN_FOLDER train_folder", "prep.source.path", ""),
+    ("InternEvo", "train_folder", "prep.source.path", ""),
     ("XTuner", "file_type", "prep.source.files", "a pattern such as **/*.bin"),
     ("axolotl", "ds_type", "prep.source.format", ""),
     ("XTuner", "dataset_map_fn map_fn", "prep.source.map", ""),
@@ -142,7 +141,7 @@ _ROWS = (
     ("axolotl", "val_set_size", "prep.eval.fraction", ""),
     ("LLaMA-Factory", "val_size", "prep.eval.fraction", ""),
     ("axolotl and LLaMA-Factory", "test_datasets eval_dataset", "prep.eval.source", ""),
-    ("InternEvo", "VALID_FOLDER valid_folder", "prep.eval.source", ""),
+    ("InternEvo", "valid_folder", "prep.eval.source", ""),
     ("axolotl and LLaMA-Factory", "dataset_prepared_path tokenized_path", "", "prep keeps its shards in run.work_dir"),
     ("LLaMA-Factory", "streaming buffer_size preprocessing_batch_size overwrite_cache", "", _AUTO),
     ("XTuner", "remove_unused_columns collate_fn train_dataloader", "", "prep writes what training reads; remove it"),
@@ -150,7 +149,7 @@ _ROWS = (
     ("axolotl and Transformers", "group_by_length length_column_name", "", "packing makes lengths equal; remove it"),
     # Packing.
     ("XTuner", "packed_length pack_max_length", "prep.pack.capacity", ""),
-    ("InternEvo", "SEQ_LEN seq_len micro_bsz", "prep.pack.capacity", "its packs have micro_bsz times seq_len tokens"),
+    ("InternEvo", "seq_len micro_bsz", "prep.pack.capacity", "its packs have micro_bsz times seq_len tokens"),
     ("axolotl", "sequence_len max_packed_sequence_len sample_packing_group_size", "prep.pack.capacity", ""),
     ("LLaMA-Factory", "cutoff_len", "prep.pack.capacity", "prep.max_length limits a single sample"),
     ("TRL and Unsloth", "max_seq_length max_seq_len", "prep.pack.capacity", "prep.max_length limits a sample"),
@@ -232,7 +231,7 @@ _ROWS = (
     ("InternEvo", "cudnn_deterministic", "train.runtime.deterministic", ""),
     # Saving, evaluating and logging.
     ("Transformers and axolotl", "output_dir", "run.work_dir", ""),
-    ("InternEvo", "SAVE_CKPT_FOLDER save_ckpt_folder", "run.work_dir", ""),
+    ("InternEvo", "save_ckpt_folder", "run.work_dir", ""),
     ("Transformers", "run_name", "run.name", ""),
     ("InternEvo", "JOB_NAME", "run.name", ""),
     ("other trainers", "experiment_name exp_name", "run.name", ""),
@@ -240,7 +239,7 @@ _ROWS = (
     ("Transformers", "data_seed random_seed", "run.seed", ""),
     ("Transformers", "save_strategy", "train.checkpoint.save_steps", ""),
     ("axolotl", "saves_per_epoch", "train.checkpoint.save_steps", ""),
-    ("InternEvo", "CHECKPOINT_EVERY checkpoint_every", "train.checkpoint.save_steps", ""),
+    ("InternEvo", "checkpoint_every", "train.checkpoint.save_steps", ""),
     ("XTuner", "default_hooks CheckpointHook", "train.checkpoint", ""),
     ("InternEvo", "ckpt", "train.checkpoint", ""),
     ("XTuner", "max_keep_ckpts", "train.checkpoint.save_total_limit", ""),
@@ -248,7 +247,7 @@ _ROWS = (
     ("Transformers", "resume_from_checkpoint", "train.resume", ""),
     ("axolotl", "auto_resume_from_checkpoints", "train.resume", ""),
     ("InternEvo", "auto_resume", "train.resume", ""),
-    ("InternEvo", "LOAD_CKPT_FOLDER load_ckpt_folder", "train.load_from", ""),
+    ("InternEvo", "load_ckpt_folder", "train.load_from", ""),
     ("Transformers", "eval_steps eval_strategy evaluation_strategy", "train.eval.steps", ""),
     ("axolotl", "evals_per_epoch", "train.eval.steps", ""),
     ("XTuner", "evaluation_freq every_n_iters", "train.eval.steps", ""),
@@ -273,3 +272,4 @@ _ROWS = (
     ("Transformers", "save_dtype output_dtype", "export.hf.dtype", ""),
     ("axolotl", "save_safetensors", "export.hf.safe_serialization", ""),
 )
+"""Who uses the names, the names, our key or nothing, a note or nothing."""

@@ -610,7 +610,7 @@ class Pipeline(Table):
             value = getattr(value, part) if isinstance(value, BaseModel) else value[step]
             path = (*path, step)
         text = spell_key(path)
-        if not (value is None or isinstance(value, BaseModel)):
+        if not isinstance(value[0] if isinstance(value, list) and value else value, BaseModel | dict | None):
             text += f" = {spell_value(value)}"
         while path and path not in self._places:
             path = path[:-1]

@@ -612,6 +612,9 @@ def test_a_stage_can_cite_the_place_of_any_key(tmp_path: Path) -> None:
     assert pipeline.cite("prep.source.0.path") == f'{where}:7:1: prep.source.0.path = "{tmp_path}/chat.jsonl"'
     assert pipeline.cite("train.max_steps") == f"{where}:{LINES + 1}:2: train.max_steps = 0"
     assert pipeline.cite("train") == f"{where}:{LINES + 1}:2: train"
+    assert pipeline.cite("prep.source") == f"{where}:5:8: prep.source"
+    assert pipeline.cite("model.scratch") == f"{where}:3:7: model.scratch"
+    assert pipeline.cite("model.scratch.model_type") == f'{where}:3:19: model.scratch.model_type = "llama"'
     assert pickle.loads(pickle.dumps(pipeline)).cite("run.name") == pipeline.cite("run.name")
 
 
