@@ -78,7 +78,7 @@ class Manifest:
             content = json.loads(path.read_bytes())
             files = [FileRecord(**record) for record in content.pop("files")]
             return cls(files=files, **content)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise CheckError(f"{path}: not a manifest ({error}); run the stage that writes it again") from error

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from pipelines.artifacts import MANIFEST, Manifest
 from pipelines.errors import CheckError, DataError
@@ -148,7 +148,7 @@ class Checkpoint:
                         kind, name, start = key.split("/")
                         size = int(np.prod(file.get_slice(key).get_shape(), dtype=np.int64))
                         fragments[kind, name].append(Fragment(path, key, int(start), size))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, SafetensorError) as error:
                 raise CheckError(f"{path}: cannot be read ({error}); use another checkpoint") from error
         return dict(fragments)
 
