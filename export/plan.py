@@ -9,7 +9,7 @@ from export.cast import Dtype
 from export.model_config import stored_dtype
 from pipelines.artifacts import Json, Manifest, digest_file, identity
 from pipelines.checkpoints import finished, step_folder
-from pipelines.errors import DataError, MachineError
+from pipelines.errors import ConfigError, DataError, MachineError
 from pipelines.schema import Pipeline
 
 FORMAT_VERSION = 1
@@ -40,10 +40,13 @@ class Plan:
         """Choose the checkpoint and name what it becomes.
 
         Raises:
+            ConfigError: if the evaluation has nothing to ask.
             DataError: if there is no such checkpoint, or no such evaluation file.
             MachineError: if a library is missing.
         """
         table = pipeline.export
+        if table.eval and "hf" not in table.targets:
+            raise ConfigError(f'{pipeline.cite("export.targets")}: export.eval asks the exported model; add "hf"')
         checkpoint, manifest = _choose(pipeline)
         dtype = _dtype(pipeline, checkpoint)
         versions = _versions()
@@ -59,7 +62,7 @@ class Plan:
         evaluation: Json = None
         if table.eval:
             if not table.eval.file.is_file():
-                raise DataError(f"{table.eval.file}: export.eval.file does not exist")
+                raise DataError(f"{pipeline.cite('export.eval.file')}: no such file")
             evaluation = {**table.eval.model_dump(mode="json", exclude={"file"}), "file": digest_file(table.eval.file)}
         return cls(
             checkpoint=checkpoint,
@@ -96,7 +99,7 @@ def _choose(pipeline: Pipeline) -> tuple[Path, Manifest]:
     folder = there[-1] if wanted == "latest" else step_folder(checkpoints, wanted)
     if folder not in there:
         steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in there)
-        raise DataError(f"{folder}: export.checkpoint = {wanted} is not there; finished steps are {steps}")
+        raise DataError(f"{pipeline.cite('export.checkpoint')}: no such step; the finished ones are {steps}")
     manifest = Manifest.read(folder)
     assert manifest is not None  # `finished` looks for it
     return folder, manifest

@@ -10,8 +10,10 @@ from export.hf import Model, write_hf
 from export.plan import FORMAT_VERSION, Plan, model_name
 from export.summary import EVALUATION, facts, summary
 from export.turbomind.folder import settings_of, write_turbomind
+from export.turbomind.geometry import Unservable
 from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, write_atomic
 from pipelines.checkpoints import Checkpoint
+from pipelines.errors import ConfigError
 from pipelines.schema import Pipeline
 
 if TYPE_CHECKING:
@@ -54,7 +56,10 @@ def _refuse(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint) -> None:
         refuse_foreign_files(plan.home / target)
     if "turbomind" in plan.targets:
         table = pipeline.export.turbomind
-        settings_of(Model.of(checkpoint, table.weight_type), table, model_name(pipeline))
+        try:
+            settings_of(Model.of(checkpoint, table.weight_type), table, model_name(pipeline))
+        except Unservable as error:
+            raise ConfigError(f"{pipeline.cite(error.key)}: {error}") from error
 
 
 def _questions(pipeline: Pipeline) -> "list[Question]":

@@ -4,7 +4,7 @@ The other side of each comparison is the checkpoint: its tensors after the state
 saved it, its tokenizer's probe conversations as prep rendered them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,21 +114,25 @@ def _compare_turbomind(model: Model, folder: Path) -> int:
     return seen
 
 
-def _as_trained(model: Model, reader: TurbomindReader) -> Any:
+def _as_trained(model: Model, reader: TurbomindReader) -> Iterator[tuple[str, Bits]]:
     """The reader's tensors without the padding and the repeated heads that tensor parallelism asked for."""
-    size = reader.model["size_per_head"]
     for name, tensor in reader.tensors():
-        shape = model.weights.shapes.get(name, tensor.shape)
-        if tensor.shape == shape:
-            yield name, tensor
-        elif ".k_proj." in name or ".v_proj." in name:
-            columns = tensor.T if tensor.ndim == 2 else tensor[None]
-            whole = layout.unrepeat_heads(columns, size, columns.shape[1] // shape[0])
-            yield name, whole.T if tensor.ndim == 2 else whole[0]
-        elif ".down_proj." in name:
-            yield name, layout.unpad_columns(tensor, shape[1])
-        else:
-            yield name, layout.unpad_columns(tensor.T, shape[0]).T
+        try:
+            yield name, _reduced(name, tensor, model.weights.shapes.get(name, tensor.shape), reader)
+        except ValueError as error:
+            raise CheckError(f"{reader.folder}: {name}: {error}; export again") from error
+
+
+def _reduced(name: str, tensor: Bits, shape: tuple[int, ...], reader: TurbomindReader) -> Bits:
+    if tensor.shape == shape:
+        return tensor
+    if ".k_proj." in name or ".v_proj." in name:
+        columns = tensor.T if tensor.ndim == 2 else tensor[None]
+        heads = layout.unrepeat_heads(columns, reader.model["size_per_head"], columns.shape[1] // shape[0])
+        return heads.T if tensor.ndim == 2 else heads[0]
+    if ".down_proj." in name:
+        return layout.unpad_columns(tensor, shape[1])
+    return layout.unpad_columns(tensor.T, shape[0]).T
 
 
 def _refuse_difference(found: Bits, expected: Bits, where: str) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from export.turbomind.geometry import Geometry
-from pipelines.errors import ConfigError
+from export.turbomind.geometry import Geometry, Unservable
 from pipelines.schema import TurbomindExport
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ def config_yaml(geometry: Geometry, config: Mapping[str, Any], table: TurbomindE
     """The file for a model with that config.json.
 
     Raises:
-        ConfigError: if the engine of 0.7.3 would compute something else than the model.
+        Unservable: if the engine of 0.7.3 would compute something else than the model.
     """
     content = {
         "attention_config": _attention(geometry, config),
@@ -118,7 +117,7 @@ def _rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
     rope = config["rope_parameters"]
     kind = rope.get("rope_type", "default")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ConfigError("export.targets: LMDeploy 0.7.3 rotates whole heads, this model a part; use the hf export")
+        raise Unservable("LMDeploy 0.7.3 rotates whole heads, this model a part of each")
     if kind == "default":
         return {}
     scaling: dict[str, Any] = {"rope_scaling_type": kind, "rope_scaling_factor": float(rope["factor"])}
@@ -143,7 +142,7 @@ def _rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
                 "beta_slow": float(rope.get("beta_slow") or 1.0),
             }
         case _:
-            raise ConfigError(
-                f"export.targets: LMDeploy 0.7.3 cannot compute rope_type {kind!r}, {original} original positions and "
-                f"max_position_embeddings = {positions} as this model does; use the hf export"
+            raise Unservable(
+                f"LMDeploy 0.7.3 cannot compute rope_type {kind!r}, {original} original positions and "
+                f"max_position_embeddings = {positions} as this model does"
             )

@@ -18,7 +18,7 @@ def write_turbomind(model: Model, folder: Path, table: TurbomindExport, model_na
     """Write a folder that LMDeploy 0.6 to 0.7.3 serves, straight from the checkpoint.
 
     Raises:
-        ConfigError: if the model has no such folder, before anything is written.
+        Unservable: if the model has no such folder, before anything is written.
     """
     geometry, settings = settings_of(model, table, model_name)
     weights = folder / WEIGHTS
@@ -33,7 +33,7 @@ def settings_of(model: Model, table: TurbomindExport, model_name: str) -> tuple[
     """The model's sizes and its config.yaml.
 
     Raises:
-        ConfigError: if no TurboMind folder of the model can be served, with the reason.
+        Unservable: if no TurboMind folder of the model can be served, with the reason.
     """
     geometry = Geometry.of(model.config, model.weights.shapes, table.tp)
     return geometry, config_yaml(geometry, model.config, table, model_name)

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.errors import ConfigError
-
 SERVED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 _NOT_READ_BACK = {
     "Qwen3ForCausalLM": "its query and key norms",
@@ -23,6 +21,14 @@ _NOT_WRITTEN_YET = (
 )
 _HEAD_SIZES = (64, 128)
 _REMEDY = 'take "turbomind" out of export.targets; LMDeploy 0.10 and newer loads the hf export itself'
+
+
+class Unservable(ValueError):  # noqa: N818 (a fact about the model)
+    """No engine would serve a folder of this model right; holds the key of the TOML to change."""
+
+    def __init__(self, reason: str, key: str = "export.targets") -> None:
+        self.key = key
+        super().__init__(reason if key != "export.targets" else f"{reason}; {_REMEDY}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Geometry:
         """The geometry of a model with that config.json and those tensors.
 
         Raises:
-            ConfigError: if no TurboMind folder of it can be served at `tp`, with the reason.
+            Unservable: if no TurboMind folder of it can be served at `tp`, with the reason.
         """
         architecture = str(config["architectures"][0])
         _refuse_architecture(architecture)
@@ -90,9 +96,8 @@ class Geometry:
 
     def _refuse_sizes(self) -> None:
         if self.head_size not in _HEAD_SIZES:
-            raise ConfigError(
-                f"export.targets: TurboMind has kernels for heads of 64 and 128 numbers, this {self.architecture} has "
-                f"{self.head_size}; {_REMEDY}"
+            raise Unservable(
+                f"TurboMind has kernels for heads of 64 and 128 numbers, this {self.architecture} has {self.head_size}"
             )
         fits = self.heads % self.tp == 0 and (self.kv_heads % self.tp == 0 or self.tp % self.kv_heads == 0)
         if not fits:
@@ -101,18 +106,17 @@ class Geometry:
                 for tp in (1, 2, 4, 8)
                 if self.heads % tp == 0 and (self.kv_heads % tp == 0 or tp % self.kv_heads == 0)
             ]
-            raise ConfigError(
-                f"export.turbomind.tp = {self.tp}: does not divide {self.heads} attention heads "
-                f"({self.kv_heads} key-value heads); use {' or '.join(possible)}"
+            raise Unservable(
+                f"does not divide {self.heads} attention heads ({self.kv_heads} key-value heads); "
+                f"use {' or '.join(possible)}",
+                key="export.turbomind.tp",
             )
 
     def _refuse_features(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
         if "model.layers.0.mlp.gate_proj.bias" in shapes:
-            raise ConfigError(f"export.targets: a TurboMind folder has no place for biases of the MLP; {_REMEDY}")
+            raise Unservable("a TurboMind folder has no place for biases of the MLP")
         if config.get("hidden_act", "silu") != "silu":
-            raise ConfigError(
-                f"export.targets: TurboMind has an MLP with silu, this model with {config['hidden_act']}; {_REMEDY}"
-            )
+            raise Unservable(f"TurboMind has an MLP with silu, this model with {config['hidden_act']}")
 
 
 def _refuse_architecture(architecture: str) -> None:
@@ -124,4 +128,4 @@ def _refuse_architecture(architecture: str) -> None:
         reason = "packtrain does not write its TurboMind folder yet"
     else:
         reason = "LMDeploy 0.7.3, the last release that serves from a folder, does not know it"
-    raise ConfigError(f"export.targets: no TurboMind folder for {architecture}: {reason}; {_REMEDY}")
+    raise Unservable(f"no TurboMind folder for {architecture}: {reason}")

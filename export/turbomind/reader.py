@@ -28,8 +28,9 @@ class TurbomindReader:
     """An opened folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / WEIGHTS
-        settings = yaml.safe_load((self._folder / CONFIG).read_bytes())
+        self.folder = folder / WEIGHTS
+        """Where the weight files are."""
+        settings = yaml.safe_load((self.folder / CONFIG).read_bytes())
         self.model: dict[str, Any] = settings["model_config"]
         """The `model_config` map of config.yaml."""
         self.attention: dict[str, Any] = settings["attention_config"]
@@ -75,10 +76,10 @@ class TurbomindReader:
         try:
             yield from self._all()
         except ValueError as error:
-            raise CheckError(f"{self._folder}: {error}; export again") from error
-        extra = sorted({path.name for path in self._folder.iterdir()} - self._read)
+            raise CheckError(f"{self.folder}: {error}; export again") from error
+        extra = sorted({path.name for path in self.folder.iterdir()} - self._read)
         if extra:
-            raise CheckError(f"{self._folder / extra[0]}: no weight of this model; export again")
+            raise CheckError(f"{self.folder / extra[0]}: no weight of this model; export again")
 
     def _all(self) -> Iterator[tuple[str, Bits]]:
         model = self.model
@@ -134,7 +135,7 @@ class TurbomindReader:
         return layout.unpad_columns(matrix.T, rows).T
 
     def _file(self, name: str, *shape: int) -> Bits:
-        path = self._folder / name
+        path = self.folder / name
         expected = int(np.prod(shape)) * 2
         if not path.is_file() or path.stat().st_size != expected:
             found = f"{path.stat().st_size} bytes" if path.is_file() else "missing"

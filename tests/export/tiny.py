@@ -12,7 +12,7 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from pipelines.artifacts import FileRecord, Manifest, identity
+from pipelines.artifacts import MANIFEST, FileRecord, Manifest, identity
 from pipelines.checkpoints import FORMAT_VERSION, fragment_key, step_folder
 from pipelines.probes import Probe, Probes
 from pipelines.schema import Pipeline
@@ -120,7 +120,9 @@ def write_checkpoint(
 
 def complete(folder: Path, tensors: Tensors, step: int = 3) -> None:
     """Write the manifest of what is in a checkpoint's directory."""
-    files = [FileRecord.of(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [
+        FileRecord.of(folder, path) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST
+    ]
     facts = {
         "step": step,
         "packs_consumed": 8 * step,

@@ -56,7 +56,7 @@ def _import_converter(unpacked: Path) -> None:
     for name, parts in (("mmengine", {"Registry": _Registry}), ("lmdeploy.archs", {"get_model_arch": _architecture})):
         sys.modules[name] = ModuleType(name)
         vars(sys.modules[name]).update(parts)
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
     for module in ("source_model.llama", "source_model.qwen", "target_model.fp"):
         import_module(f"{deploy}.{module}")
 

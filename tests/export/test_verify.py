@@ -1,0 +1,200 @@
+"""Each comparison sees the damage it is there for: a written export is changed behind the exporter's back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from export.hf import Model, write_hf
+from export.turbomind.folder import write_turbomind
+from export.verify import verify_hf, verify_turbomind
+from pipelines.checkpoints import Checkpoint
+from pipelines.errors import CheckError
+from pipelines.probes import Probe, Probes
+from pipelines.schema import ExportVerify, TurbomindExport
+from tests.export.tiny import LLAMA, PROBES, QWEN2, random_tensors, write_checkpoint
+
+WEIGHTS = Path("triton_models") / "weights"
+
+
+def model(folder: Path, config: dict[str, Any] = LLAMA, **how: Any) -> Model:
+    checkpoint = write_checkpoint(folder / "step-00000001", config, random_tensors(config), **how)
+    return Model.of(Checkpoint(checkpoint), "float32")
+
+
+def hf(folder: Path, config: dict[str, Any] = LLAMA, **how: Any) -> tuple[Model, Path]:
+    exported, out = model(folder, config, **how), folder / "hf"
+    out.mkdir()
+    write_hf(exported, out, 10**9)
+    return exported, out
+
+
+def change_tensor(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def change_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_an_undamaged_export_passes_and_says_what_was_compared(tmp_path: Path) -> None:
+    exported, folder = hf(tmp_path)
+    assert verify_hf(exported, folder, ExportVerify(greedy_tokens=5)) == {
+        "tensors_equal": 21,
+        "prompts_equal": 2,
+        "greedy": {"prompts": 2, "tokens": 5, "max_abs_diff": 0.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (lambda t: t["model.norm.weight"].__setitem__(3, 2.0), r"model\.norm\.weight differs .* in 1 of 128 numbers"),
+        (lambda t: t.pop("lm_head.weight"), "20 of 21 tensors"),
+        (lambda t: t.update(extra=np.zeros(3, np.float32)), r"extra is torch\.float32\[3\]"),
+        (
+            lambda t: t.update({"model.norm.weight": t["model.norm.weight"].astype(np.float16)}),
+            r"norm\.weight is torch\.float16",
+        ),
+    ],
+)
+def test_weights_that_are_not_the_checkpoints_are_found(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], finding: str
+) -> None:
+    exported, folder = hf(tmp_path)
+    change_tensor(folder, change)
+    with pytest.raises(CheckError, match=finding):
+        verify_hf(exported, folder, ExportVerify())
+
+
+def test_a_config_that_computes_something_else_is_found(tmp_path: Path) -> None:
+    exported, folder = hf(tmp_path)
+    change_json(
+        folder / "config.json", rope_theta=10000.0, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}
+    )
+    with pytest.raises(
+        CheckError, match=r"its logits are up to \S+ from the checkpoint's, export\.verify\.max_abs_diff = 0"
+    ):
+        verify_hf(exported, folder, ExportVerify())
+
+
+def test_another_continuation_is_found_even_where_the_logits_may_differ(tmp_path: Path) -> None:
+    exported, folder = hf(tmp_path)
+    change_json(folder / "config.json", rms_norm_eps=10.0)
+    with pytest.raises(CheckError, match="continues a probe prompt otherwise"):
+        verify_hf(exported, folder, ExportVerify(max_abs_diff=1e9))
+
+
+def test_a_missing_tensor_is_found_by_transformers_as_well(tmp_path: Path) -> None:
+    exported, folder = hf(tmp_path, LLAMA | {"tie_word_embeddings": True})
+    change_json(folder / "config.json", tie_word_embeddings=False)
+    with pytest.raises(CheckError, match=r"Transformers finds missing keys: lm_head\.weight"):
+        verify_hf(exported, folder, ExportVerify())
+
+
+def test_prompts_that_differ_from_prep_are_found_with_their_place(tmp_path: Path) -> None:
+    ids = list(PROBES.probes[0].prompt_ids)
+    ids[2] += 1
+    exported, folder = hf(tmp_path, probes=Probes([2], [Probe(PROBES.probes[0].messages, ids)]))
+    with pytest.raises(CheckError, match="other prompts than were trained on, first at token 2 of "):
+        verify_hf(exported, folder, ExportVerify())
+
+
+def test_a_prompt_that_is_only_longer_is_found_too(tmp_path: Path) -> None:
+    probe = Probe(PROBES.probes[0].messages, [*PROBES.probes[0].prompt_ids, 5])
+    exported, folder = hf(tmp_path, probes=Probes([2], [probe]))
+    with pytest.raises(CheckError, match=f"first at token {len(probe.prompt_ids) - 1} of "):
+        verify_hf(exported, folder, ExportVerify())
+
+
+def test_a_model_without_probes_continues_plain_numbers(tmp_path: Path) -> None:
+    exported, folder = hf(tmp_path, probes=Probes())
+    found = verify_hf(exported, folder, ExportVerify(greedy_tokens=3))
+    assert (found["prompts_equal"], found["greedy"]["prompts"]) == (0, 1)
+
+
+def test_no_greedy_tokens_compares_none(tmp_path: Path) -> None:
+    exported, folder = hf(tmp_path)
+    assert "greedy" not in verify_hf(exported, folder, ExportVerify(greedy_tokens=0))
+
+
+def turbomind(folder: Path, config: dict[str, Any], tp: int) -> tuple[Model, Path]:
+    checkpoint = write_checkpoint(folder / "step-00000001", config, random_tensors(config), ranks=3)
+    exported, out = Model.of(Checkpoint(checkpoint), "bfloat16"), folder / "turbomind"
+    out.mkdir()
+    write_turbomind(exported, out, TurbomindExport.model_validate({"tp": tp}), "tiny")
+    return exported, out
+
+
+EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512, "intermediate_size": 90}
+ROPE = {"rope_theta": 10000.0, "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "tp"),
+    [
+        (LLAMA, 1),
+        (LLAMA | EIGHT, 4),
+        (QWEN2 | EIGHT | {"tie_word_embeddings": True}, 8),
+        (LLAMA | {"rope_parameters": {**ROPE, "rope_type": "linear"}}, 2),
+        (LLAMA | {"rope_parameters": {**ROPE, "rope_type": "dynamic"}}, 1),
+        (LLAMA | {"rope_parameters": {**ROPE, "rope_type": "yarn"}}, 1),
+        (
+            LLAMA
+            | {
+                "rope_parameters": {
+                    **ROPE,
+                    "rope_type": "llama3",
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 128,
+                }
+            },
+            1,
+        ),
+    ],
+)
+def test_a_turbomind_folder_gives_the_logits_of_the_checkpoint(tmp_path: Path, config: dict[str, Any], tp: int) -> None:
+    exported, folder = turbomind(tmp_path, config, tp)
+    found = verify_turbomind(exported, folder, ExportVerify(greedy_tokens=4))
+    assert found["tensors_equal"] == len(exported.weights.shapes)
+    assert found["greedy"]["max_abs_diff"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "finding"),
+    [
+        ("norm.weight", 0, r"model\.norm\.weight differs .* in 1 of 512"),
+        ("layers.1.attention.w_qkv.3.weight", 0, r"layers\.1\.self_attn\.q_proj\.weight differs .* in 1 of"),
+        ("layers.0.attention.w_qkv.1.weight", 2 * 64 * 2, "repeated heads differ"),
+        ("layers.0.feed_forward.w1.7.weight", -2, "the padding is not zero"),
+        ("output.7.weight", -2, "the padding is not zero"),
+        ("layers.1.attention.wo.2.bias", 0, "the ranks' output biases of layer 1 differ"),
+    ],
+)
+def test_one_changed_bit_in_a_turbomind_file_is_found(tmp_path: Path, name: str, place: int, finding: str) -> None:
+    exported, folder = turbomind(tmp_path, QWEN2 | EIGHT, 8)
+    path = folder / WEIGHTS / name
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckError, match=finding):
+        verify_turbomind(exported, folder, ExportVerify())
+
+
+@pytest.mark.parametrize(("key", "value"), [("rope_theta", 10000.0), ("rope_scaling_type", "linear")])
+def test_a_turbomind_config_of_another_model_is_found(tmp_path: Path, key: str, value: Any) -> None:
+    exported, folder = turbomind(tmp_path, LLAMA, 1)
+    path = folder / WEIGHTS / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["attention_config"] |= {"rope_scaling_factor": 3.0, key: value}
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(CheckError, match="its logits are up to"):
+        verify_turbomind(exported, folder, ExportVerify())
