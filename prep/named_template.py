@@ -214,7 +214,9 @@ class NamedTemplate:
         else:
             prefix, suffix = layout.system
             system = (
-                "{%- if message['content'] -%}" + self._opening(prefix or "text") + _put(_quote(prefix), content, _quote(suffix))
+                "{%- if message['content'] -%}"
+                + self._opening(prefix or "text")
+                + _put(_quote(prefix), content, _quote(suffix))
             )
         answer_space = self._space(behind, "answer")
         answered = layout.closing + self._eos or "answer"

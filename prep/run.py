@@ -134,9 +134,14 @@ def _settings(pipeline: Pipeline) -> Json:
     sources = [source.model_dump(exclude={"path", "files", "format"}) for source in pipeline.prep.source]
     return {
         "seed": pipeline.run.seed,
-        "template": pipeline.template.model_dump(),
+        "template": pipeline.template.model_dump() | {"file": _text(pipeline.template.file)},
         "prep": {**prep, "order": order, "source": sources},
     }
+
+
+def _text(file: Path | None) -> str | None:
+    """The template's own text counts, not where it lies."""
+    return None if file is None or not file.is_file() else file.read_text(encoding="utf-8", errors="replace")
 
 
 def _versions() -> dict[str, str]:

@@ -278,7 +278,7 @@ def _fit(tokens: Marked | None, rules: Rules) -> tuple[list[str], list[tuple[int
 @lru_cache(maxsize=8)
 def _encoder(tokenizer: Path, template: str, map_name: str) -> Encoder:
     # One per process: loading a tokenizer takes longer than a chunk does.
-    return Encoder(tokenizer, Template.model_validate_json(template), map_name)
+    return Encoder(tokenizer, Template.model_validate(json.loads(template)), map_name)
 
 
 def _located(fault: RecordFault, chunk: Chunk, chunks: Sequence[Chunk], targets: Sequence[Path]) -> DataError:

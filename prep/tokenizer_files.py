@@ -38,7 +38,7 @@ def write_tokenizer_files(tokenizer: Tokenizer, settings: schema.Template, folde
         if template.jinja is not None:
             contents["chat_template.jinja"] = template.jinja.encode("utf-8")
             contents["tokenizer_config.json"] = _without_template(contents.get("tokenizer_config.json", b"{}"))
-        Probes(template.stop_tokens, _probes(template)).write(folder)
+        Probes(template.stop_tokens, _probes(template) if template.jinja else ()).write(folder)
     for name, content in sorted(contents.items()):
         write_atomic(folder / name, content)
 
@@ -51,12 +51,14 @@ def _without_template(config: bytes) -> bytes:
 
 
 def _probes(template: Template) -> list[Probe]:
+    """Conversations that any reader of the exported template tokenizes as training did: see `Template.served`."""
     found = []
     for turns in _CONVERSATIONS:
-        messages = tuple(Message(role, content) for role, content in turns)
+        conversation = Conversation(tuple(Message(role, content) for role, content in turns))
         try:
-            ids = template.prompt(Conversation(messages))
+            ids = template.prompt(conversation)
         except RecordError:
             continue  # a template without system messages, say: then nothing like it was trained on either
-        found.append(Probe([{"role": role, "content": content} for role, content in turns], ids))
+        if ids == template.served(conversation):
+            found.append(Probe([{"role": role, "content": content} for role, content in turns], ids))
     return found

@@ -18,6 +18,7 @@ CORPUS = [
     "请用一句话介绍上海。上海是中国最大的城市之一，位于长江入海口。",
     "Once upon a time there was a model that answered questions, one at a time.\n\n1. First\n2. Second\n",
     "user assistant system Human Assistant question answer instruction response [INST] [/INST] USER ASSISTANT",
+    "Say Hello, and Hello again: 1 and 1 and 1. Hello!",
     "    four spaces, \t a tab, 3.14159, 2,718 and 17 + 25 = 42 ... == -- !!",
 ] * 4
 

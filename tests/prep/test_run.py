@@ -106,6 +106,23 @@ def test_changed_data_is_prepared_again(make_pipeline: MakePipeline) -> None:
     assert run(load(file), workers=1)["samples"] == 7
 
 
+def test_a_template_file_counts_by_its_text_and_not_by_its_place(
+    make_pipeline: MakePipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = (TOKENIZER / "chat_template.jinja").read_text(encoding="utf-8")
+
+    def prepared(name: str, text: str) -> int:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        template = f'[template]\nname = "custom"\nfile = "{name}"'
+        return int(run(load(make_pipeline(conversations(3), template=template)), workers=1)["tokens"])
+
+    first = prepared("one.jinja", source)
+    with caplog.at_level("INFO"):
+        assert prepared("same.jinja", source) == first
+    assert "nothing to do" in caplog.text
+    assert prepared("other.jinja", "ahead " + source) > first
+
+
 def test_training_and_export_settings_leave_prep_current(make_pipeline: MakePipeline) -> None:
     file = make_pipeline(conversations(5))
     run(load(file), workers=1)
