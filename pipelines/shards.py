@@ -9,25 +9,33 @@ One row is one pack. Columns, without schema metadata (its bytes would depend on
     record      list<uint32>, per segment: record in that file, from 0
     start       list<uint32>, per segment: its first token within the sample (above 0 only where samples are cut)
 
-Position ids and labels are derived. A bit of `loss_mask` belongs to the token itself, so the trainer shifts: the
-first token of a segment is never a target.
+Position ids and labels are derived. A bit of `loss_mask` belongs to the token itself, so the trainer shifts. The first
+token of a segment is never a target, as nothing in its segment predicts it: its bit is always clear.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.artifacts import Manifest, sync_file
+from pipelines.artifacts import FileRecord, Manifest, sync_file
 from pipelines.errors import DataError
 
 FORMAT_VERSION = 1
 """Raised whenever the same inputs give other bytes."""
+
+IGNORE = -100
+"""The label of a token that is not a target, as PyTorch and Transformers know it."""
+
+_COLUMNS = ("input_ids", "loss_mask", "cu_seqlens", "file", "record", "start")
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -43,8 +51,8 @@ class Packs:
 
     tokens: Tokens
     """[tokens]"""
-    loss: npt.NDArray[np.bool_]
-    """[tokens] whether the token is a target."""
+    loss_mask: npt.NDArray[np.uint8]
+    """[bytes] of `loss_bits`."""
     lengths: npt.NDArray[np.int32]
     """[segments] tokens of each segment."""
     segments_per_pack: npt.NDArray[np.int32]
@@ -59,42 +67,99 @@ class Packs:
 
 @dataclass(frozen=True)
 class Pack:
-    """One pack: segments end to end."""
+    """One pack: segments end to end. All but `loss` are views of the memory map."""
 
     tokens: Tokens
-    """[tokens], a view of the memory map."""
+    """[tokens]"""
     loss: npt.NDArray[np.bool_]
-    """[tokens] whether the token is a target."""
+    """[tokens] whether the token is a target; a segment's first never is."""
     cu_seqlens: npt.NDArray[np.int32]
     """[segments + 1], strictly rising from 0."""
     file: npt.NDArray[np.uint32]
+    """[segments]"""
     record: npt.NDArray[np.uint32]
+    """[segments]"""
     start: npt.NDArray[np.uint32]
+    """[segments]"""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """[tokens] the token where it is a target, else IGNORE; not shifted."""
+        labels = np.full(self.tokens.size, IGNORE, np.int64)
+        np.copyto(labels, self.tokens, where=self.loss)
+        return labels
+
+    @property
+    def positions(self) -> npt.NDArray[np.int32]:
+        """[tokens] from 0 in every segment."""
+        return np.arange(self.tokens.size, dtype=np.int32) - np.repeat(self.cu_seqlens[:-1], np.diff(self.cu_seqlens))
 
 
-def write_shard(path: Path, packs: Packs) -> None:
-    """Write one shard and flush it to disk. Equal packs give equal bytes on every machine and Arrow version."""
-    token_ends = np.concatenate(([0], np.cumsum(packs.lengths, dtype=np.int64)))
-    segment_ends = np.concatenate(([0], np.cumsum(packs.segments_per_pack, dtype=np.int64)))
-    pack_ends = token_ends[segment_ends]
-    columns = {
-        "input_ids": _lists(pack_ends, packs.tokens),
-        "loss_mask": _bits(pack_ends, packs.loss),
-        "cu_seqlens": _boundaries(segment_ends, token_ends, pack_ends),
-        "file": _lists(segment_ends, packs.file),
-        "record": _lists(segment_ends, packs.record),
-        "start": _lists(segment_ends, packs.start),
-    }
-    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-    with path.open("wb") as file:
-        with pa.ipc.new_file(file, batch.schema) as writer:
+def pack_ends(lengths: npt.NDArray[np.int32], segments_per_pack: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """int64[packs + 1]: 0, then the end of each pack in tokens."""
+    return _ends(lengths)[_ends(segments_per_pack)]
+
+
+def mask_ends(pack_ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """int64[packs + 1]: 0, then the end of each pack's loss mask in bytes; each begins on a byte of its own."""
+    return _ends((np.diff(pack_ends) + 7) // 8)
+
+
+def loss_bits(
+    loss: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int32], segments_per_pack: npt.NDArray[np.int32]
+) -> npt.NDArray[np.uint8]:
+    """The loss masks of consecutive packs, from one bool a token; first tokens of segments are left out."""
+    loss = loss.copy()
+    loss[np.cumsum(lengths) - lengths] = False
+    packs = np.split(loss, pack_ends(lengths, segments_per_pack)[1:-1])
+    return np.concatenate([np.packbits(pack, bitorder="little") for pack in packs])
+
+
+def write_shard(path: Path, packs: Packs) -> str:
+    """Write one shard and flush it to disk. Equal packs give equal bytes on every machine and Arrow version.
+
+    Returns:
+        The SHA-256 of the file.
+    """
+    token_ends, segment_ends = _ends(packs.lengths), _ends(packs.segments_per_pack)
+    ends = token_ends[segment_ends]
+    columns = [
+        _lists(ends, packs.tokens),
+        _binaries(mask_ends(ends), packs.loss_mask),
+        _boundaries(segment_ends, token_ends, ends),
+        _lists(segment_ends, packs.file),
+        _lists(segment_ends, packs.record),
+        _lists(segment_ends, packs.start),
+    ]
+    batch = pa.RecordBatch.from_arrays(columns, names=list(_COLUMNS))
+    with path.open("wb") as file, _Digester(file) as digester:
+        with pa.ipc.new_file(digester, batch.schema) as writer:
             writer.write_batch(batch)
         file.flush()
         sync_file(file.fileno())
+        return digester.sha256()
+
+
+def read_shard(path: Path) -> Packs:
+    """What `write_shard` was given, as views of the memory map."""
+    columns = [_offsets_and_values(column) for column in _batch(path).columns]
+    (_, tokens), (_, loss_mask), (boundaries, cu_seqlens), (_, file), (_, record), (_, start) = columns
+    return Packs(
+        tokens=tokens,
+        loss_mask=loss_mask,
+        lengths=np.delete(np.diff(cu_seqlens), boundaries[1:-1] - 1),
+        segments_per_pack=np.diff(boundaries) - 1,
+        file=file,
+        record=record,
+        start=start,
+    )
 
 
 class ShardReader:
-    """All packs of a prep directory, by index, read from memory maps without a copy."""
+    """All packs of a prep directory, by index, read from memory maps without a copy.
+
+    Opening takes the same time for any number of packs, and so does reaching any of them.
+    """
 
     def __init__(self, folder: Path) -> None:
         manifest = Manifest.read(folder)
@@ -106,40 +171,113 @@ class ShardReader:
                 f"{FORMAT_VERSION}; run `packtrain prep` again"
             )
         self.manifest = manifest
-        self._paths = [folder / record.path for record in manifest.files if record.path.startswith("shards/")]
-        self._ends = np.cumsum([0, *manifest.facts["packs_per_shard"]])
-        self._open: dict[int, _Shard] = {}
+        self._folder = folder
+        self._files = [record for record in manifest.files if record.path.startswith("shards/")]
+        self._firsts: list[int] = [0, *accumulate(manifest.facts["packs_per_shard"])]
+        self._shards: dict[int, _Shard] = {}
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._firsts[-1]
 
     def __getitem__(self, index: int) -> Pack:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        shard = int(np.searchsorted(self._ends, index, side="right")) - 1
-        if shard not in self._open:
-            self._open[shard] = _Shard(self._paths[shard])
-        return self._open[shard][index - int(self._ends[shard])]
+        number = bisect_right(self._firsts, index) - 1
+        first, end = self._firsts[number : number + 2]
+        if number not in self._shards:
+            self._shards[number] = _Shard(self._folder, self._files[number], packs=end - first)
+        return self._shards[number][index - first]
 
     def __iter__(self) -> Iterator[Pack]:
         return (self[index] for index in range(len(self)))
 
 
 class _Shard:
-    """One memory-mapped shard."""
+    """One memory-mapped shard. Reading finds a damaged structure; a damaged token shows only in the file's digest."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path}: not a shard ({error}); run `packtrain prep` again") from error
-        self._columns: Sequence[tuple[Any, Any]] = [_offsets_and_values(column) for column in batch.columns]
+    def __init__(self, folder: Path, record: FileRecord, *, packs: int) -> None:
+        self._path = folder / record.path
+        batch = _batch(self._path)
+        size = self._path.stat().st_size
+        if (size, batch.num_rows) != (record.size, packs):
+            found = f"{size} bytes and {batch.num_rows} packs, the manifest says {record.size} and {packs}"
+            raise _damaged(self._path, found)
+        self._columns = [_offsets_and_values(column) for column in batch.columns]
 
     def __getitem__(self, row: int) -> Pack:
-        parts = [values[offsets[row] : offsets[row + 1]] for offsets, values in self._columns]
-        tokens, bits, *rest = parts
+        tokens, bits, cu_seqlens, *origin = (
+            values[offsets[row] : offsets[row + 1]] for offsets, values in self._columns
+        )
+        segments = cu_seqlens.size - 1
+        if not (
+            bits.size == (tokens.size + 7) // 8
+            and all(column.size == segments for column in origin)
+            and segments > 0
+            and cu_seqlens[0] == 0
+            and cu_seqlens[-1] == tokens.size
+            and bool((cu_seqlens[1:] > cu_seqlens[:-1]).all())
+        ):
+            raise _damaged(self._path, f"pack {row} does not hold together")
         loss = np.unpackbits(bits, count=tokens.size, bitorder="little").view(np.bool_)
-        return Pack(tokens, loss, *rest)
+        return Pack(tokens, loss, cu_seqlens, *origin)
+
+
+class _Digester:
+    """A file to write to that digests what it writes on a thread of its own, while the disk is busy."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.closed = False  # Arrow asks
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1)
+        self._digested: list[Future[None]] = []
+
+    def __enter__(self) -> "_Digester":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def write(self, data: Any) -> None:
+        self._digested.append(self._thread.submit(self._digest.update, data))
+        self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sha256(self) -> str:
+        """Of all that was written."""
+        for part in self._digested:
+            part.result()
+        return self._digest.hexdigest()
+
+
+def _batch(path: Path) -> Any:
+    """A shard's one record batch, memory-mapped.
+
+    Raises:
+        DataError: if it is not a shard, or only the beginning of one.
+    """
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        if not _is_shard(reader.schema) or reader.num_record_batches != 1:
+            raise _damaged(path, "not the columns of a shard")
+        return reader.get_batch(0)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, f"not a shard ({error})") from error
+
+
+def _damaged(path: Path, finding: str) -> DataError:
+    return DataError(f"{path}: {finding}; it was changed or damaged, run `packtrain prep` again")
+
+
+def _is_shard(schema: Any) -> bool:
+    def lists(value: Any) -> Any:
+        return pa.list_(value)
+
+    ids, *rest = schema.types
+    expected = [pa.binary(), lists(pa.int32()), *[lists(pa.uint32())] * 3]
+    return tuple(schema.names) == _COLUMNS and rest == expected and ids in (lists(pa.uint16()), lists(pa.uint32()))
 
 
 def _offsets_and_values(column: Any) -> tuple[Any, Any]:
@@ -149,22 +287,25 @@ def _offsets_and_values(column: Any) -> tuple[Any, Any]:
     return column.offsets.to_numpy(), column.values.to_numpy()
 
 
+def _ends(sizes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+
+
 def _lists(ends: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> Any:
     return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(values))
 
 
-def _boundaries(segment_ends: Any, token_ends: Any, pack_ends: Any) -> Any:
+def _binaries(ends: npt.NDArray[np.int64], values: npt.NDArray[np.uint8]) -> Any:
+    offsets = pa.py_buffer(ends.astype(np.int32))
+    return pa.Array.from_buffers(pa.binary(), ends.size - 1, [None, offsets, pa.py_buffer(values)])
+
+
+def _boundaries(
+    segment_ends: npt.NDArray[np.int64], token_ends: npt.NDArray[np.int64], pack_ends: npt.NDArray[np.int64]
+) -> Any:
     # Each pack has one boundary more than segments, counted from its own first token.
     packs = segment_ends.size - 1
     pack_of_end = np.repeat(np.arange(packs), np.diff(segment_ends))
-    ends = np.zeros(segment_ends[-1] + packs, np.int32)
+    ends = np.zeros(pack_of_end.size + packs, np.int32)
     ends[np.arange(pack_of_end.size) + pack_of_end + 1] = token_ends[1:] - pack_ends[pack_of_end]
     return _lists(segment_ends + np.arange(packs + 1), ends)
-
-
-def _bits(ends: npt.NDArray[np.int64], loss: npt.NDArray[np.bool_]) -> Any:
-    # Each pack's bits start on a byte of their own, so that a row can be read alone.
-    rows = [np.packbits(loss[begin:end], bitorder="little") for begin, end in pairwise(ends)]
-    offsets = np.cumsum([0, *(row.size for row in rows)]).astype(np.int32)
-    data = np.concatenate(rows) if rows else np.zeros(0, np.uint8)
-    return pa.Array.from_buffers(pa.binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(data)])

@@ -7,17 +7,23 @@ import multiprocessing
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from pipelines.artifacts import FileRecord, sync_directory
-from pipelines.shards import Packs, Tokens, token_dtype, write_shard
+from pipelines.artifacts import FileRecord, digest_file, sync_directory
+from pipelines.errors import DataError, MachineError
+from pipelines.shards import Packs, mask_ends, pack_ends, read_shard, token_dtype, write_shard
+from prep.gather import Marked, gather
 from prep.packing import Packing
 from prep.store import Samples
+
+MAPPED_CHUNKS = 16_384
+"""Chunks a process keeps mapped; Linux allows 65,530 mappings."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class ShardFacts:
     """A shard that is on disk."""
 
     record: FileRecord
-    """Path relative to the prep directory, size and digest."""
+    """Path relative to the folder that was given, size and digest."""
     packs: int
     segments: int
     tokens: int
@@ -46,30 +52,43 @@ def assemble(
 ) -> Iterator[ShardFacts]:
     """Write folder/shards/shard-00000.arrow and the following, and yield each as it is finished, in order.
 
+    A shard has its name only once it is whole and on disk, and none is written twice: what an interrupted call has
+    finished, the next one takes over.
+
     Args:
         sequence: int64[samples in order], the number of the sample at each position that `packing` speaks of.
-        folder: for this plan alone: a shard that is found there is taken for this plan's.
+        folder: for this plan and these samples alone.
         vocabulary: ids are below it; up to 65,536 they take 16 bits.
         shard_tokens: a shard ends with the pack that reaches so many tokens.
         workers: processes, each holding one shard in memory. Any number gives the same bytes.
+    Raises:
+        DataError: for a chunk that is shorter than its samples.
+        MachineError: when the disk is full or a process was killed.
     """
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     jobs = _jobs(samples, sequence, packing, folder, token_dtype(vocabulary), shard_tokens)
-    if workers == 1:
-        yield from map(_write, jobs)
-        return
-    # Spawned, because a fork of a process whose libraries run threads can hang.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        running: deque[Future[ShardFacts]] = deque()
+    if workers <= 1:
         try:
-            for job in jobs:
-                running.append(pool.submit(_write, job))
-                if len(running) > workers:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
+            yield from map(_write, jobs)
         finally:
-            pool.shutdown(cancel_futures=True)
+            _chunk.cache_clear()
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    running: deque[Future[ShardFacts]] = deque()
+    try:
+        for job in jobs:  # only as many as are at work: a job holds its shard's part of the plan
+            running.append(pool.submit(_write, job))
+            if len(running) > workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    except BrokenProcessPool as error:
+        raise MachineError(
+            "a worker process died while writing shards, probably out of memory; lower prep.workers or "
+            "prep.output.shard_tokens"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,7 @@ class _Job:
 
     folder: Path
     number: int
-    dtype: npt.DTypeLike
+    dtype: type[np.uint16] | type[np.uint32]
     token_files: list[Path]
     """The chunks it reads."""
     chunk: npt.NDArray[np.int32]
@@ -98,13 +117,12 @@ def _jobs(
     sequence: npt.NDArray[np.int64],
     packing: Packing,
     folder: Path,
-    dtype: npt.DTypeLike,
+    dtype: type[np.uint16] | type[np.uint32],
     shard_tokens: int,
 ) -> Iterator[_Job]:
     segment_ends = np.cumsum(packing.segments_per_pack, dtype=np.int64)
     token_ends = np.cumsum(packing.length, dtype=np.int64)[segment_ends - 1]
-    first_pack = first_segment = number = 0
-    written = 0
+    first_pack = first_segment = number = written = 0
     while first_pack < packing.packs:
         end_pack = min(int(np.searchsorted(token_ends, written + shard_tokens)) + 1, packing.packs)
         end_segment = int(segment_ends[end_pack - 1])
@@ -116,14 +134,14 @@ def _jobs(
             folder,
             number,
             dtype,
-            [samples.token_files[i] for i in chunks],
-            chunk.astype(np.int32),
-            samples.offset[which] + start,
-            packing.length[segments],
-            packing.segments_per_pack[first_pack:end_pack],
-            samples.file[which],
-            samples.record[which],
-            samples.start[which] + start.astype(np.uint32),
+            token_files=[samples.token_files[i] for i in chunks],
+            chunk=chunk.astype(np.int32),
+            offset=samples.offset[which] + start,
+            lengths=packing.length[segments],
+            segments_per_pack=packing.segments_per_pack[first_pack:end_pack],
+            file=samples.file[which],
+            record=samples.record[which],
+            start=samples.start[which] + start.astype(np.uint32),
         )
         number += 1
         first_pack, first_segment, written = end_pack, end_segment, int(token_ends[end_pack - 1])
@@ -131,51 +149,65 @@ def _jobs(
 
 def _write(job: _Job) -> ShardFacts:
     path = job.folder / "shards" / f"shard-{job.number:05}.arrow"
-    tokens, loss = _gather_all(job)
+    if path.exists():
+        packs = read_shard(path)
+        return _facts(job, path, packs, digest_file(path), largest=int(packs.tokens.max()))
+    packs, largest = _gather(job)
     temporary = path.with_name(f".{path.name}.tmp")
-    packs = Packs(tokens, loss, job.lengths, job.segments_per_pack, job.file, job.record, job.start)
-    write_shard(temporary, packs)
+    try:
+        sha256 = write_shard(temporary, packs)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise MachineError(f"{path}: cannot be written ({error.strerror}); make room or set run.work_dir") from error
     temporary.replace(path)
     sync_directory(path.parent)
+    return _facts(job, path, packs, sha256, largest=largest)
+
+
+def _facts(job: _Job, path: Path, packs: Packs, sha256: str, *, largest: int) -> ShardFacts:
     return ShardFacts(
-        FileRecord.of(job.folder, path),
-        packs=job.segments_per_pack.size,
-        segments=job.lengths.size,
-        tokens=tokens.size,
-        loss_tokens=int(np.count_nonzero(loss)),
-        max_token_id=int(tokens.max(initial=0)),
+        FileRecord(path.relative_to(job.folder).as_posix(), path.stat().st_size, sha256),
+        packs=packs.segments_per_pack.size,
+        segments=packs.lengths.size,
+        tokens=packs.tokens.size,
+        loss_tokens=int(np.bitwise_count(packs.loss_mask).sum()),
+        max_token_id=largest,
     )
 
 
-def _gather_all(job: _Job) -> tuple[Tokens, npt.NDArray[np.bool_]]:
-    ends = np.cumsum(job.lengths, dtype=np.int64)
+def _gather(job: _Job) -> tuple[Packs, int]:
+    """The shard's packs, and the largest token id in them."""
+    places = np.cumsum(job.lengths, dtype=np.int64) - job.lengths
+    ends = pack_ends(job.lengths, job.segments_per_pack)
+    masks = mask_ends(ends)
+    bits = places + np.repeat(8 * masks[:-1] - ends[:-1], job.segments_per_pack)
     tokens = np.empty(ends[-1], job.dtype)
-    loss = np.empty(ends[-1], np.bool_)
-    # Chunk by chunk and from front to back, so that a disk reads forward.
+    loss_mask = np.zeros(masks[-1], np.uint8)
+    # Chunk by chunk and each from front to back, so that a disk is read forward.
     order = np.lexsort((job.offset, job.chunk))
-    bounds = np.searchsorted(job.chunk[order], np.arange(len(job.token_files) + 1))
+    offset, lengths, places, bits = job.offset[order], job.lengths[order], places[order], bits[order]
+    bounds = np.searchsorted(job.chunk[order], np.arange(len(job.token_files) + 1)).tolist()
+    largest = 0
     for chunk, path in enumerate(job.token_files):
-        segments = order[bounds[chunk] : bounds[chunk + 1]]
-        source = np.memmap(path, np.uint32, "r")
-        _gather(
-            source, job.offset[segments], job.lengths[segments], ends[segments] - job.lengths[segments], tokens, loss
-        )
-    return tokens, loss
+        here = slice(bounds[chunk], bounds[chunk + 1])
+        try:
+            found = gather(
+                _chunk(path),
+                offset[here],
+                lengths[here],
+                places=places[here],
+                bits=bits[here],
+                tokens=tokens,
+                loss_mask=loss_mask,
+            )
+        except ValueError as error:
+            raise DataError(f"{path}: {error}; delete {path.parent} and run `packtrain prep` again") from error
+        largest = max(largest, found)
+    packs = Packs(tokens, loss_mask, job.lengths, job.segments_per_pack, job.file, job.record, job.start)
+    return packs, largest
 
 
-@njit(cache=True)
-def _gather(
-    source: npt.NDArray[np.uint32],
-    offsets: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int32],
-    targets: npt.NDArray[np.int64],
-    tokens: Tokens,
-    loss: npt.NDArray[np.bool_],
-) -> None:
-    for segment in range(offsets.size):
-        offset, target = offsets[segment], targets[segment]
-        for i in range(lengths[segment]):
-            token = source[offset + i]
-            tokens[target + i] = token & 0x7FFFFFFF
-            loss[target + i] = token >> 31
-        loss[target] = False
+@lru_cache(MAPPED_CHUNKS)
+def _chunk(path: Path) -> Marked:
+    # A plain array: a slice of a np.memmap costs as much as copying the segment.
+    return np.memmap(path, np.uint32, "r").view(np.ndarray)
