@@ -83,7 +83,7 @@ class Batches:
         micro_batches += [empty(self._device)] * (self.accumulation - len(micro_batches))
         return StepBatch(
             micro_batches,
-            loss_tokens=sum(int(trained(pack).sum()) for pack in packs),
+            loss_tokens=sum(int(np.count_nonzero(pack.loss)) for pack in packs),
             tokens=sum(pack.tokens.size for pack in packs),
             attended=sum(int((np.diff(pack.cu_seqlens).astype(np.int64) ** 2).sum()) for pack in packs),
         )
@@ -109,28 +109,19 @@ class PackOrder:
         return self._permutation.at(at)
 
 
-def trained(pack: Pack) -> npt.NDArray[np.bool_]:
-    """[tokens] whether a token is a target: the first of a document never is, nothing predicts it."""
-    target = pack.loss.copy()
-    target[pack.cu_seqlens[:-1]] = False
-    return target
-
-
 def micro_batch(pack: Pack, device: torch.device, *, seed: int = 0) -> MicroBatch:
     """A pack as tensors on a device."""
-    lengths = np.diff(pack.cu_seqlens)
-    positions = np.arange(pack.tokens.size) - np.repeat(pack.cu_seqlens[:-1], lengths)
-    targets = np.flatnonzero(trained(pack))
+    targets = np.flatnonzero(pack.loss)  # never a document's first token, so the one before is of the same document
 
     def tensor(values: npt.NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(device, non_blocking=True)
 
     return MicroBatch(
         input_ids=tensor(pack.tokens)[None],
-        position_ids=tensor(positions)[None],
+        position_ids=tensor(pack.positions)[None],
         predictors=tensor(targets - 1),
         targets=tensor(pack.tokens[targets]),
-        segments=Segments.of(lengths.tolist(), device),
+        segments=Segments.of(np.diff(pack.cu_seqlens).tolist(), device),
         seed=seed,
     )
 
