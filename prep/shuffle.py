@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from prep.hash_sort import hash_order
 from prep.inputs import Input
 from prep.store import Samples
 
@@ -31,16 +32,17 @@ def sample_order(
         turn: the pass, from 0.
     Returns:
         int64[samples of the part], their numbers in order. "hash": by key, equal keys in the data's order. "xtuner":
-        file by file, each as `numpy.random.RandomState(seed + turn).shuffle` leaves it.
+        file by file, each as `numpy.random.RandomState(seed + turn).shuffle` leaves it (modulo 2^32).
     """
     if shuffle == "hash":
-        order = np.argsort(sample_keys(samples, inputs, part, seed=seed, turn=turn), kind="stable")
-        return order + part.start
+        order = hash_order(sample_keys(samples, inputs, part, seed=seed, turn=turn))
+        order += part.start
+        return order
     order = np.arange(part.start, part.stop, dtype=np.int64)
     if shuffle == "xtuner":
         file = samples.file[part.start : part.stop]
         for of_file in np.split(order, np.flatnonzero(np.diff(file)) + 1):
-            np.random.RandomState(seed + turn).shuffle(of_file)
+            np.random.RandomState((seed + turn) % 2**32).shuffle(of_file)
     return order
 
 
@@ -48,11 +50,10 @@ def sample_keys(samples: Samples, inputs: Sequence[Input], part: range, *, seed:
     """uint64[samples of the part], the key of each in one pass, as `sample_key` computes it."""
     rows = slice(part.start, part.stop)
     file = samples.file[rows]
-    file_keys = np.zeros(len(inputs), np.uint64)
-    for number in np.unique(file).tolist():
-        file_keys[number] = file_key(seed, inputs[number].name, inputs[number].path, turn)
-    keys = np.empty(len(part), np.uint64)
-    _sample_keys(file_keys, file, samples.record[rows], samples.start[rows], keys)
+    first, last = (int(file[0]), int(file[-1])) if file.size else (0, -1)
+    file_keys = [file_key(seed, one.name, one.path, turn) for one in inputs[first : last + 1]]
+    keys = np.empty(file.size, np.uint64)
+    _sample_keys(np.array(file_keys, np.uint64), first, file, samples.record[rows], samples.start[rows], keys)
     return keys
 
 
@@ -79,9 +80,9 @@ def _splitmix(state: int, number: int) -> int:
 
 
 @njit(cache=True)
-def _sample_keys(file_keys: UInt64, file: UInt32, record: UInt32, start: UInt32, keys: UInt64) -> None:
+def _sample_keys(file_keys: UInt64, first_file: int, file: UInt32, record: UInt32, start: UInt32, keys: UInt64) -> None:
     for sample in range(keys.size):
-        key = _splitmix_64(file_keys[file[sample]], np.uint64(record[sample]) + np.uint64(1))
+        key = _splitmix_64(file_keys[file[sample] - first_file], np.uint64(record[sample]) + np.uint64(1))
         if start[sample]:
             key = _splitmix_64(key, np.uint64(start[sample]))
         keys[sample] = key
