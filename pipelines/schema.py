@@ -396,6 +396,14 @@ class Prep(Table):
         return self
 
     @model_validator(mode="after")
+    def _mix_has_effect(self) -> Self:
+        if self.mix.total and all(source.weight is None for source in self.source):
+            raise fault("is shared by the sources with a weight, and none has one; remove it", "mix", "total")
+        if "on_shortage" in self.mix.model_fields_set and not self.mix.total:
+            raise fault("has no effect without prep.mix.total; set that, or remove it", "mix", "on_shortage")
+        return self
+
+    @model_validator(mode="after")
     def _samples_fit(self) -> Self:
         capacity, longest = self.pack.capacity, self.max_length or self.pack.capacity
         if longest > capacity and self.pack.strategy != "concat_split":
