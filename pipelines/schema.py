@@ -166,6 +166,7 @@ MapName = Literal[
     "crime_kg_assistant",
     "law_reference",
     "medical",
+    "msagent_react",
     "openorca",
     "sql",
     "stack_exchange",
@@ -399,7 +400,7 @@ class Prep(Table):
     def _mix_has_effect(self) -> Self:
         if self.mix.total and all(source.weight is None for source in self.source):
             raise fault("is shared by the sources with a weight, and none has one; remove it", "mix", "total")
-        if "on_shortage" in self.mix.model_fields_set and not self.mix.total:
+        if self.mix.on_shortage == "rescale" and not self.mix.total:
             raise fault("has no effect without prep.mix.total; set that, or remove it", "mix", "on_shortage")
         return self
 
