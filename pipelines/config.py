@@ -11,7 +11,7 @@ from pipelines.complaints import complaints, line, unknown_keys
 from pipelines.document import Document, Place, parse_value, read, values
 from pipelines.errors import ConfigError
 from pipelines.schema import Pipeline
-from pipelines.toml_text import KeyPath, spell_key, spell_value, split_assignment, value_at
+from pipelines.toml_text import KeyPath, on_one_line, spell_key, spell_value, split_assignment, value_at
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
@@ -54,7 +54,7 @@ def _validate(document: Document, base: Path) -> tuple[Pipeline | None, list[tup
 
 def _override(document: Document, text: str) -> str:
     """Set the key that `a.b=value` names; returns what is wrong with it, or nothing."""
-    place = Place(f"--set {' '.join(text.splitlines())}")
+    place = Place(f"--set {on_one_line(text)}")
     try:
         names, spelt = split_assignment(text)
     except ValueError:
@@ -75,7 +75,7 @@ def _override(document: Document, text: str) -> str:
         if isinstance(holder, list):
             step = _element(holder, name)
             if step is None:
-                return f"{place}: {spell_key(path)} has no element {name}; it has {_elements(holder)}"
+                return f"{place}: {spell_key(path)} has no element {spell_key([name])}; it has {_elements(holder)}"
         elif isinstance(holder, dict):
             step = name
         else:
@@ -100,7 +100,7 @@ def _element(array: list[Any], name: str) -> int | None:
 
 
 def _elements(array: list[Any]) -> str:
-    named = [str(item["name"]) for item in array if isinstance(item, dict) and "name" in item]
+    named = [spell_value(item["name"]) for item in array if isinstance(item, dict) and "name" in item]
     return f"0 to {len(array) - 1}" + (f", named {', '.join(named)}" if named else "") if array else "none"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import tomli
 
-from pipelines.toml_text import Spot, Statement, spell_key, spell_value, spots, statements
+from pipelines.toml_text import Spot, Statement, first_fault, spell_key, spell_value, spots, statements
 
 _WORD = re.compile(r"[^\s\]}#]*")
 _INSTEAD: Mapping[str, str] = {"True": "write true", "False": "write false", "None": "leave the key out"}
@@ -36,9 +36,9 @@ def _explain(text: str, at: int, message: str) -> tuple[int, str]:
         case "Invalid statement":
             return at, "expected a key, a [table] or a # comment; other letters than A-Z in a key need quotes"
         case "Unterminated string" | 'Expected "\'"' | r"Found invalid character '\n'" | r"Illegal character '\n'":
-            return _opening(text, at), "the text that begins here has no closing quote"
+            return first_fault(text), "the text that begins here has no closing quote"
         case "Unclosed array" if not following:
-            return _opening(text, at, of_key=True), "the array that begins here has no closing bracket"
+            return _opening(text, at), "the array that begins here has no closing bracket"
         case "Unclosed array":
             return at, "expected a comma or ] here"
         case r"Unescaped '\' in a string" | "Invalid hex value":
@@ -84,11 +84,9 @@ _NUMBERS = (
 )
 
 
-def _opening(text: str, at: int, *, of_key: bool = False) -> int:
-    """Where the newest value begins, or the newest that is no element of an array."""
-    last = [one for one in statements(text[:at]) if isinstance(one.path[-1], str) or not of_key][-1]
-    if isinstance(last.path[-1], int):  # an element has no key before it
-        return last.offset
+def _opening(text: str, at: int) -> int:
+    """Where the value of the newest key begins."""
+    last = [one for one in statements(text[:at]) if isinstance(one.path[-1], str)][-1]
     equals = re.compile(r"[^=]*=[ \t]*").match(text, last.offset)
     return equals.end() if equals else at
 

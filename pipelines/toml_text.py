@@ -70,6 +70,17 @@ def statements(text: str) -> Iterator[Statement]:
         return
 
 
+def first_fault(text: str) -> int:
+    """Where the first thing begins that is not TOML, such as text without a closing quote; the text's end if none."""
+    scanner = _Scanner(text)
+    try:
+        for _ in scanner.document():
+            pass
+    except _EndError:
+        pass
+    return scanner.at
+
+
 def value_at(document: Any, path: KeyPath) -> Any:
     """The value at a path.
 
@@ -103,10 +114,7 @@ def split_assignment(text: str) -> tuple[tuple[str, ...], str]:
 
 def spell_key(path: Sequence[str | int]) -> str:
     """A key path as TOML has it, quoted where needed; an index is a part of its own: `prep.source.0.weight`."""
-    return ".".join(
-        part if isinstance(part, str) and _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=False)
-        for part in path
-    )
+    return ".".join(part if isinstance(part, str) and _BARE_KEY.fullmatch(part) else _quote(part) for part in path)
 
 
 def spell_value(value: object, *, longest: int | None = None) -> str:
@@ -117,6 +125,15 @@ def spell_value(value: object, *, longest: int | None = None) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
+def on_one_line(text: str) -> str:
+    """Text that a terminal shows as one line: what does not print is escaped as in TOML."""
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)
+
+
+def _quote(value: str | int) -> str:
+    return on_one_line(json.dumps(value, ensure_ascii=False))
+
+
 def _spell(value: object) -> str:
     match value:
         case bool():
@@ -124,7 +141,7 @@ def _spell(value: object) -> str:
         case int():
             return f"{value:_}" if abs(value) >= 10_000 else str(value)
         case str() | Path():
-            return json.dumps(str(value), ensure_ascii=False)
+            return _quote(str(value))
         case Decimal():
             return str(value).lower().replace("infinity", "inf")
         case float():
@@ -151,10 +168,10 @@ _EQUALS = re.compile(r"[ \t]*=[ \t]*")
 _SCALAR = re.compile(
     r'"""(?:\\.|[^\\])*?"{3,5}'  # up to two quotes may stand before the closing three
     r"|'''.*?'{3,5}"
-    r'|"(?:\\.|[^"\\\n])*"'
-    r"|'[^'\n]*'"
+    r'|"(?!"")(?:\\.|[^"\\\n])*"'
+    r"|'(?!'')[^'\n]*'"
     r"|\d{4}-\d\d-\d\d \d\d:[^\s,\]}#]*"  # a date and a time may have a space between them
-    r"|[^\s,\[\]{}#]+",
+    r"|[^\s,\[\]{}#\"']+",
     re.DOTALL,
 )
 

@@ -1,15 +1,18 @@
 import pickle
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipelines.config import load
 from pipelines.errors import ConfigError
 from pipelines.keys import schema_keys
 from pipelines.schema import Pipeline
-from pipelines.toml_text import spell_value
+from pipelines.toml_text import on_one_line, spell_value
 
 BASE = """\
 schema_version = 1
@@ -492,8 +495,8 @@ def test_overrides_reach_any_key_in_order(tmp_path: Path) -> None:
         ),
         ("run.seed=32k", "32k is not a TOML number; write all its digits, without a unit"),
         ("run.name.x=1", 'run.name = "demo" is no table'),
-        ("prep.source.1.weight=1", "prep.source has no element 1; it has 0 to 0, named chat"),
-        ("prep.source.code.weight=1", "prep.source has no element code; it has 0 to 0, named chat"),
+        ("prep.source.1.weight=1", 'prep.source has no element 1; it has 0 to 0, named "chat"'),
+        ("prep.source.code.weight=1", 'prep.source has no element code; it has 0 to 0, named "chat"'),
         ("prep.source.0.name=3", 'prep.source.0.name = 3: expected text in quotes, found a whole number; write "3"'),
         ("run.sed=3", "run.sed: unknown key, did you mean 'seed'?"),
         ("prep.pack={}", "prep.pack.capacity: missing; add capacity = 32_768"),
@@ -502,7 +505,7 @@ def test_overrides_reach_any_key_in_order(tmp_path: Path) -> None:
 )
 def test_a_wrong_override_is_refused_as_it_was_given(tmp_path: Path, override: str, complaint: str) -> None:
     (found,) = complaints(tmp_path, BASE, override)
-    assert found.startswith(f"--set {' '.join(override.splitlines())}: {complaint}")
+    assert found.startswith(f"--set {on_one_line(override)}: {complaint}")
 
 
 # -- extends
@@ -689,3 +692,41 @@ def test_every_default_is_a_value_that_its_key_takes(tmp_path: Path, name: str) 
     if name.startswith("export.eval."):
         overrides.append('export.eval.file="x"')
     read(tmp_path, BASE + TRAIN, *overrides)
+
+
+SNIPPETS = st.sampled_from(
+    [*"\n=.[]{}\"'#,-1a\\\r\0é\t", "", '"""', "'''", "[[", "prep", "run", "nan", "1e5", "true", " = "]
+)
+EDITS = st.lists(st.tuples(st.integers(0, len(BASE + TRAIN)), st.integers(0, 4), SNIPPETS), min_size=1, max_size=4)
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(EDITS)
+def test_any_damage_to_a_file_is_read_or_refused_at_a_place(tmp_path: Path, edits: list[tuple[int, int, str]]) -> None:
+    text = BASE + TRAIN
+    for at, removed, snippet in edits:
+        text = text[:at] + snippet + text[at + removed :]
+    try:
+        read(tmp_path, text)
+    except ConfigError as error:
+        for line in error.problems:
+            assert re.fullmatch(rf"{re.escape(str(tmp_path))}/x\.toml:\d+:\d+: \S.*", line), line
+            assert line.isprintable()
+
+
+KEY_TEXTS = st.sampled_from(
+    [*(key.name for key in LEAVES), "prep.source.0.name", "prep.source.chat", "prep.source.9", ""]
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.builds(lambda key, value: f"{key}={value}", KEY_TEXTS, st.text() | SNIPPETS), min_size=1, max_size=3)
+)
+def test_any_override_is_taken_or_refused_in_one_line_each(tmp_path: Path, overrides: list[str]) -> None:
+    problems: Sequence[str] = []
+    try:
+        read(tmp_path, BASE + TRAIN, *overrides)
+    except ConfigError as error:
+        problems = error.problems
+    assert all(line.isprintable() for line in problems)

@@ -26,6 +26,8 @@ CASES = {
     'a = """x\n\ny': "1:5: the text that begins here has no closing quote",
     "a = 'x\n": "1:5: the text that begins here has no closing quote",
     'a = ["x", "y]': "1:11: the text that begins here has no closing quote",
+    'a = 1\n"b = 2\nc = 3': "2:1: the text that begins here has no closing quote",
+    "a = 1\n['b]": "2:2: the text that begins here has no closing quote",
     "a = [1,\n2": "1:5: the array that begins here has no closing bracket",
     "a = [1 2]": "1:8: expected a comma or ] here",
     "a = [1,\nb = 2": "2:1: expected a value, found a key; close the array or table before it",
