@@ -20,7 +20,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipelines.errors import ConfigError
-from prep.records import Conversation, Json, Message, RecordError
+from prep.conversation import Conversation, Json, Message, RecordError
 from prep.spans import Span, cut, joined
 from prep.tokenizer import Tokenizer
 

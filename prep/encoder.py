@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines import schema
+from prep.conversation import Json, RecordError
 from prep.formats.fault import RecordFault
-from prep.records import Json, RecordError, record_map
+from prep.records import record_map
 from prep.spans import Span
 from prep.store import LOSS_BIT
 from prep.template import Template

@@ -1,6 +1,7 @@
 """The named templates: fixed strings around system, user and assistant text, after XTuner's of the same names.
 
-A conversation is a sequence of turns: an optional system text, the user's text, the answer. Each turn is laid out as
+A conversation is a sequence of turns: a system text, the user's text, the answer; one of the first two may be missing.
+Each turn is laid out as
 
     BOS                 in the first turn, and again after a turn that ended with EOS
     system + user text  one text, with the template's strings around both
@@ -22,7 +23,7 @@ from typing import Any
 import tomli
 
 from pipelines.errors import ConfigError
-from prep.records import Conversation, RecordError
+from prep.conversation import Conversation, RecordError
 from prep.spans import Span, cut, joined
 from prep.tokenizer import Tokenizer
 
@@ -159,7 +160,7 @@ class NamedTemplate:
             elif message.role == "user":
                 turn.user.append(text)
             elif message.role == "assistant":
-                if not turn.user:
+                if not turn.user and not turn.system:
                     raise RecordError(path, "an assistant message without a user message before it")
                 turn.answer = text
                 yield turn
@@ -177,7 +178,8 @@ class NamedTemplate:
         if turn.system:
             assert self._layout.system is not None  # checked with the turns
             parts += [_Part(self._layout.system[0]), _Part(*turn.system, ours=False), _Part(self._layout.system[1])]
-        parts.append(_Part(before))
+        if turn.user:
+            parts.append(_Part(before))
         parts += [_Part(text, train, ours=False) for text, train in turn.user]
         if self._end_of_turn and turn.user and turn.user[-1][1] and self._layout.closing:
             closing = self._layout.closing
@@ -232,7 +234,7 @@ class NamedTemplate:
                 _put(_quote(before).replace("{round}", '" ~ ns.turn ~ "')),
                 "{%- set ns.asked = true -%}{%- endif -%}\n",
                 _put(content) + "\n",
-                "{%- elif message['role'] == 'assistant' and ns.asked -%}\n",
+                "{%- elif message['role'] == 'assistant' and ns.begun -%}\n",
                 _put(_quote(behind)) + "\n{%- generation -%}",
                 _put(_quote(answer_space), content, _quote(layout.closing + self._eos)),
                 "{%- endgeneration -%}\n",
@@ -242,7 +244,7 @@ class NamedTemplate:
                 "{{- raise_exception('this template takes an optional system message, user messages and an assistant "
                 "message, again and again; found ' ~ message['role'] ~ ' out of place') -}}\n",
                 "{%- endif -%}\n{%- endfor -%}\n",
-                "{%- if ns.asked -%}" + _put(_quote(behind)) + "{%- endif -%}\n",
+                "{%- if ns.begun -%}" + _put(_quote(behind)) + "{%- endif -%}\n",
             )
         )
 

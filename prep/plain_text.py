@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from pipelines.errors import ConfigError
-from prep.records import Conversation, RecordError
+from prep.conversation import Conversation, RecordError
 from prep.spans import Span, cut
 from prep.tokenizer import Tokenizer
 

@@ -7,42 +7,11 @@ Inside a message every key counts, so one that is not understood is refused.
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from pipelines.errors import ConfigError
-
-Json = Any
-"""What a JSON parser returns."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message of a conversation."""
-
-    role: str
-    content: str | None
-    """None where the message consists of tool calls."""
-    loss: bool | None = None
-    """Whether it is trained; None leaves it to template.loss."""
-    extra: Mapping[str, Json] = field(default_factory=dict)
-    """What chat templates read besides: name, reasoning_content, tool_calls, tool_call_id."""
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages in their order, and the tools on offer."""
-
-    messages: tuple[Message, ...]
-    tools: tuple[Mapping[str, Json], ...] = ()
-
-
-class RecordError(ValueError):
-    """A record that does not have the shape its map reads: JSON path, expected, found. The caller adds the place."""
-
-    def __init__(self, path: str, finding: str) -> None:
-        super().__init__(f"{path}: {finding}" if path else finding)
-
+from prep.conversation import Conversation, Json, Message, RecordError
+from prep.fields import array, kind, objects, text
+from prep.msagent import msagent_react
 
 RecordMap = Callable[[Mapping[str, Json]], Conversation | None]
 """A record to its conversation; None leaves the record out."""
@@ -69,7 +38,7 @@ def openai(record: Mapping[str, Json]) -> Conversation:
 
     A message's content may be null where it has tool_calls, and a list of text parts, which are joined.
     """
-    messages = _list(record, "messages")
+    messages = array(record, "messages")
     if not messages:
         raise RecordError("messages", "expected at least one message, found none")
     return Conversation(
@@ -93,22 +62,22 @@ def wizardlm(record: Mapping[str, Json]) -> Conversation | None:
 
 def alpaca(record: Mapping[str, Json]) -> Conversation | None:
     """`instruction`, a line feed and `input` asked, `output` answered; an output of `<nooutput>` leaves it out."""
-    asked = f"{_text(record, 'instruction')}\n{_text(record, 'input', default='')}"
-    answered = _text(record, "output")
+    asked = f"{text(record, 'instruction')}\n{text(record, 'input', default='')}"
+    answered = text(record, "output")
     return None if answered == "<nooutput>" else _turn(asked, answered)
 
 
 def colors(record: Mapping[str, Json]) -> Conversation:
     """What follows the first colon of `description` asked, `color` answered."""
-    _, colon, asked = _text(record, "description").partition(":")
+    _, colon, asked = text(record, "description").partition(":")
     if not colon:
         raise RecordError("description", "expected text with a colon, found none in it")
-    return _turn(asked.strip(), _text(record, "color"), _COLORIST)
+    return _turn(asked.strip(), text(record, "color"), _COLORIST)
 
 
 def oasst1(record: Mapping[str, Json]) -> Conversation | None:
     """`text` of `### Human: ...` and `### Assistant: ...` in turn; a question left without an answer is left out."""
-    lead, *parts = _text(record, "text").strip().split("###")
+    lead, *parts = text(record, "text").strip().split("###")
     if lead:
         raise RecordError("text", "expected ### Human: at its beginning")
     messages: list[Message] = []
@@ -123,19 +92,19 @@ def oasst1(record: Mapping[str, Json]) -> Conversation | None:
 
 def openorca(record: Mapping[str, Json]) -> Conversation:
     """`question` asked, `response` answered, under `system_prompt` where that is not empty."""
-    return _turn(_text(record, "question"), _text(record, "response"), _text(record, "system_prompt", default=""))
+    return _turn(text(record, "question"), text(record, "response"), text(record, "system_prompt", default=""))
 
 
 def pretrain(record: Mapping[str, Json]) -> Conversation:
     """`text` without the whitespace at its ends, as one answer without a question: what template "none" takes."""
-    return Conversation((Message("assistant", _text(record, "text").strip()),))
+    return Conversation((Message("assistant", text(record, "text").strip()),))
 
 
 def _pair(*asked: str, answered: str, system: str = "") -> RecordMap:
     """A map of the texts asked, line by line, and the text answered."""
 
     def pair(record: Mapping[str, Json]) -> Conversation:
-        return _turn("\n".join(_text(record, key) for key in asked), _text(record, answered), system)
+        return _turn("\n".join(text(record, key) for key in asked), text(record, answered), system)
 
     return pair
 
@@ -172,6 +141,7 @@ MAPS: Mapping[str, RecordMap] = {
         _pair("input", answered="output", system=_LAWYER),
     ),
     "law_reference": _pair("question", answered="answer", system=_LAWYER),
+    "msagent_react": msagent_react,
     "medical": _pair("instruction", "input", answered="output", system=_MEDICAL),
     "openorca": openorca,
     "sql": _pair("context", "question", answered="answer", system=_SQL),
@@ -194,27 +164,27 @@ def _openai_message(message: Json, path: str) -> Message:
             f"unknown key; a message has {', '.join(_MESSAGE_KEYS[:-1])} and {_MESSAGE_KEYS[-1]}",
         )
     extra: dict[str, Json] = {
-        key: _text(given, key, path) for key in ("name", "reasoning_content", "tool_call_id") if key in given
+        key: text(given, key, path) for key in ("name", "reasoning_content", "tool_call_id") if key in given
     }
     if calls := given.get("tool_calls"):
         extra["tool_calls"] = [
             _tool_call(call, f"{path}.tool_calls[{index}]")
-            for index, call in enumerate(_objects(calls, f"{path}.tool_calls"))
+            for index, call in enumerate(objects(calls, f"{path}.tool_calls"))
         ]
     content = _content(message, path) if "content" in given or "tool_calls" not in extra else None
-    return Message(_text(message, "role", path), content, _loss(given, path), extra)
+    return Message(text(message, "role", path), content, _loss(given, path), extra)
 
 
 def _content(message: Mapping[str, Json], path: str) -> str:
     parts = message.get("content")
     if not isinstance(parts, list):
-        return _text(message, "content", path)
+        return text(message, "content", path)
     texts = []
-    for index, part in enumerate(_objects(parts, f"{path}.content")):
+    for index, part in enumerate(objects(parts, f"{path}.content")):
         where = f"{path}.content[{index}]"
-        if (type_ := _text(part, "type", where)) != "text":
+        if (type_ := text(part, "type", where)) != "text":
             raise RecordError(f"{where}.type", f'expected "text", found "{type_}"; only text is supported')
-        texts.append(_text(part, "text", where))
+        texts.append(text(part, "text", where))
     return "".join(texts)
 
 
@@ -222,7 +192,7 @@ def _tool_call(call: Mapping[str, Json], path: str) -> Mapping[str, Json]:
     function = call.get("function", call)
     if not isinstance(function, dict):
         raise RecordError(f"{path}.function", f"expected an object, found {kind(function)}")
-    _text(function, "name", f"{path}.function" if "function" in call else path)
+    text(function, "name", f"{path}.function" if "function" in call else path)
     return call
 
 
@@ -241,18 +211,18 @@ def _loss(message: Mapping[str, Json], path: str) -> bool | None:
 
 def _sharegpt(record: Mapping[str, Json], roles: Mapping[str, str]) -> Conversation | None:
     messages: list[Message] = []
-    for index, entry in enumerate(_objects(_list(record, "conversations"), "conversations")):
+    for index, entry in enumerate(objects(array(record, "conversations"), "conversations")):
         path = f"conversations[{index}]"
-        if (speaker := _text(entry, "from", path)) not in roles:
+        if (speaker := text(entry, "from", path)) not in roles:
             raise RecordError(f"{path}.from", f"expected one of {', '.join(roles)}, found {speaker!r}")
-        messages.append(Message(roles[speaker], _text(entry, "value", path)))
+        messages.append(Message(roles[speaker], text(entry, "value", path)))
     spoken = [index for index, message in enumerate(messages) if message.role == "user"]
     answered = [index for index, message in enumerate(messages) if message.role == "assistant"]
     if not spoken or not answered or answered[-1] < spoken[0]:
         return None
     kept = [message for message in messages[: spoken[0]] if message.role == "system"]
     kept += messages[spoken[0] : answered[-1] + 1]
-    system = _text(record, "system", default="") if "system" in roles else ""
+    system = text(record, "system", default="") if "system" in roles else ""
     return Conversation((*([Message("system", system)] if system else ()), *kept), tuple(_tools(record)))
 
 
@@ -263,7 +233,7 @@ def _tools(record: Mapping[str, Json]) -> list[Mapping[str, Json]]:
             tools = json.loads(tools)
         except (ValueError, RecursionError) as error:
             raise RecordError("tools", f"not valid JSON: {error}") from error
-    return _objects(tools, "tools") if tools else []
+    return objects(tools, "tools") if tools else []
 
 
 def _python_map(name: str) -> RecordMap:
@@ -294,44 +264,3 @@ def _python_map(name: str) -> RecordMap:
 def _turn(asked: str, answered: str, system: str = "") -> Conversation:
     opening = (Message("system", system),) if system else ()
     return Conversation((*opening, Message("user", asked), Message("assistant", answered)))
-
-
-def _text(table: Mapping[str, Json], key: str, path: str = "", *, default: str | None = None) -> str:
-    value = table.get(key)
-    if isinstance(value, str):
-        return value
-    where = f"{path}.{key}" if path else key
-    if value is None and default is not None:
-        return default
-    if key not in table:
-        raise RecordError(where, f"expected a string, found no such key among {_some(table)}")
-    raise RecordError(where, f"expected a string, found {kind(value)}")
-
-
-def _list(table: Mapping[str, Json], key: str) -> list[Json]:
-    value = table.get(key)
-    if isinstance(value, list):
-        return value
-    if key not in table:
-        raise RecordError(key, f"expected an array, found no such key among {_some(table)}")
-    raise RecordError(key, f"expected an array, found {kind(value)}")
-
-
-def _objects(values: Json, path: str) -> list[Mapping[str, Json]]:
-    if not isinstance(values, list):
-        raise RecordError(path, f"expected an array, found {kind(values)}")
-    for index, value in enumerate(values):
-        if not isinstance(value, dict):
-            raise RecordError(f"{path}[{index}]", f"expected an object, found {kind(value)}")
-    return values
-
-
-def _some(table: Mapping[str, Json]) -> str:
-    names = [key if len(key) <= 40 else f"{key[:40]}..." for key in list(table)[:6]]
-    return ", ".join([*names, "..."] if len(table) > 6 else names) or "none"
-
-
-def kind(value: Json) -> str:
-    """A JSON value's type in words."""
-    names = {type(None): "null", bool: "true or false", str: "a string", list: "an array", dict: "an object"}
-    return names.get(type(value), "a number")

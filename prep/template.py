@@ -14,9 +14,9 @@ from typing import Protocol
 from pipelines import schema
 from pipelines.errors import ConfigError
 from prep.chat_template import ChatTemplate
+from prep.conversation import Conversation, Json, Message, RecordError
 from prep.named_template import NamedTemplate, layouts
 from prep.plain_text import PlainText
-from prep.records import Conversation, Json, Message, RecordError
 from prep.spans import Span
 from prep.tokenizer import Tokenizer
 

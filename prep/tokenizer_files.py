@@ -7,7 +7,7 @@ from pipelines import schema
 from pipelines.artifacts import make_directory, write_atomic
 from pipelines.probes import Probe, Probes
 from pipelines.sentencepiece_json import transformers_files
-from prep.records import Conversation, Message, RecordError
+from prep.conversation import Conversation, Message, RecordError
 from prep.template import Template
 from prep.tokenizer import Tokenizer
 

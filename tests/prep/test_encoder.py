@@ -12,9 +12,9 @@ import sentencepiece
 import tokenizers
 
 from pipelines import schema
+from prep.conversation import RecordError
 from prep.encoder import Encoder
 from prep.formats.fault import RecordFault
-from prep.records import RecordError
 from prep.store import LOSS_BIT
 from tests.prep.folders import byte_level, configured, internlm2, spm, texts
 

@@ -13,8 +13,8 @@ import pytest
 
 from pipelines import schema
 from pipelines.errors import ConfigError
+from prep.conversation import Conversation, Message, RecordError
 from prep.named_template import layouts
-from prep.records import Conversation, Message, RecordError
 from prep.template import Template
 from prep.tokenizer import Tokenizer, load_tokenizer
 from tests.prep.folders import byte_level, configured, converted, spm
@@ -315,6 +315,19 @@ def test_the_exported_template_refuses_what_training_refused(model: Model) -> No
     for roles in (["system", "user"], ["assistant"], ["tool"]):
         with pytest.raises(TemplateError, match="this template takes"):
             model.theirs.apply_chat_template([{"role": role, "content": "x"} for role in roles], chat_template=jinja)
+
+
+def test_a_system_text_can_ask_by_itself(model: Model) -> None:
+    conversation = Conversation((Message("system", "Answer."), Message("assistant", "A"), *talk(TALKS[0]).messages))
+    for name in ("internlm2_chat", "llama2_chat", "moss_sft"):
+        template = named(name, model.tokenizer)
+        tokens, loss = template.sample(conversation)
+        assert model.render(template, conversation) == tokens
+        prompt = template.prompt(Conversation(conversation.messages[:1]))
+        assert tokens[: len(prompt)] == prompt
+        assert loss[len(prompt)]
+    spans = named("mistral", model.tokenizer).render(conversation)
+    assert "".join(span.text for span in spans).removeprefix("<s>").startswith("[INST] Answer. [/INST]\n [/INST]A")
 
 
 def test_neighbouring_user_messages_are_one_text(tokenizer: Tokenizer) -> None:

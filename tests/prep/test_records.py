@@ -9,7 +9,8 @@ import pytest
 
 from pipelines import schema
 from pipelines.errors import ConfigError
-from prep.records import MAPS, Conversation, Message, RecordError, record_map
+from prep.conversation import Conversation, Message, RecordError
+from prep.records import MAPS, record_map
 
 SYSTEM_TEXTS = {
     "arxiv": "If you are an expert in writing papers, please generate a good paper title for this paper based on other "
@@ -198,6 +199,61 @@ def test_oasst1_is_cut_at_its_headings() -> None:
     assert "expected ### Human: at its beginning" in fault("oasst1", {"text": "Human: hi"})
     broken = "### Human: see ### below ### Assistant: ok"
     assert "expected Assistant: after ### number 2" in fault("oasst1", {"text": broken})
+
+
+TOOL = (
+    '{"name": "add", "description": "adds", "paths": [{"parameters": [{"name": "a", "description": "first"}]}]} '
+    'and {broken {"name": "now", "description": "the time"} {"other": 1}'
+)
+
+
+def test_msagent_is_written_out_as_react() -> None:
+    said = [
+        ("system", f"Tools: {TOOL}"),
+        ("user", "1 + 1?"),
+        ("assistant", 'Let me. <|startofthink|>```JSON\n{"api_name": "add", "parameters": {"a": 1}}\n```<|endofthink|>'
+                      '<|startofexec|>```JSON\n{"result": 2}\n```<|endofexec|>\nIt is 2.'),
+        ("user", "Thanks"),
+        ("assistant", "Welcome."),
+    ]  # fmt: skip
+    system, asked, called, returned, answered, thanks, welcome = mapped(
+        "msagent_react", {"conversations": [{"from": who, "value": text} for who, text in said]}
+    )
+    assert system[0] == "system"
+    assert system[1] is not None
+    assert system[1].startswith(
+        "你是一个可以调用外部工具的助手，可以使用的工具包括：\n"
+        "{'add': \"adds\\n输入参数: {'a': 'first'}\", 'now': 'the time'}\n"
+        "如果使用工具请遵循以下格式回复：\n```\nThought:"
+    )
+    assert "必须从 [['add', 'now']] 选择\n" in system[1]
+    assert asked == ("user", "1 + 1?\n")
+    assert called == ("assistant", "Thought:Let me.\nAction:add\nAction Input:{'a': 1}\n\n")
+    assert (returned, answered) == (("system", "Response:{'result': 2}\n"), ("assistant", "Final Answer:It is 2.\n"))
+    assert (thanks, welcome) == (("user", "Thanks\n"), ("assistant", "Final Answer:Welcome.\n"))
+
+
+def test_msagent_reads_the_text_of_a_list_without_running_it(tmp_path: Path) -> None:
+    said = [{"from": "user", "value": "1?"}, {"from": "assistant", "value": "2"}]
+    assert mapped("msagent_react", {"conversations": repr(said)}) == [
+        ("user", "1?\n"),
+        ("assistant", "Final Answer:2\n"),
+    ]
+    mark = tmp_path / "ran"
+    assert "not the text of a Python list" in fault("msagent_react", {"conversations": f"open({str(mark)!r}, 'w')"})
+    assert not mark.exists()
+    assert "not the text of a Python list" in fault("msagent_react", {"conversations": "[" * 5000})
+    assert fault("msagent_react", {"conversations": None}).startswith("conversations: expected an array")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["<|startofthink|>not JSON<|endofthink|>", '<|startofthink|>{"api_name": 1}<|endofthink|>', "<|startofexec|>" * 2],
+)
+def test_msagent_leaves_out_what_it_cannot_rewrite(answer: str) -> None:
+    said = [{"from": "user", "value": "1?"}, {"from": "assistant", "value": answer}]
+    assert record_map("msagent_react")({"conversations": said}) is None
+    assert record_map("msagent_react")({"conversations": said[:1]}) is None
 
 
 def test_colors_need_a_colon() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines import schema
 from pipelines.errors import ConfigError
-from prep.records import Conversation, Message, RecordError
+from prep.conversation import Conversation, Message, RecordError
 from prep.spans import Span
 from prep.template import Template
 from prep.tokenizer import Tokenizer, load_tokenizer

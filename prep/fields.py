@@ -1,0 +1,46 @@
+"""Reading the fields of a parsed JSON record; what is wrong with one is said by its path."""
+
+from collections.abc import Mapping
+
+from prep.conversation import Json, RecordError
+
+
+def text(table: Mapping[str, Json], key: str, path: str = "", *, default: str | None = None) -> str:
+    value = table.get(key)
+    if isinstance(value, str):
+        return value
+    where = f"{path}.{key}" if path else key
+    if value is None and default is not None:
+        return default
+    if key not in table:
+        raise RecordError(where, f"expected a string, found no such key among {_some(table)}")
+    raise RecordError(where, f"expected a string, found {kind(value)}")
+
+
+def array(table: Mapping[str, Json], key: str) -> list[Json]:
+    value = table.get(key)
+    if isinstance(value, list):
+        return value
+    if key not in table:
+        raise RecordError(key, f"expected an array, found no such key among {_some(table)}")
+    raise RecordError(key, f"expected an array, found {kind(value)}")
+
+
+def objects(values: Json, path: str) -> list[Mapping[str, Json]]:
+    if not isinstance(values, list):
+        raise RecordError(path, f"expected an array, found {kind(values)}")
+    for index, value in enumerate(values):
+        if not isinstance(value, dict):
+            raise RecordError(f"{path}[{index}]", f"expected an object, found {kind(value)}")
+    return values
+
+
+def _some(table: Mapping[str, Json]) -> str:
+    names = [key if len(key) <= 40 else f"{key[:40]}..." for key in list(table)[:6]]
+    return ", ".join([*names, "..."] if len(table) > 6 else names) or "none"
+
+
+def kind(value: Json) -> str:
+    """A JSON value's type in words."""
+    names = {type(None): "null", bool: "true or false", str: "a string", list: "an array", dict: "an object"}
+    return names.get(type(value), "a number")
