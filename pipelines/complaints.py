@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-import tomli
 from pydantic import ValidationError
 
 from pipelines.keys import Key, expectation, find, is_known, item_kind
@@ -152,7 +151,7 @@ def _remedy(path: KeyPath, expected: str, value: object) -> str:
         instead = {"true": "true", "yes": "true", "on": "true", "1": "true"} | dict.fromkeys(_NO, "false")
         found = instead.get(str(value).lower())
         return f"; write {found}" if found else ""
-    if "number" in expected and isinstance(value, str):
+    if isinstance(value, str) and ("number" in expected or re.match(r"-?\d", expected)):
         return _as_number(value)
     if "whole number" in expected and isinstance(value, Decimal) and value.is_finite() and value == int(value):
         return f"; write {spell_value(int(value))}"
@@ -166,16 +165,12 @@ _NO = ("false", "no", "off", "0")
 
 def _as_number(text: str) -> str:
     """`32k` and `1e-4` in quotes were meant as numbers."""
-    if thousands := re.fullmatch(r"(\d+)\s*[kK]", text):
+    if thousands := re.fullmatch(r"(\d{1,9})\s*[kK]", text):
         return f"; write {int(thousands[1]) * 1024:_} or {int(thousands[1]) * 1000:_}"
-    if millions := re.fullmatch(r"(\d+)\s*[mM]", text):
+    if millions := re.fullmatch(r"(\d{1,9})\s*[mM]", text):
         return f"; write {int(millions[1]) * 1_000_000:_}"
     plain = re.sub(r"[\s,]", "", text)
-    try:
-        number = tomli.loads(f"number = {plain}", parse_float=Decimal)["number"]
-    except tomli.TOMLDecodeError:
-        return ""
-    is_number = isinstance(number, int | Decimal) and not isinstance(number, bool)
+    is_number = re.fullmatch(r"[+-]?(0|[1-9](_?\d){0,20})(\.\d{1,20})?([eE][+-]?\d{1,3})?", plain, re.ASCII)
     return f"; write {plain} without quotes" if is_number else ""
 
 

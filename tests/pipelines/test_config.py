@@ -321,6 +321,10 @@ ADDITIONS = [  # text behind BASE, and the complaint about it, with lines counte
         "[export]\ntargets = []",
         '2:1: export.targets = []: expected an array, each item "hf" or "turbomind", at least one, found an empty',
     ),
+    (
+        '[export.turbomind]\ntp = "2"',
+        '2:1: export.turbomind.tp = "2": expected 1, 2, 4 or 8, found text; write 2 without quotes',
+    ),
     ("[export.turbomind]\ntp = 3", "2:1: export.turbomind.tp = 3: expected 1, 2, 4 or 8"),
     ("[export.turbomind]\ntp = true", "2:1: export.turbomind.tp = true: expected 1, 2, 4 or 8, found true or false"),
     (
@@ -625,6 +629,9 @@ def test_a_stage_can_cite_the_place_of_any_key(tmp_path: Path) -> None:
 
 
 SAMPLES = [
+    f'"{"9" * 5000}"',
+    f'"{"[" * 5000}"',
+    '"1,000"',
     "true",
     "-1",
     "0",
