@@ -162,6 +162,7 @@ def exported_config(model: Any) -> bytes:
     for key in ("_attn_implementation", "attn_implementation"):
         config.pop(key, None)
     config["use_cache"] = True
+    config["architectures"] = [type(model).__name__]  # Transformers sets it only when it saves a model itself
     return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
