@@ -165,9 +165,21 @@ class ChatTemplate:
         self, conversation: Conversation, messages: Sequence[Message], stand_ins: "_StandIns", *, prompt: bool = False
     ) -> str:
         try:
+            return self._rendered([as_dict(message) for message in messages], conversation, stand_ins, prompt)
+        except RecordError:
+            if not any("tool_calls" in message.extra for message in messages):
+                raise
+        # Most templates write a call's arguments as JSON themselves; the others put its text into theirs.
+        as_text = [as_dict(message, arguments_as_text=True) for message in messages]
+        return self._rendered(as_text, conversation, stand_ins, prompt)
+
+    def _rendered(
+        self, messages: Sequence[dict[str, Json]], conversation: Conversation, stand_ins: "_StandIns", prompt: bool
+    ) -> str:
+        try:
             return self._template.render(
                 # A role is a name of the template's, which may spell special tokens with it.
-                messages=[{**stand_ins.hide(as_dict(message)), "role": message.role} for message in messages],
+                messages=[{**stand_ins.hide(message), "role": message["role"]} for message in messages],
                 tools=stand_ins.hide([*conversation.tools]) or None,
                 documents=None,
                 add_generation_prompt=prompt,
@@ -187,11 +199,28 @@ class ChatTemplate:
             raise RecordError("messages", f"{self._origin} fails on it: {type(error).__name__}: {error}") from error
 
 
-def as_dict(message: Message) -> dict[str, Json]:
-    """The message as chat templates expect it."""
-    reasoning = message.extra.get("reasoning_content")
-    alias = {} if reasoning is None else {"thinking": reasoning}
-    return {"role": message.role, "content": message.content, **alias, **message.extra}
+def as_dict(message: Message, *, arguments_as_text: bool = False) -> dict[str, Json]:
+    """The message as chat templates expect it, the arguments of its tool calls as an object or as JSON text."""
+    table = {"role": message.role, "content": message.content, **message.extra}
+    if (reasoning := message.extra.get("reasoning_content")) is not None:
+        table["thinking"] = reasoning  # the older name
+    if calls := message.extra.get("tool_calls"):
+        table["tool_calls"] = [_call(call, arguments_as_text) for call in calls]
+    return table
+
+
+def _call(call: Mapping[str, Json], as_text: bool) -> Mapping[str, Json]:
+    if "function" in call:
+        return {**call, "function": _call(call["function"], as_text)}
+    arguments = call.get("arguments")
+    if as_text and isinstance(arguments, dict):
+        return {**call, "arguments": _to_json(arguments)}
+    if not as_text and isinstance(arguments, str):
+        try:
+            return {**call, "arguments": json.loads(arguments)}
+        except (ValueError, RecursionError):
+            return call
+    return call
 
 
 _Answer = tuple[int, int, bool]

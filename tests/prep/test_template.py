@@ -183,6 +183,21 @@ def test_tools_calls_and_reasoning_reach_the_template(tmp_path: Path) -> None:
     assert trained(spans) == ["加"]
 
 
+@pytest.mark.parametrize("arguments", [{"a": 1, "b": "加"}, '{"a": 1, "b": "加"}'])
+def test_arguments_of_calls_are_json_once_whatever_the_template_does_with_them(
+    arguments: object, tmp_path: Path
+) -> None:
+    call = {"function": {"name": "add", "arguments": arguments}}
+    turns = Conversation((Message("user", "x"), Message("assistant", None, None, {"tool_calls": [call]})))
+    for expression in ("call.arguments | tojson", "'' + call.arguments"):
+        source = (
+            "{%- for message in messages -%}{{- '<|im_start|>' + message.role -}}"
+            "{%- for call in message.tool_calls | map(attribute='function') -%}"
+            f"{{%- generation -%}}{{{{- {expression} -}}}}{{%- endgeneration -%}}{{%- endfor -%}}{{%- endfor -%}}"
+        )
+        assert trained(chat(tmp_path, source).render(turns)) == ['{"a": 1, "b": "加"}']
+
+
 def test_a_default_system_text_is_rendered_and_exported(tmp_path: Path, auto_tokenizer: Callable[[Path], Any]) -> None:
     template = chat(tmp_path, system='Say "简洁".\n\\')
     asked = conversation(("user", "x"))
