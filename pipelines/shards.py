@@ -142,8 +142,7 @@ def write_shard(path: Path, packs: Packs) -> str:
 
 def read_shard(path: Path) -> Packs:
     """What `write_shard` was given, as views of the memory map."""
-    columns = [_offsets_and_values(column) for column in _batch(path).columns]
-    (_, tokens), (_, loss_mask), (boundaries, cu_seqlens), (_, file), (_, record), (_, start) = columns
+    (_, tokens), (_, loss_mask), (boundaries, cu_seqlens), (_, file), (_, record), (_, start) = _columns(path)
     return Packs(
         tokens=tokens,
         loss_mask=loss_mask,
@@ -197,12 +196,11 @@ class _Shard:
 
     def __init__(self, folder: Path, record: FileRecord, *, packs: int) -> None:
         self._path = folder / record.path
-        batch = _batch(self._path)
-        size = self._path.stat().st_size
-        if (size, batch.num_rows) != (record.size, packs):
-            found = f"{size} bytes and {batch.num_rows} packs, the manifest says {record.size} and {packs}"
-            raise _damaged(self._path, found)
-        self._columns = [_offsets_and_values(column) for column in batch.columns]
+        self._columns = _columns(self._path)
+        found = self._path.stat().st_size, self._columns[0][0].size - 1
+        if found != (record.size, packs):
+            finding = "{} bytes and {} packs".format(*found)
+            raise _damaged(self._path, f"{finding}, the manifest says {record.size} and {packs}")
 
     def __getitem__(self, row: int) -> Pack:
         tokens, bits, cu_seqlens, *origin = (
@@ -252,8 +250,8 @@ class _Digester:
         return self._digest.hexdigest()
 
 
-def _batch(path: Path) -> Any:
-    """A shard's one record batch, memory-mapped.
+def _columns(path: Path) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]]:
+    """Offsets and values of a shard's columns, memory-mapped.
 
     Raises:
         DataError: if it is not a shard, or only the beginning of one.
@@ -262,8 +260,8 @@ def _batch(path: Path) -> Any:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         if not _is_shard(reader.schema) or reader.num_record_batches != 1:
             raise _damaged(path, "not the columns of a shard")
-        return reader.get_batch(0)
-    except (OSError, pa.ArrowException) as error:
+        return [_offsets_and_values(column) for column in reader.get_batch(0).columns]
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise _damaged(path, f"not a shard ({error})") from error
 
 
@@ -280,11 +278,12 @@ def _is_shard(schema: Any) -> bool:
     return tuple(schema.names) == _COLUMNS and rest == expected and ids in (lists(pa.uint16()), lists(pa.uint32()))
 
 
-def _offsets_and_values(column: Any) -> tuple[Any, Any]:
-    if pa.types.is_binary(column.type):
-        _, offsets, data = column.buffers()
-        return np.frombuffer(offsets, np.int32), np.frombuffer(data, np.uint8)
-    return column.offsets.to_numpy(), column.values.to_numpy()
+def _offsets_and_values(column: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+    # From the buffers, since Arrow's own accessors trust a damaged file and read outside of it.
+    dtype = np.uint8 if pa.types.is_binary(column.type) else column.type.value_type.to_pandas_dtype()
+    buffers = column.buffers()
+    offsets = np.frombuffer(buffers[1], np.int32, count=len(column) + 1)
+    return offsets, np.frombuffer(buffers[-1], dtype, count=max(0, offsets[-1]))
 
 
 def _ends(sizes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -1,3 +1,5 @@
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -6,8 +8,9 @@ import numpy as np
 import pytest
 
 from pipelines.artifacts import Manifest
+from pipelines.errors import DataError, MachineError
 from pipelines.schema import PackTable
-from pipelines.shards import FORMAT_VERSION, Pack, ShardReader
+from pipelines.shards import FORMAT_VERSION, Pack, Packs, ShardReader
 from prep.assemble import ShardFacts, assemble
 from prep.packing import Packing, pack
 from prep.store import LOSS_BIT, Samples
@@ -102,3 +105,51 @@ def test_loss_tokens_are_the_targets(samples: Samples, tmp_path: Path) -> None:
 def test_a_small_vocabulary_takes_two_bytes_a_token(samples: Samples, tmp_path: Path) -> None:
     packs = read(tmp_path, write(samples, plan(samples), tmp_path, vocabulary=65_536))
     assert {pack.tokens.dtype for pack in packs} == {np.dtype(np.uint16)}
+
+
+def test_max_token_id_is_the_largest_written(samples: Samples, tmp_path: Path) -> None:
+    facts = write(samples, plan(samples), tmp_path)
+    packs = iter(read(tmp_path, facts))
+    for shard in facts:
+        assert shard.max_token_id == max(next(packs).tokens.max() for _ in range(shard.packs))
+
+
+def test_nothing_makes_no_shards(samples: Samples, tmp_path: Path) -> None:
+    nothing = pack(np.zeros(0, np.int32), PackTable(capacity=40, scope="global"))
+    assert write(samples, nothing, tmp_path) == []
+
+
+def test_an_interrupted_call_is_continued(samples: Samples, tmp_path: Path) -> None:
+    packing, folder = plan(samples), tmp_path / "interrupted"
+    options: Any = {"vocabulary": VOCABULARY, "shard_tokens": 60, "workers": 1}
+    interrupted: Any = assemble(samples, SEQUENCE, packing, folder, **options)
+    first = next(interrupted)
+    interrupted.close()
+    (folder / "shards" / ".shard-00001.arrow.tmp").write_bytes(b"half a shard")
+    written = (folder / first.record.path).stat().st_mtime_ns
+    assert write(samples, packing, folder) == write(samples, packing, tmp_path / "whole")
+    assert (folder / first.record.path).stat().st_mtime_ns == written
+    assert sorted(path.name for path in (folder / "shards").iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole" / "shards").iterdir()
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_chunk_shorter_than_its_samples_is_refused_by_name(samples: Samples, tmp_path: Path, workers: int) -> None:
+    chunk = samples.token_files[2]
+    chunk.write_bytes(chunk.read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"tokens-2\.u32: segments reach beyond the \d+ tokens"):
+        write(samples, plan(samples), tmp_path, workers=workers)
+
+
+def test_a_full_disk_is_reported_and_leaves_no_shard(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, packs: Packs) -> str:
+        path.write_bytes(b"half a shard")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("prep.assemble.write_shard", full)
+    with pytest.raises(MachineError, match=r"shard-00000\.arrow: cannot be written \(No space left on device\)"):
+        write(samples, plan(samples), tmp_path)
+    assert list((tmp_path / "shards").iterdir()) == []

@@ -1,0 +1,236 @@
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.artifacts import FileRecord, Manifest, digest_file
+from pipelines.errors import DataError
+from pipelines.shards import (
+    FORMAT_VERSION,
+    IGNORE,
+    Packs,
+    ShardReader,
+    loss_bits,
+    read_shard,
+    token_dtype,
+    write_shard,
+)
+
+GOLDEN = Path(__file__).with_name("golden-shard.arrow")
+
+
+def packs_of(lengths: Sequence[Sequence[int]], *, vocabulary: int = 60_000, seed: int = 0) -> Packs:
+    """Packs with segments of these lengths and random content."""
+    random = np.random.default_rng(seed)
+    flat = np.array([length for pack in lengths for length in pack], np.int32)
+    segments_per_pack = np.array([len(pack) for pack in lengths], np.int32)
+    loss = random.random(flat.sum()) < 0.5
+    return Packs(
+        tokens=random.integers(0, vocabulary, flat.sum()).astype(token_dtype(vocabulary)),
+        loss_mask=loss_bits(loss, flat, segments_per_pack),
+        lengths=flat,
+        segments_per_pack=segments_per_pack,
+        file=random.integers(0, 9, flat.size, np.uint32),
+        record=random.integers(0, 2**32, flat.size, np.uint32),
+        start=random.integers(0, 9, flat.size, np.uint32),
+    )
+
+
+def golden_packs() -> Packs:
+    """Two packs whose every value is written down: by counting, not by a library's random stream."""
+    lengths, segments_per_pack = np.array([3, 9, 1, 20], np.int32), np.array([2, 2], np.int32)
+    counting = np.arange(33)
+    return Packs(
+        tokens=(counting * 1999).astype(np.uint16),
+        loss_mask=loss_bits(counting % 3 > 0, lengths, segments_per_pack),
+        lengths=lengths,
+        segments_per_pack=segments_per_pack,
+        file=np.array([0, 0, 1, 0], np.uint32),
+        record=np.array([7, 8, 0, 2**32 - 1], np.uint32),
+        start=np.array([0, 5, 0, 0], np.uint32),
+    )
+
+
+def prep_directory(folder: Path, shards: Sequence[Packs]) -> Path:
+    """A finished prep directory with these shards."""
+    (folder / "shards").mkdir(parents=True)
+    records = []
+    for number, packs in enumerate(shards):
+        path = folder / "shards" / f"shard-{number:05}.arrow"
+        write_shard(path, packs)
+        records.append(FileRecord.of(folder, path))
+    facts = {"packs_per_shard": [packs.segments_per_pack.size for packs in shards]}
+    Manifest("prep", FORMAT_VERSION, "0", {}, records, facts).write(folder)
+    return folder
+
+
+def assert_same(found: Packs, expected: Packs) -> None:
+    for name, value in vars(expected).items():
+        np.testing.assert_array_equal(getattr(found, name), value, name)
+        assert getattr(found, name).dtype == value.dtype
+
+
+some_packs = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=5), min_size=1, max_size=6)
+
+
+@given(some_packs, st.sampled_from([60_000, 65_536, 65_537, 200_000]))
+def test_what_is_written_is_read_back(tmp_path_factory: Any, lengths: list[list[int]], vocabulary: int) -> None:
+    packs = packs_of(lengths, vocabulary=vocabulary)
+    path = tmp_path_factory.mktemp("shard") / "shard.arrow"
+    assert write_shard(path, packs) == digest_file(path)
+    assert_same(read_shard(path), packs)
+
+
+@given(some_packs)
+def test_every_pack_is_read_by_its_index(tmp_path_factory: Any, lengths: list[list[int]]) -> None:
+    packs = packs_of(lengths)
+    reader = ShardReader(prep_directory(tmp_path_factory.mktemp("prep"), [packs]))
+    assert len(reader) == len(lengths)
+    token = segment = byte = 0
+    for index, expected in enumerate(lengths):
+        pack, size = reader[index], sum(expected)
+        assert pack.cu_seqlens.tolist() == [0, *np.cumsum(expected)]
+        np.testing.assert_array_equal(pack.tokens, packs.tokens[token : token + size])
+        bits = np.unpackbits(packs.loss_mask[byte : byte + (size + 7) // 8], bitorder="little")
+        np.testing.assert_array_equal(pack.loss, bits[:size])
+        for name in ("file", "record", "start"):
+            np.testing.assert_array_equal(getattr(pack, name), getattr(packs, name)[segment : segment + len(expected)])
+        token, segment, byte = token + size, segment + len(expected), byte + (size + 7) // 8
+
+
+def test_packs_are_numbered_across_shards(tmp_path: Path) -> None:
+    shards = [packs_of([[4, 2], [3]], seed=0), packs_of([[5]], seed=1), packs_of([[1], [2], [6, 6]], seed=2)]
+    reader = ShardReader(prep_directory(tmp_path, shards))
+    assert [pack.tokens.size for pack in reader] == [6, 3, 5, 1, 2, 12]
+    assert reader[2].tokens.tolist() == shards[1].tokens.tolist()
+    for outside in (-1, 6):
+        with pytest.raises(IndexError):
+            reader[outside]
+
+
+def test_labels_are_the_targets_and_positions_count_in_every_segment(tmp_path: Path) -> None:
+    pack = ShardReader(prep_directory(tmp_path, [golden_packs()]))[0]
+    assert pack.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+    targets = [1, 2, 4, 5, 7, 8, 10, 11]
+    assert pack.labels.tolist() == [1999 * at if at in targets else IGNORE for at in range(12)]
+
+
+@given(some_packs)
+def test_the_first_token_of_a_segment_is_no_target(lengths: list[list[int]]) -> None:
+    flat = [length for pack in lengths for length in pack]
+    mask = loss_bits(np.ones(sum(flat), np.bool_), np.array(flat), np.array([len(pack) for pack in lengths]))
+    bits = []
+    for pack in lengths:
+        bits += [at > 0 for length in pack for at in range(length)]
+        bits += [False] * (-len(bits) % 8)  # the next pack begins on a byte
+    assert np.unpackbits(mask, bitorder="little").tolist() == bits
+
+
+def test_a_shard_is_the_golden_one_byte_for_byte(tmp_path: Path) -> None:
+    """Other bytes need another FORMAT_VERSION, and then another golden shard."""
+    write_shard(tmp_path / "shard.arrow", golden_packs())
+    assert (tmp_path / "shard.arrow").read_bytes() == GOLDEN.read_bytes()
+    assert_same(read_shard(GOLDEN), golden_packs())
+
+
+def test_a_shard_carries_no_metadata() -> None:
+    assert pa.ipc.open_file(GOLDEN).schema.metadata is None
+
+
+def test_reading_copies_nothing_but_the_mask(tmp_path: Path) -> None:
+    reader = ShardReader(prep_directory(tmp_path, [packs_of([[40_000]] * 3)]))
+    before = pa.total_allocated_bytes()
+    packs = list(reader)
+    assert pa.total_allocated_bytes() == before
+    assert not any(array.flags.owndata for pack in packs for array in (pack.tokens, pack.cu_seqlens, pack.record))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_shortened_shard_is_refused_by_name(tmp_path: Path, share: float) -> None:
+    folder = prep_directory(tmp_path, [packs_of([[50, 50], [70]])])
+    path = folder / "shards" / "shard-00000.arrow"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(DataError, match=r"shard-00000\.arrow: .*run `packtrain prep` again"):
+        ShardReader(folder)[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"no shard" * 100])
+def test_another_file_in_its_place_is_refused(tmp_path: Path, content: bytes) -> None:
+    folder = prep_directory(tmp_path, [golden_packs()])
+    (folder / "shards" / "shard-00000.arrow").write_bytes(content)
+    with pytest.raises(DataError, match=r"shard-00000\.arrow: not a shard"):
+        ShardReader(folder)[0]
+
+
+def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
+    folder = prep_directory(tmp_path, [golden_packs()])
+    (folder / "shards" / "shard-00000.arrow").unlink()
+    with pytest.raises(DataError, match=r"shard-00000\.arrow: not a shard .*No such file"):
+        ShardReader(folder)[0]
+
+
+def test_another_shard_in_its_place_is_refused(tmp_path: Path) -> None:
+    folder = prep_directory(tmp_path, [golden_packs()])
+    write_shard(folder / "shards" / "shard-00000.arrow", packs_of([[5]]))
+    with pytest.raises(DataError, match=r"1 packs, the manifest says .* and 2"):
+        ShardReader(folder)[0]
+
+
+def test_another_arrow_file_in_its_place_is_refused(tmp_path: Path) -> None:
+    folder = prep_directory(tmp_path, [golden_packs()])
+    table = pa.table({"input_ids": [[1]]})
+    with pa.ipc.new_file(folder / "shards" / "shard-00000.arrow", table.schema) as writer:
+        writer.write(table)
+    with pytest.raises(DataError, match="not the columns of a shard"):
+        ShardReader(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("found", "put"),
+    [
+        ([0, 3, 12], [0, 13, 12]),  # a segment that ends before it begins
+        ([0, 3, 12], [0, 3, 11]),  # a pack that is longer than its segments
+        ([0, 3, 12], [1, 3, 12]),
+    ],
+)
+def test_segments_that_do_not_fill_their_pack_are_refused(tmp_path: Path, found: list[int], put: list[int]) -> None:
+    folder = prep_directory(tmp_path, [golden_packs()])
+    path = folder / "shards" / "shard-00000.arrow"
+    old, new = (np.array(values, np.int32).tobytes() for values in (found, put))
+    assert path.read_bytes().count(old) == 1
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(DataError, match=r"shard-00000\.arrow: pack 0 does not hold together"):
+        ShardReader(folder)[0]
+
+
+def test_no_damage_of_a_byte_is_worse_than_an_error(tmp_path: Path) -> None:
+    """A changed byte either changes content, which its digest tells, or is refused; it never crashes."""
+    folder = prep_directory(tmp_path, [golden_packs()])
+    path = folder / "shards" / "shard-00000.arrow"
+    whole = path.read_bytes()
+    refused = 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            for pack in ShardReader(folder):
+                assert pack.tokens.size == pack.labels.size == pack.positions.size == pack.cu_seqlens[-1]
+        except DataError:
+            refused += 1
+    assert refused > 50
+
+
+def test_an_unfinished_directory_and_another_format_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no finished prep output here"):
+        ShardReader(tmp_path)
+    folder = prep_directory(tmp_path / "prep", [golden_packs()])
+    manifest = Manifest.read(folder)
+    assert manifest is not None
+    replace(manifest, format_version=FORMAT_VERSION + 1).write(folder)
+    with pytest.raises(DataError, match=f"prep of format {FORMAT_VERSION + 1}, this version reads"):
+        ShardReader(folder)
