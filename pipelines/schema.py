@@ -28,7 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from pipelines.toml_text import KeyPath, spell_key, spell_value
 
-_MOST_TOKENS = 2**31 - 1  # token positions inside a pack and a shard are 32-bit
+_MOST_TOKENS = 2**30  # token positions inside a shard are 32-bit, and its last pack may pass shard_tokens
 
 
 def fault(finding: str, *path: str | int) -> PydanticCustomError:
