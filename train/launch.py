@@ -13,12 +13,14 @@ import signal
 import socket
 import sys
 import tempfile
+import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, NoReturn
 
 from pipelines.errors import (
     BusyError,
@@ -101,8 +103,9 @@ def start_ranks(count: int, arguments: Sequence[str]) -> None:
         try:
             elastic_launch(config, str(_installed_command()))(*arguments)
         except ChildFailedError as failure:
-            _raise_failure(failure, Path(errors))
+            _raise_failure(failure.failures, Path(errors))
         except SignalException as stopped:
+            _raise_left_behind(Path(errors))
             raise InterruptedRun(f"stopped by {stopped.sigval.name}; the same command continues") from stopped
         finally:
             del os.environ[ERRORS]
@@ -119,10 +122,13 @@ def rank_errors(ranks: Ranks | None) -> Iterator[None]:
             raise
         content = {"rank": ranks.rank, "exit_code": error.exit_code, "message": str(error)}
         (Path(errors) / f"{ranks.rank:05d}.json").write_text(json.dumps(content), encoding="utf-8")
-        # Ranks that wait for this one in a collective are stopped by the launcher; tearing down would wait for them.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(error.exit_code)
+        _end(error.exit_code)
+    except Exception:
+        if errors is None or ranks is None:
+            raise
+        # When one rank fails, the others do too, waiting for it. Only the first one's traceback says why.
+        (Path(errors) / f"{ranks.rank:05d}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        _end(1)
 
 
 @contextmanager
@@ -155,8 +161,11 @@ def process_group(ranks: Ranks) -> Iterator[None]:
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     try:
         yield
-    finally:
-        deepspeed.comm.destroy_process_group()  # also forgets its own groups
+    except BaseException:
+        if ranks.ranks == 1:  # else it would wait for ranks that may be gone
+            deepspeed.comm.destroy_process_group()
+        raise
+    deepspeed.comm.destroy_process_group()  # also forgets its own groups
 
 
 def prepare_environment(ranks: Ranks) -> None:
@@ -191,6 +200,13 @@ def hosts() -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
+def _end(exit_code: int) -> NoReturn:
+    # At once: tearing down would wait for ranks that wait for this one. The launcher stops those.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
 def _installed_command() -> Path:
     beside_python = Path(sys.executable).with_name("packtrain")
     found = beside_python if beside_python.is_file() else shutil.which("packtrain")
@@ -199,19 +215,29 @@ def _installed_command() -> Path:
     return Path(found)
 
 
-def _raise_failure(failure: object, errors: Path) -> None:
+def _raise_failure(failures: Mapping[int, Any], errors: Path) -> None:
+    """Raise what ended the first rank that failed."""
+    _raise_left_behind(errors)
+    for rank, one in sorted(failures.items()):
+        if one.exitcode < 0:
+            name = signal.Signals(-one.exitcode).name
+            reason = " (out of memory?)" if name == "SIGKILL" else ""
+            raise MachineError(f"rank {rank} was killed by {name}{reason}; the same command continues the run")
+    for path in sorted(errors.glob("*.txt"), key=lambda path: path.stat().st_mtime_ns):
+        sys.stderr.write(path.read_text(encoding="utf-8"))
+        raise PacktrainError(f"rank {int(path.stem)} failed, see above; this is a bug of packtrain or of a library")
+    rank, one = min(failures.items())
+    raise PacktrainError(f"rank {rank} ended with exit code {one.exitcode}")
+
+
+def _raise_left_behind(errors: Path) -> None:
+    """Raise the user's error that a rank left, if one did; the lowest rank's if all have their own."""
     found = [json.loads(path.read_bytes()) for path in sorted(errors.glob("*.json"))]
     for content in found:
         kind = next((kind for kind in KINDS if kind.exit_code == content["exit_code"]), PacktrainError)
         everyone = len({other["message"] for other in found}) == 1 and len(found) > 1
         who = "" if everyone or content["rank"] == 0 else f"rank {content['rank']}: "
         raise kind(f"{who}{content['message']}")
-    rank, first = failure.get_first_failure()  # type: ignore[attr-defined]  # a ChildFailedError
-    if first.exitcode < 0:
-        name = signal.Signals(-first.exitcode).name
-        reason = "out of memory?" if name == "SIGKILL" else "see above"
-        raise MachineError(f"rank {rank} was killed by {name} ({reason}); the same command continues the run")
-    raise PacktrainError(f"rank {rank} failed with exit code {first.exitcode} (its message is above)")
 
 
 def _die_with_parent() -> None:

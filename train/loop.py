@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines.checkpoints import finished
-from pipelines.errors import PacktrainError
+from pipelines.errors import InterruptedRun, PacktrainError
 from pipelines.shards import ShardReader
 from train.attention import PackedAttention, choose_backend
 from train.audit import audit
@@ -25,6 +25,7 @@ from train.metrics import Metrics, Row, duration, memory_gb, peak_flops, trainin
 from train.model import build_model
 from train.plan import Plan
 from train.schedule import learning_rate
+from train.stop import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
         device=engine.device,
     )
     announce(plan, ranks, engine, first)
-    with Metrics(plan, done=first, write=ranks.rank == 0) as metrics:
+    with Metrics(plan, done=first, write=ranks.rank == 0) as metrics, StopRequest() as stop:
         for step, batch in batches.from_step(first, plan.total_steps):
             started = time.perf_counter()
             lr = learning_rate(plan.train, step, plan.total_steps)
@@ -61,8 +62,11 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
             check_finite(stats, step + 1)
             loss = {"first": loss.get("first", stats.loss), "last": stats.loss}
             metrics.add(row(plan, engine, step + 1, batch, stats, lr=lr, seconds=time.perf_counter() - started))
-            if is_due(plan, step + 1):
+            stopping = stop.agreed(engine.device) if step + 1 < plan.total_steps else None
+            if is_due(plan, step + 1) or stopping:
                 save(engine, plan, step=step + 1, loss=loss)
+            if stopping:
+                raise InterruptedRun(f"stopped by {stopping} after step {step + 1}, saved; the same command continues")
     conclude(plan, loss, seconds=time.monotonic() - began)
 
 
