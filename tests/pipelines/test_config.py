@@ -274,7 +274,7 @@ CHANGES = [  # a line of BASE, another, and the complaint about it
     (
         "capacity = 64",
         "capacity = 4294967296",
-        "9:1: prep.pack.capacity = 4_294_967_296: expected a whole number from 1 to 2_147_483_647",
+        "9:1: prep.pack.capacity = 4_294_967_296: expected a whole number from 1 to 1_073_741_824",
     ),
     (
         "[prep.pack]",
