@@ -46,7 +46,7 @@ def converse(answer: Callable[[list[Message]], str], opening: list[Message]) -> 
     while True:
         try:
             text = input("> ").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return
         if text == "/quit":
             return

@@ -18,7 +18,7 @@ class Weights:
     def __init__(self, checkpoint: Checkpoint, dtype: Dtype) -> None:
         self.dtype = dtype
         self.shapes: Mapping[str, tuple[int, ...]] = checkpoint.shapes
-        """By name, in the model's order."""
+        """Of every tensor by name."""
         self.vanished = 0
         """Numbers read so far that are not zero and too small for the format."""
         self._checkpoint = checkpoint
