@@ -12,9 +12,9 @@ import pytest
 import tokenizers
 
 from pipelines import schema
-from prep.quickstart import write_quickstart
+from prep.quickstart import files, write_quickstart
 from prep.quickstart.draws import Draws
-from prep.quickstart.files import HELD_OUT, held_out, training
+from prep.quickstart.files import HELD_OUT, held_out
 from prep.quickstart.tasks import LANGUAGES, SHARES, WORDS, side
 from prep.records import record_map
 from prep.template import Template
@@ -133,18 +133,22 @@ def test_bytes_are_those_of_the_format_version(data: Path) -> None:
     assert {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in DIGESTS} == DIGESTS
 
 
-def test_complete_data_is_left_alone_and_damaged_data_made_again(data: Path, tmp_path: Path) -> None:
-    assert write_quickstart(data.parent, tokenizer=TOKENIZER) == []
-    whole = (data / "heldout.jsonl").read_bytes()
-    (data / "heldout.jsonl").write_bytes(whole[:-1])
-    assert data / "heldout.jsonl" in write_quickstart(data.parent, tokenizer=TOKENIZER)
-    assert (data / "heldout.jsonl").read_bytes() == whole
+def test_complete_data_is_left_alone_and_anything_else_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "CONVERSATIONS", 20)
+    written = write_quickstart(tmp_path, tokenizer=TOKENIZER)
+    assert {path.name for path in written} == DIGESTS.keys()
+    assert write_quickstart(tmp_path, tokenizer=TOKENIZER) == []
 
+    whole = {path: path.read_bytes() for path in written}
+    written[-1].write_bytes(whole[written[-1]][:-1])
+    assert write_quickstart(tmp_path, tokenizer=TOKENIZER) == written
+    assert {path: path.read_bytes() for path in written} == whole
 
-def test_another_seed_gives_other_training_and_the_same_held_out_conversations() -> None:
-    one, two = (next(training("english", seed=seed)) for seed in (1, 2))
-    assert one != two
-    assert one == next(training("english", seed=1))
+    assert write_quickstart(tmp_path, seed=1, tokenizer=TOKENIZER) == written
+    changed = {path.name for path in written if path.read_bytes() != whole[path]}
+    assert changed == {"chinese.bin", "chinese.bin.meta", "english.jsonl"}  # the held-out conversations are not drawn
 
 
 @pytest.mark.parametrize("source", ["english", "chinese", "asked"])
