@@ -1,14 +1,18 @@
 """Sources spread evenly through one order, each item placed by its own source alone.
 
-Every source runs along the same clock from 0 to 1, at a constant rate of tokens (or samples). An item's time depends on
-its own source's items and on nothing else, so a source that comes or goes moves no two items of the others. At any
-time on the clock every source is within the size of one item of its share. (No order can be stable in this way and also
-keep many sources within one item of their shares of every *count* of items: sources of one item each would all have to
-come in the middle. The count's own error is bounded by the sum of what the sources are ahead or behind.)
+Every source runs along the same clock from 0 to 1, and gives tokens (or samples) at a steady rate. When an item comes
+depends on its own source alone, so a source that is added or removed moves no two items of the others. At any time each
+source is within the size of one item of what it should have given.
+
+That is said of the clock, not of a count of all items: what one source is ahead by delays the others. With shares p and
+k sources, a source is within 1 + p * (k - 2) items of its share of the first m items, for every m. No stable order does
+much better: of many sources with one item each, any two would have to come on either side of the middle.
 """
 
 import hashlib
 from collections.abc import Sequence
+from fractions import Fraction
+from math import floor
 
 import numpy as np
 import numpy.typing as npt
@@ -18,31 +22,32 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 
-_LARGEST = 2**47
-"""Tokens of a source that the arithmetic below can take."""
+_LARGEST = 2**46
+"""The sizes of a source's items add up to less than this."""
+_DENOMINATOR = 2**40
+"""A source's rate, the reciprocal of its span, is a fraction with at most this denominator."""
 
 
-def interleave(sizes: Sequence[Int32], names: Sequence[str], *, seed: int) -> Int64:
-    """Merge the items of several sources, each in the order it has.
+def interleave(sizes: Sequence[Int32], spans: Sequence[Fraction], names: Sequence[str], *, seed: int) -> Int64:
+    """Merge the items of several sources; each source's items stay in their order.
 
     Args:
-        sizes: for each source int32[items], what each item takes of its source's share: its tokens, or 1. Above 0.
-        names: the sources' names, all different; equal times are in the order of the names.
+        sizes: for each source int32[items], above 0: what an item takes of the source's share, its tokens or 1.
+        spans: for each source what it gives while the clock runs from 0 to 1: its items' sizes together, or the exact
+            share that they were rounded from. Orders in which spans grow or shrink together agree, as far as they go.
+        names: the sources' names, all different; items of the same time are in the order of the names.
     Returns:
         int64[all items], indices into the sources' items laid end to end.
     """
     counts = np.array([size.size for size in sizes], np.int64)
-    firsts = np.cumsum(counts) - counts
     by_name = sorted(range(len(names)), key=names.__getitem__)
-    times = np.empty(int(counts.sum()), np.uint64)
-    filled = 0
-    for source in by_name:
-        times[filled : filled + counts[source]] = item_times(sizes[source], phase(names[source], seed))
-        filled += counts[source]
-    order = np.argsort(times, kind="stable")  # sees that each source is sorted already, and merges
+    times = [item_times(sizes[source], spans[source], phase(names[source], seed)) for source in by_name]
+    # A stable sort by merging: each source is in order already.
+    order = np.argsort(np.concatenate(times), kind="stable")
     del times
-    shift = np.repeat((firsts[by_name] - (np.cumsum(counts[by_name]) - counts[by_name])), counts[by_name])
-    order += shift[order]
+    firsts = np.cumsum(counts) - counts
+    firsts_by_name = np.cumsum(counts[by_name]) - counts[by_name]
+    order += np.repeat(firsts[by_name] - firsts_by_name, counts[by_name])[order]
     return order
 
 
@@ -51,31 +56,49 @@ def phase(name: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"phase\0{seed}\0{name}".encode()).digest()[:2], "big")
 
 
-def item_times(sizes: Int32, phase: int) -> UInt64:
-    """uint64[items] in rising order: floor(2^64 * (size before the item + phase / 2^16 * its size) / size of all)."""
+def item_times(sizes: Int32, span: Fraction, phase: int) -> UInt64:
+    """uint64[items], rising: when each comes, in units of 2^-63.
+
+    That is floor(2^63 * (sizes before the item + phase / 2^16 * its size) / span), and at most 2^64 - 1. The span's
+    reciprocal is exact while its denominator is at most 2^40, and otherwise the nearest such fraction.
+    """
     total = int(sizes.sum(dtype=np.int64))
-    if total >= _LARGEST:
-        raise ValueError(f"a source of {total} tokens; the order is exact below {_LARGEST}")
+    if total >= _LARGEST or span < Fraction(1, 2):
+        raise ValueError(f"items of {total} in a span of {span}; expected less than {_LARGEST}, and at least 1/2")
+    rate = (1 / span).limit_denominator(_DENOMINATOR)
     times = np.empty(sizes.size, np.uint64)
-    _item_times(sizes, phase, total, times)
+    _item_times(sizes, phase, np.uint64(rate.numerator), np.uint64(rate.denominator), times)
     return times
 
 
-def item_times_reference(sizes: Int32, phase: int) -> list[int]:
-    """`item_times` in integers of any size."""
-    listed = sizes.tolist()
-    return [2**48 * (2**16 * sum(listed[:i]) + phase * size) // sum(listed) for i, size in enumerate(listed)]
+def item_times_reference(sizes: Int32, span: Fraction, phase: int) -> list[int]:
+    """`item_times` in numbers of any size."""
+    rate = (1 / span).limit_denominator(_DENOMINATOR)
+    times, before = [], 0
+    for size in sizes.tolist():
+        times.append(min(floor(2**63 * (before + Fraction(phase, 2**16) * size) * rate), 2**64 - 1))
+        before += size
+    return times
 
 
 @njit(cache=True)
-def _item_times(sizes: Int32, phase: int, total: int, times: UInt64) -> None:
-    # Long division with digits of 16 bits: nothing exceeds 63.
+def _item_times(sizes: Int32, phase: int, numerator: np.uint64, denominator: np.uint64, times: UInt64) -> None:
+    # Multiplied and divided with digits of 22 bits: the numerator is at most 2^41, so all fits 64.
     before = np.int64(0)
     for item in range(sizes.size):
-        rest = (before << 16) + phase * sizes[item]
-        time = np.uint64(0)
-        for _ in range(4):
-            time = time << np.uint64(16) | np.uint64(rest // total)
-            rest = rest % total << 16
+        place = np.uint64((before << 16) + phase * sizes[item])
+        time = rest = np.uint64(0)
+        for shift in (44, 22, 0):
+            digit = place >> np.uint64(shift) & np.uint64(2**22 - 1)
+            value = (rest << np.uint64(22)) + digit * numerator
+            time = (time << np.uint64(22)) + value // denominator
+            rest = value % denominator
+        if time >> np.uint64(17):
+            times[item:] = np.uint64(2**64 - 1)
+            return
+        for bits in (24, 23):
+            value = rest << np.uint64(bits)
+            time = time << np.uint64(bits) | value // denominator
+            rest = value % denominator
         times[item] = time
         before += sizes[item]

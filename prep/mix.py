@@ -42,7 +42,8 @@ def arrange(samples: Samples, inputs: Sequence[Input], prep: Prep, *, seed: int)
     """
     parts = source_parts(samples, inputs, len(prep.source))
     sizes = [Size(len(part), int(samples.lengths[part.start : part.stop].sum(dtype=np.int64))) for part in parts]
-    sequences = source_orders(samples, inputs, parts, amounts(prep.source, prep.mix, sizes), prep, seed=seed)
+    asked = amounts(prep.source, prep.mix, sizes)
+    sequences = source_orders(samples, inputs, parts, asked, prep, seed=seed)
     taken = [samples.lengths[sequence] for sequence in sequences]
     realised = [
         {
@@ -58,7 +59,11 @@ def arrange(samples: Samples, inputs: Sequence[Input], prep: Prep, *, seed: int)
     source = np.repeat(np.arange(len(sequences), dtype=np.int32), [one.size for one in sequences])
     if prep.order.interleave == "fractional" and len(sequences) > 1:
         shares = taken if prep.mix.unit == "tokens" else [np.ones_like(lengths) for lengths in taken]
-        order = interleave(shares, [one.name for one in prep.source], seed=seed)
+        spans = [
+            max(amount.share, Fraction(1, 2)) if amount.share else Fraction(int(one.sum(dtype=np.int64)))
+            for amount, one in zip(asked, shares, strict=True)
+        ]
+        order = interleave(shares, spans, [one.name for one in prep.source], seed=seed)
         sequence, source = sequence[order], source[order]
     return Arrangement(sequence, source, realised)
 
@@ -80,6 +85,8 @@ class Amount:
 
     number: Fraction
     unit: str
+    share: Fraction | None = None
+    """Of a source with a weight: the number before it was rounded to whole samples."""
 
     def passes(self, size: Size) -> Fraction:
         return self.number / size.of(self.unit)
@@ -147,7 +154,7 @@ def amounts(sources: Sequence[Source], mix: Mix, sizes: Sequence[Size]) -> list[
     asked = []
     for source, size in zip(sources, sizes, strict=True):
         if source.weight is not None:
-            asked.append(Amount(next(weighted), mix.unit))
+            asked.append(next(weighted))
         elif source.tokens is not None:
             asked.append(Amount(Fraction(source.tokens), "tokens"))
         elif source.samples is not None:
@@ -165,7 +172,7 @@ def amounts(sources: Sequence[Source], mix: Mix, sizes: Sequence[Size]) -> list[
     return asked
 
 
-def _weighted(sources: Sequence[Source], mix: Mix, sizes: Sequence[Size]) -> list[Fraction]:
+def _weighted(sources: Sequence[Source], mix: Mix, sizes: Sequence[Size]) -> list[Amount]:
     """What each source with a weight gives, in the unit of the mix."""
     weights = [(source, Fraction(source.weight), size) for source, size in zip(sources, sizes, strict=True)
                if source.weight is not None]  # fmt: skip
@@ -185,13 +192,14 @@ def _weighted(sources: Sequence[Source], mix: Mix, sizes: Sequence[Size]) -> lis
                 )
             per_weight = allowed * Fraction(mix.max_repeat)
     shares = [per_weight * weight for _, weight, _ in weights]
-    return shares if mix.unit == "tokens" else _apportion(shares, [source.name for source, _, _ in weights])
+    numbers = shares if mix.unit == "tokens" else _apportion(shares, [source.name for source, _, _ in weights])
+    return [Amount(number, mix.unit, share) for number, share in zip(numbers, shares, strict=True)]
 
 
 def _apportion(shares: Sequence[Fraction], names: Sequence[str]) -> list[Fraction]:
-    """Whole numbers that add up to the rounded sum: those nearest to the next whole number get it, or the first names.
+    """Each share rounded down or up, so that they add up to the rounded sum.
 
-    Each is the number below or above its share.
+    Up go those with the largest fractions, and of equal ones the first names.
     """
     counts = [floor(share) for share in shares]
     missing = _nearest(sum(shares, Fraction(0))) - sum(counts)
