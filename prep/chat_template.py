@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipelines.errors import ConfigError
 from prep.conversation import Conversation, Json, Message, RecordError
-from prep.spans import Span, cut, joined
+from prep.spans import Span, cut
 from prep.tokenizer import Tokenizer
 
 _NO_CLOCK = "{%- set strftime_now = undefined -%}"
@@ -72,20 +72,41 @@ class ChatTemplate:
         Raises:
             RecordError: if the template refuses it, or its answers cannot be told apart.
         """
+        for index, (message, train) in enumerate(zip(conversation.messages, trained, strict=True)):
+            if train and not _answers(message):
+                raise RecordError(
+                    f"messages[{index}].loss",
+                    f"{self._origin} shows only which text is the assistant's, not that of role {message.role!r}",
+                )
         flags = [train for message, train in zip(conversation.messages, trained, strict=True) if _answers(message)]
         stand_ins = self._shield.stand_ins(conversation)
         if self._marks_answers:
             text, answers = self._marked(conversation, stand_ins, flags)
         else:
             text, answers = self._by_prefix(conversation, stand_ins, flags)
-        return joined(self._cut(text, answers, stand_ins))
+        return [*self._cut(text, answers, stand_ins)]
 
     def prompt(self, conversation: Conversation) -> list[Span]:
-        """The conversation up to where the next answer begins."""
+        """The conversation up to where the next answer begins, in the runs it is trained in.
+
+        Raises:
+            RecordError: as for `spans`.
+        """
+        flags = [False for message in conversation.messages if _answers(message)]
         stand_ins = self._shield.stand_ins(conversation)
-        text = self._render(conversation, conversation.messages, stand_ins, prompt=True)
-        text, _ = stand_ins.unmark(text)
-        return joined(self._cut(text, [], stand_ins))
+        text, answers = stand_ins.unmark(self._render(conversation, conversation.messages, stand_ins, prompt=True))
+        if not self._marks_answers:
+            earlier, found = self._by_prefix(conversation, stand_ins, flags)
+            answers = [(begin, end) for begin, end, _ in found]
+            if answers and not text.startswith(earlier[: answers[-1][1]]):
+                raise RecordError("messages", f"{self._origin} renders earlier answers otherwise when it asks for one")
+        return [*self._cut(text, [(begin, end, False) for begin, end in answers], stand_ins)]
+
+    def whole(self, conversation: Conversation) -> list[Span]:
+        """`prompt` as a reader of the template tokenizes it, who does not know where answers begin."""
+        stand_ins = self._shield.stand_ins(conversation)
+        text, _ = stand_ins.unmark(self._render(conversation, conversation.messages, stand_ins, prompt=True))
+        return [*self._cut(text, [], stand_ins)]
 
     def _marked(
         self, conversation: Conversation, stand_ins: "_StandIns", flags: Sequence[bool]
@@ -134,7 +155,8 @@ class ChatTemplate:
         for begin, until, train in answers:
             yield from self._plain(text[end:begin], stand_ins, opens=end == 0)
             inside = [*self._plain(text[begin:until], stand_ins, opens=begin == 0)]
-            closed = next((i for i, span in enumerate(inside) if span.special and span.text == self._closing), None)
+            closings = [i for i, span in enumerate(inside) if span.special and span.text == self._closing]
+            closed = closings[-1] if closings else None
             if closed is None and self._closing and text.startswith(self._closing, until):
                 closed = len(inside)  # the template's block leaves the closing token out
                 inside.append(Span(self._closing, special=True))

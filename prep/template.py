@@ -77,8 +77,8 @@ class Template:
         ends the question with a space, and where a special token swallows whitespace that is text to us.
         """
         assert self.jinja is not None
-        whole = ChatTemplate(self.jinja, self._tokenizer, end_of_turn=True, escape=self._escape)
-        return self.tokens(whole.prompt(conversation))[0]
+        reader = ChatTemplate(self.jinja, self._tokenizer, end_of_turn=True, escape=self._escape)
+        return self.tokens(reader.whole(conversation))[0]
 
     def tokens(self, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
         """Token ids of rendered spans, and whether each carries loss."""

@@ -97,21 +97,48 @@ def test_answers_are_found_with_and_without_generation_blocks(tmp_path: Path) ->
     assert chat(tmp_path / "plain", WITHOUT_BLOCKS).render(conversation(*TALK)) == marked
 
 
-def test_an_answer_is_tokenized_from_where_the_model_begins_it(tmp_path: Path) -> None:
-    # As one text "assistant\n" + "\nfox" would share a token.
-    template = chat(tmp_path)
-    tokens, loss = template.sample(conversation(("user", "x"), ("assistant", "\nfox")))
-    prompt = template.prompt(conversation(("user", "x")))
+RUNS_ON = CHATML.replace("message['role'] + '\\n'", "'o'").replace("assistant\\n", "o")
+"""A header that ends where a word could go on: "o" and "n" are one token of "on"."""
+
+
+@pytest.mark.parametrize(
+    "source", [RUNS_ON, RUNS_ON.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")]
+)
+def test_an_answer_is_tokenized_from_where_the_model_begins_it(source: str, tmp_path: Path) -> None:
+    template = chat(tmp_path, source)
+    tokens, loss = template.sample(conversation(("user", "n"), ("assistant", "n dog")))
+    prompt = template.prompt(conversation(("user", "n")))
     assert tokens[: len(prompt)] == prompt
     assert loss.index(True) == len(prompt)
+    encode = load_tokenizer(tmp_path).encode
+    assert encode("on") != encode("o") + encode("n")
+    assert tokens == [3, *encode("on"), 4, *encode("\n"), 3, *encode("o"), *encode("n dog"), 4, *encode("\n")]
 
 
 def test_which_tokens_a_sample_has_does_not_depend_on_its_loss(tmp_path: Path) -> None:
-    turns = conversation(("user", "x"), ("assistant", "\nfox"), ("user", "y"), ("assistant", "\nthe"))
-    every = chat(tmp_path / "every").sample(turns)
-    last = chat(tmp_path / "last", loss={"turns": "last"}).sample(turns)
+    turns = conversation(("user", "x"), ("assistant", "n"), ("user", "y"), ("assistant", "n"))
+    every = chat(tmp_path / "every", RUNS_ON).sample(turns)
+    last = chat(tmp_path / "last", RUNS_ON, loss={"turns": "last"}).sample(turns)
     assert every[0] == last[0]
     assert sum(last[1]) < sum(every[1])
+
+
+@pytest.mark.parametrize(
+    "source", [RUNS_ON, RUNS_ON.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")]
+)
+def test_a_prompt_has_earlier_answers_as_they_were_trained(source: str, tmp_path: Path) -> None:
+    turns = [("user", "x"), ("assistant", "n"), ("user", "y"), ("assistant", "n")]
+    template = chat(tmp_path, source)
+    tokens, _ = template.sample(conversation(*turns))
+    prompt = template.prompt(conversation(*turns[:-1]))
+    assert tokens[: len(prompt)] == prompt
+    assert template.served(conversation(*turns[:-1])) != prompt  # who reads the text does not see where it began
+
+
+def test_a_chat_template_cannot_train_another_role(tmp_path: Path) -> None:
+    messages = (Message("user", "x", loss=True), Message("assistant", "y"))
+    with pytest.raises(RecordError, match=r"messages\[0\]\.loss: .* not that of role 'user'"):
+        chat(tmp_path).render(Conversation(messages))
 
 
 def test_the_closing_token_is_trained_even_where_the_block_forgets_it(tmp_path: Path) -> None:
