@@ -101,8 +101,8 @@ def numbers(listed: Operands, _: Language) -> str:
 
 
 def _list(draws: Draws) -> Operands:
-    """Two to five words."""
-    return draws.sample(range(len(WORDS)), 2 + draws.below(4))
+    """Two to four words."""
+    return draws.sample(range(len(WORDS)), 2 + draws.below(3))
 
 
 def _one_animal(draws: Draws) -> Operands:
@@ -116,8 +116,8 @@ def _two_numbers(draws: Draws) -> Operands:
 
 
 def _digits(draws: Draws) -> Operands:
-    """Three to five different digits."""
-    return draws.sample(range(10), 3 + draws.below(3))
+    """Three or four different digits."""
+    return draws.sample(range(10), 3 + draws.below(2))
 
 
 def _steps(draws: Draws) -> Operands:
@@ -152,7 +152,7 @@ KINDS = (
 )  # fmt: skip
 SHARES = {
     "repeat": 2, "reverse": 2, "first": 1, "last": 1, "count": 1, "translate": 2, "animal": 1,
-    "larger": 3, "sort": 2, "continue": 3, "again": 5, "extend": 3,
+    "larger": 4, "sort": 2, "continue": 3, "again": 5, "extend": 3,
 }  # fmt: skip
 """The plots a conversation can have, and how often training takes each: what is learned slowly comes more often.
 

@@ -24,10 +24,10 @@ TOKENIZER = Path(__file__).parents[2] / "pipelines" / "quickstart" / "tokenizer"
 
 # Change these together with FORMAT_VERSION in prep/quickstart/files.py.
 DIGESTS = {
-    "chinese.bin": "81c3722e36df48c6d585ea2e2ed3c679026f7f3d2572b42b560a20caeba60ae0",
-    "chinese.bin.meta": "1b1bc335f483cb6e71fa313cdbf18903a34721d2e8009e968979519dc42a4fec",
-    "english.jsonl": "c4dd48177d7e0d8d15b98cf22bc01c44ae1353b491e1419d0ba2cedc784c080f",
-    "heldout.jsonl": "4be814bd35f7fa11ac7607a0e06eb99fd0aaf4bef3e6fe9050c24ed193a77697",
+    "chinese.bin": "8b817e67f9ecbe620fbc22f53602051f27d54a701ff3c7435d03acbe63b3d15f",
+    "chinese.bin.meta": "3ab5c2f5104e6f62aa2cd2338090c90d109afa04f84af202a256c00001ab237a",
+    "english.jsonl": "93e7e4852f03bc80419e43c97f9e799ad285acd3362e5dfc9ecccd48141a0462",
+    "heldout.jsonl": "1cd05158e112e8047ab90140dc8e0db0af7a665df7c9bdc9f9cb3df9ecb11540",
 }
 
 Conversation = list[tuple[str, str]]
