@@ -60,7 +60,14 @@ class Engine:
         self.matmul_parameters = self.parameters - _looked_up(model)
         """Those that every token is multiplied with."""
         self._keeps_logits = computes_chosen_logits(model)
-        self.deepspeed = _initialize(model, self._config(train, pipeline), train.optimizer)
+        config = self._config(train, pipeline)
+        try:
+            self.deepspeed = _initialize(model, config, train.optimizer)
+        except (ValueError, AssertionError, NotImplementedError) as error:
+            if not train.deepspeed.extra:
+                raise
+            finding = " ".join(str(error).split())
+            raise ConfigError(f"{pipeline.cite('train.deepspeed.extra')}: DeepSpeed refuses it: {finding}") from error
         self.device = self.deepspeed.device
 
     @property

@@ -67,6 +67,11 @@ class Ranks:
         return cls(rank=0, ranks=1, local_rank=0, local_ranks=1)
 
 
+def started_here() -> bool:
+    """Whether this process is a rank that `start_ranks` started."""
+    return ERRORS in os.environ
+
+
 def ranks_to_start(train: Train) -> int:
     """Ranks on this machine: as many as asked for, or one a GPU, or one."""
     if train.nproc_per_node != "auto":
@@ -97,6 +102,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> None:
             run_id=Path(errors).name,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
+            local_addr="localhost",
             max_restarts=0,
             monitor_interval=0.1,
         )
@@ -173,7 +179,7 @@ def prepare_environment(ranks: Ranks) -> None:
     share_cores(ranks.local_ranks)
     # What libraries deprecate in each other is no business of the user's.
     warnings.filterwarnings("ignore", module=r"(torch|deepspeed|transformers)\b")
-    if ERRORS in os.environ:
+    if started_here():
         _die_with_parent()
     if ranks.rank:
         for name in ("pipelines", "train"):

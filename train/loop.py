@@ -1,11 +1,14 @@
 """The training loop, as one rank runs it."""
 
+import errno
 import logging
 import math
 import platform
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines.checkpoints import finished
-from pipelines.errors import InterruptedRun, PacktrainError
+from pipelines.errors import InterruptedRun, MachineError, PacktrainError
 from pipelines.shards import ShardReader
 from train.attention import PackedAttention, choose_backend
 from train.audit import audit
@@ -34,7 +37,6 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
     """Take the steps of the plan that are not done yet, saving on the way."""
     began = time.monotonic()
     packs = ShardReader(plan.shards)
-    packs.manifest.verify(plan.shards, hashes=False)
     attention = PackedAttention(choose_backend(plan.pipeline.model.attn_implementation, device_of(ranks)))
     attention.register()
     engine = Engine(build_model(plan.pipeline, packs.manifest.facts), plan.train, plan.pipeline, attention)
@@ -68,6 +70,24 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
             if stopping:
                 raise InterruptedRun(f"stopped by {stopping} after step {step + 1}, saved; the same command continues")
     conclude(plan, loss, seconds=time.monotonic() - began)
+
+
+@contextmanager
+def machine_errors() -> Iterator[None]:
+    """Say in one line what the machine lacks."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MachineError(
+            'a GPU is out of memory; use a higher zero_stage, activation_checkpointing = "full", a smaller '
+            "prep.pack.capacity, or more GPUs"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise MachineError(
+            f"{error.filename or 'run.work_dir'}: {error.strerror}; the same command continues"
+        ) from error
 
 
 def device_of(ranks: Ranks) -> torch.device:

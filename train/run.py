@@ -7,7 +7,15 @@ from contextlib import nullcontext
 
 from pipelines.artifacts import exclusive, make_directory
 from pipelines.schema import Pipeline
-from train.launch import Ranks, prepare_environment, process_group, rank_errors, ranks_to_start, start_ranks
+from train.launch import (
+    Ranks,
+    prepare_environment,
+    process_group,
+    rank_errors,
+    ranks_to_start,
+    start_ranks,
+    started_here,
+)
 from train.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -30,15 +38,16 @@ def run(pipeline: Pipeline, *, resume: bool | None = None, command: Sequence[str
             log.info("train: nothing to do, %s has all %d steps", plan.checkpoints, plan.total_steps)
             return
         make_directory(plan.home)
+        # Digests once a run: here, or by the process that started this rank.
+        plan.prep.verify(plan.shards, hashes=ranks is None or (ranks.rank == 0 and not started_here()))
         if ranks is None:
-            plan.prep.verify(plan.shards)
             count = ranks_to_start(plan.train)
             if count > 1:
                 start_ranks(count, sys.argv[1:] if command is None else command)
                 return
             ranks = Ranks.alone()
         prepare_environment(ranks)
-        from train.loop import train
+        from train.loop import machine_errors, train
 
-        with exclusive(plan.home) if ranks.rank == 0 else nullcontext(), process_group(ranks):
+        with exclusive(plan.home) if ranks.rank == 0 else nullcontext(), machine_errors(), process_group(ranks):
             train(plan, ranks, resume=resume)

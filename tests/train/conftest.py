@@ -1,10 +1,13 @@
 """Shards and the reference run that the train tests share."""
 
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported; these tests compare with a CPU's numbers
 
 from tests.train.reference import Trained, train_alone
 from tests.train.runs import pipeline, share, write_prep
@@ -17,6 +20,14 @@ SETTINGS: dict[str, Any] = {
     "checkpoint": {"save_steps": 2, "save_total_limit": -1},
 }
 """A short run with everything on: decay groups, warm-up, clipping, an epoch's end inside a step."""
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train on the CPU also where there is a GPU, but in tests that are about one."""
+    if "gpu" not in request.keywords:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
 
 
 @pytest.fixture(scope="session")

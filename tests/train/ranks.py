@@ -45,7 +45,7 @@ def _rank(rank: int, ranks: int, port: int, work: Callable[..., None], arguments
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
     }
     try:
         work(*arguments)

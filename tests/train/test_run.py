@@ -1,5 +1,6 @@
 """The whole stage on one CPU rank, in this process."""
 
+import errno
 import json
 import logging
 import os
@@ -11,14 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.artifacts import exclusive
 from pipelines.checkpoints import Checkpoint
-from pipelines.errors import BusyError, CheckError, ConfigError, DataError, MachineError, PacktrainError
+from pipelines.errors import BusyError, CheckError, ConfigError, DataError, InterruptedRun, MachineError, PacktrainError
 from tests.train.conftest import SETTINGS, STEPS
 from tests.train.reference import Trained
-from tests.train.runs import LLAMA, checkpoints, pipeline, rows, same, share, write_prep, write_toml
+from tests.train.runs import LLAMA, checkpoints, pipeline, rows, same, share, write_prep
+from train.loop import row
+from train.metrics import Row
+from train.plan import Plan
 from train.run import run
+
+ROOT = Path(__file__).parents[2]
 
 GPT2_WITH_DROPOUT = {"model_type": "gpt2", "vocab_size": 48, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 
@@ -40,6 +47,11 @@ def undo(folder: Path, step: int) -> None:
     for later in checkpoints(folder):
         if int(later.name.removeprefix("step-")) > step:
             (later / "manifest.json").unlink()
+
+
+def written(folder: Path) -> list[tuple[str, int]]:
+    """When each file of a run was written."""
+    return [(path.name, path.stat().st_mtime_ns) for path in sorted((folder / "tiny" / "train").rglob("*"))]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -99,15 +111,14 @@ def test_run_resumes_under_another_zero_stage(tmp_path: Path, shards: Path, alon
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["while training", "while saving"])
 def test_killed_run_continues_as_if_it_had_not_been(where: str, tmp_path: Path, shards: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    lines = [f"max_steps = {STEPS}", "checkpoint.save_steps = 2", "checkpoint.save_total_limit = -1"]
-    for folder in (whole, killed):
-        share(shards, folder / "work")
-        write_toml(folder, lines)
+    whole, killed = share(shards, tmp_path / "whole"), share(shards, tmp_path / "killed")
     # Stands for a kill from outside at a moment that a test can choose.
-    place = {
-        "while training": "import train.loop as at; step = at.row; name = 'row'; due = 5",
-        "while saving": "import train.checkpoint as at; step = at.commit_directory; name = 'commit_directory'; due = 2",
+    place, saved = {
+        "while training": ("import train.loop as at; step = at.row; name = 'row'; due = 5", [2, 4]),
+        "while saving": (
+            "import train.checkpoint as at; step = at.commit_directory; name = 'commit_directory'; due = 2",
+            [2],
+        ),
     }[where]
     code = (
         f"import os, signal; {place}; calls = []\n"
@@ -115,16 +126,35 @@ def test_killed_run_continues_as_if_it_had_not_been(where: str, tmp_path: Path, 
         "    calls.append(1)\n"
         "    return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == due else step(*given, **named)\n"
         "setattr(at, name, stop)\n"
-        "from pipelines.config import load; from pathlib import Path; from train.run import run\n"
-        "run(load(Path('tiny.toml')))"
+        "from pathlib import Path; from tests.train.conftest import SETTINGS; from tests.train.runs import pipeline\n"
+        "from train.run import run\n"
+        f"run(pipeline(Path({str(killed)!r}), **SETTINGS))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    ended = subprocess.run([sys.executable, "-c", code], cwd=killed, env=environment, check=False)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, **threads}, cwd=ROOT, check=False)
     assert ended.returncode == -signal.SIGKILL
-    command: list[str | Path] = [Path(sys.executable).with_name("packtrain"), "train", "tiny.toml"]
-    for folder in (whole, killed):
-        subprocess.run(command, cwd=folder, check=True)
-    assert same(killed / "work", whole / "work")
+    assert [Checkpoint(path).step for path in checkpoints(killed)] == saved
+    run(pipeline(whole, **SETTINGS))
+    run(pipeline(killed, **SETTINGS))
+    assert same(killed, whole)
+
+
+def test_signal_lets_the_step_finish_and_saves(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, stopped = share(shards, tmp_path / "whole"), share(shards, tmp_path / "stopped")
+    run(pipeline(whole, **SETTINGS))
+
+    def row_with_signal(plan: Plan, engine: Any, step: int, *given: Any, **named: Any) -> Row:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row(plan, engine, step, *given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("train.loop.row", row_with_signal)
+        with pytest.raises(InterruptedRun, match="stopped by SIGTERM after step 3, saved; the same command continues"):
+            run(pipeline(stopped, **SETTINGS))
+    assert [path.name for path in checkpoints(stopped)] == ["step-00000002", "step-00000003"]
+    run(pipeline(stopped, **SETTINGS))
+    assert same(stopped, whole)
 
 
 def test_damaged_checkpoint_gives_way_to_the_one_before(
@@ -159,11 +189,11 @@ def test_run_with_only_damaged_checkpoints_stops(tmp_path: Path, shards: Path) -
 def test_finished_run_does_nothing(tmp_path: Path, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = share(shards, tmp_path / "work")
     run(pipeline(folder, **SETTINGS))
-    before = [path.stat() for path in sorted((folder / "tiny" / "train").rglob("*"))]
+    before = written(folder)
     with caplog.at_level(logging.INFO, "train"):
         run(pipeline(folder, **SETTINGS))
     assert "nothing to do" in caplog.text
-    assert [path.stat() for path in sorted((folder / "tiny" / "train").rglob("*"))] == before
+    assert written(folder) == before
 
 
 def test_no_resume_starts_over_even_with_other_settings(tmp_path: Path, shards: Path) -> None:
@@ -251,6 +281,32 @@ def test_deepspeed_keys_of_ours_are_an_error(tmp_path: Path, shards: Path) -> No
     extra = {"data_types": {"grad_accum_dtype": "bf16"}}
     with pytest.raises(ConfigError, match=r"data_types.grad_accum_dtype: packtrain sets it; remove it"):
         run(pipeline(folder, deepspeed={"extra": extra}))
+
+
+def test_keys_that_deepspeed_refuses_are_an_error(tmp_path: Path, shards: Path) -> None:
+    folder = share(shards, tmp_path / "work")
+    extra = {"zero_optimization": {"overlap_com": True}}
+    with pytest.raises(ConfigError, match=r"deepspeed.extra.*: DeepSpeed refuses it: .*overlap_com"):
+        run(pipeline(folder, deepspeed={"extra": extra}))
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "GPU is out of memory; use a higher zero_stage, activation"),
+        (OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"), "metrics.jsonl: No space left on device"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(
+    failure: Exception, message: str, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    folder = share(shards, tmp_path / "work")
+    monkeypatch.setattr("train.loop.row", fail)
+    with pytest.raises(MachineError, match=message):
+        run(pipeline(folder, **SETTINGS))
 
 
 def test_loss_that_is_no_number_stops_the_run(tmp_path: Path, shards: Path) -> None:
