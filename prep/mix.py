@@ -63,7 +63,7 @@ def arrange(samples: Samples, inputs: Sequence[Input], prep: Prep, *, seed: int)
             max(amount.share, Fraction(1, 2)) if amount.share else Fraction(int(one.sum(dtype=np.int64)))
             for amount, one in zip(asked, shares, strict=True)
         ]
-        order = interleave(shares, spans, [one.name for one in prep.source], seed=seed)
+        order = interleave(shares, spans, [one.name for one in prep.source])
         sequence, source = sequence[order], source[order]
     return Arrangement(sequence, source, realised)
 
