@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from pipelines.artifacts import FileRecord, Manifest, digest_file, identity, make_directory, write_atomic
+from pipelines.artifacts import FileRecord, Json, Manifest, digest_file, identity, make_directory, write_atomic
 from pipelines.errors import CheckError
 from prep.quickstart.draws import Draws
 from prep.quickstart.tasks import LANGUAGES, SHARES, Language, Turn, converse
@@ -30,7 +30,8 @@ def write_quickstart(folder: Path, *, seed: int = 1024, tokenizer: Path | None =
 
     data/english.jsonl   English conversations as messages records
     data/chinese.bin     Chinese conversations as token ids in ftdp format, with their index in data/chinese.bin.meta
-    data/heldout.jsonl   conversations of both languages whose operands training never shows; the last answer is asked
+    data/heldout.jsonl   conversations of both languages whose operands training never shows; the last answer is asked,
+                         and `task` names the plot
 
     Args:
         folder: where `data/` is made.
@@ -48,8 +49,8 @@ def write_quickstart(folder: Path, *, seed: int = 1024, tokenizer: Path | None =
     contents = {
         data / "chinese.bin": tokens,
         data / "chinese.bin.meta": offsets,
-        data / "english.jsonl": _json_lines(training("english", seed=seed)),
-        data / "heldout.jsonl": _json_lines(held_out()),
+        data / "english.jsonl": _json_lines({"messages": messages(turns)} for turns in training("english", seed=seed)),
+        data / "heldout.jsonl": _json_lines({"messages": messages(turns), "task": plot} for plot, turns in held_out()),
     }
     for path, content in contents.items():
         write_atomic(path, content)
@@ -84,8 +85,8 @@ def training(language: Language, *, seed: int) -> Iterator[list[Turn]]:
         yield converse(draws.choose(plots), language, "train", draws)
 
 
-def held_out() -> Iterator[list[Turn]]:
-    """Yield `HELD_OUT` different conversations of every plot and language, those of a plot one after the other."""
+def held_out() -> Iterator[tuple[str, list[Turn]]]:
+    """Yield every plot with `HELD_OUT` different conversations of it in each language."""
     for plot in SHARES:
         for language in LANGUAGES:
             found: list[list[Turn]] = []
@@ -95,7 +96,7 @@ def held_out() -> Iterator[list[Turn]]:
                     found.append(turns)
                 if len(found) == HELD_OUT:
                     break
-            yield from found
+            yield from ((plot, turns) for turns in found)
 
 
 def messages(turns: Iterable[Turn]) -> list[dict[str, str]]:
@@ -107,8 +108,7 @@ def messages(turns: Iterable[Turn]) -> list[dict[str, str]]:
     ]
 
 
-def _json_lines(conversations: Iterable[list[Turn]]) -> bytes:
-    records = ({"messages": messages(turns)} for turns in conversations)
+def _json_lines(records: Iterable[Json]) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records).encode()
 
 
