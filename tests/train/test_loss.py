@@ -17,7 +17,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def model(tmp_path: Path) -> torch.nn.Module:
-    return build_model(pipeline(tmp_path), {"max_token_id": VOCABULARY - 1})
+    built: torch.nn.Module = build_model(pipeline(tmp_path), {"vocab_size": VOCABULARY, "max_token_id": VOCABULARY - 1})
+    return built
 
 
 def gradients(model: torch.nn.Module, batch: MicroBatch, *, keeps_logits: bool) -> tuple[float, list[torch.Tensor]]:

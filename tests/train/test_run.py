@@ -85,6 +85,7 @@ def test_bf16_follows_fp32(stage: int, tmp_path: Path, shards: Path, alone: Trai
         {"deepspeed": {"zero_stage": 1}, "precision": "bf16"},
         {"deepspeed": {"zero_stage": 2}, "precision": "bf16"},
         {"deepspeed": {"zero_stage": 3}, "precision": "bf16"},
+        {"deepspeed": {"zero_stage": 2}, "precision": "fp16"},  # the loss scale goes on, too
         {"model": {"scratch": GPT2_WITH_DROPOUT}},
     ],
     ids=str,
