@@ -20,6 +20,9 @@ from prep.store import Samples
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
+_POSITIONS = 2**31 - 1
+"""Places in the order are counted in 32 bits."""
+
 
 @dataclass(frozen=True)
 class Arrangement:
@@ -31,41 +34,6 @@ class Arrangement:
     """[positions] index of its source in the TOML."""
     realised: Sequence[Mapping[str, Any]]
     """What each source contributes, for the manifest."""
-
-
-def arrange(samples: Samples, inputs: Sequence[Input], prep: Prep, *, seed: int) -> Arrangement:
-    """Take from every source what the mix asks for, in the source's own order, and bring the sources together.
-
-    Raises:
-        DataError: if a source has no sample.
-        ConfigError: if the mix asks a source for more than it may, or for nothing.
-    """
-    parts = source_parts(samples, inputs, len(prep.source))
-    sizes = [Size(len(part), int(samples.lengths[part.start : part.stop].sum(dtype=np.int64))) for part in parts]
-    asked = amounts(prep.source, prep.mix, sizes)
-    sequences = source_orders(samples, inputs, parts, asked, prep, seed=seed)
-    taken = [samples.lengths[sequence] for sequence in sequences]
-    realised = [
-        {
-            "name": source.name,
-            "samples": lengths.size,
-            "tokens": int(lengths.sum(dtype=np.int64)),
-            "samples_in_a_pass": size.samples,
-            "tokens_in_a_pass": size.tokens,
-        }
-        for source, size, lengths in zip(prep.source, sizes, taken, strict=True)
-    ]
-    sequence = np.concatenate(sequences)
-    source = np.repeat(np.arange(len(sequences), dtype=np.int32), [one.size for one in sequences])
-    if prep.order.interleave == "fractional" and len(sequences) > 1:
-        shares = taken if prep.mix.unit == "tokens" else [np.ones_like(lengths) for lengths in taken]
-        spans = [
-            max(amount.share, Fraction(1, 2)) if amount.share else Fraction(int(one.sum(dtype=np.int64)))
-            for amount, one in zip(asked, shares, strict=True)
-        ]
-        order = interleave(shares, spans, [one.name for one in prep.source])
-        sequence, source = sequence[order], source[order]
-    return Arrangement(sequence, source, realised)
 
 
 @dataclass(frozen=True)
@@ -92,11 +60,58 @@ class Amount:
         return self.number / size.of(self.unit)
 
 
+def arrange(samples: Samples, inputs: Sequence[Input], prep: Prep, *, seed: int) -> Arrangement:
+    """Take from every source what the mix asks for, in the source's own order, and bring the sources together.
+
+    Raises:
+        DataError: if a source has no sample.
+        ConfigError: if the mix asks a source for more than it may, or for nothing.
+    """
+    parts = source_parts(samples, inputs, len(prep.source))
+    sizes = [Size(len(part), int(samples.lengths[part.start : part.stop].sum(dtype=np.int64))) for part in parts]
+    asked = amounts(prep.source, prep.mix, sizes)
+    sequences = source_orders(samples, inputs, parts, asked, prep, seed=seed)
+    taken = [samples.lengths[sequence] for sequence in sequences]
+    sequence = np.concatenate(sequences)
+    source = np.repeat(np.arange(len(sequences), dtype=np.int32), [one.size for one in sequences])
+    if prep.order.interleave == "fractional" and len(sequences) > 1:
+        shares = taken if prep.mix.unit == "tokens" else [np.ones_like(lengths) for lengths in taken]
+        spans = [_span(amount, share) for amount, share in zip(asked, shares, strict=True)]
+        order = interleave(shares, spans, [one.name for one in prep.source])
+        sequence, source = sequence[order], source[order]
+    return Arrangement(sequence, source, _realised(prep, sizes, taken))
+
+
+def _span(amount: Amount, shares: Int32) -> Fraction:
+    """What the source gives while the clock runs: exactly its share if it has a weight, else what is taken of it."""
+    if amount.share is None:
+        return Fraction(int(shares.sum(dtype=np.int64)))
+    return max(amount.share, Fraction(1, 2))
+
+
+def _realised(prep: Prep, sizes: Sequence[Size], taken: Sequence[Int32]) -> list[dict[str, Any]]:
+    given = [Size(lengths.size, int(lengths.sum(dtype=np.int64))) for lengths in taken]
+    whole = sum(one.of(prep.mix.unit) for one in given)
+    return [
+        {
+            "name": source.name,
+            "samples": one.samples,
+            "tokens": one.tokens,
+            "share": round(one.of(prep.mix.unit) / whole, 9),
+            "passes": round(one.samples / size.samples, 6),
+            "samples_per_pass": size.samples,
+            "tokens_per_pass": size.tokens,
+        }
+        for source, size, one in zip(prep.source, sizes, given, strict=True)
+    ]
+
+
 def source_parts(samples: Samples, inputs: Sequence[Input], sources: int) -> list[range]:
     """For each source the numbers of its samples, which lie together since the inputs come source by source."""
     of_inputs = np.array([one.source for one in inputs], np.int64)
     assert np.all(np.diff(of_inputs) >= 0)
-    bounds = np.searchsorted(samples.file, np.searchsorted(of_inputs, np.arange(sources + 1))).tolist()
+    first_files = np.searchsorted(of_inputs, np.arange(sources + 1)).astype(samples.file.dtype)
+    bounds = np.searchsorted(samples.file, first_files).tolist()
     return [range(bounds[source], bounds[source + 1]) for source in range(sources)]
 
 
@@ -119,9 +134,10 @@ def source_orders(
             passes.append(order[:end])
         taken = np.concatenate([np.zeros(0, np.int64), *passes])
         if not taken.size:
+            number = float(amount.share or amount.number)
             raise ConfigError(
-                f"[[prep.source]] {source.name!r}: {float(amount.number):g} {amount.unit} of it come to no sample; ask "
-                "for more of it, or remove it"
+                f"[[prep.source]] {source.name!r}: {number:g} {amount.unit} of it come to no sample; ask for more of "
+                "it, or remove it"
             )
         orders.append(taken)
     return orders
@@ -162,6 +178,9 @@ def amounts(sources: Sequence[Source], mix: Mix, sizes: Sequence[Size]) -> list[
         else:
             passes = Fraction(Decimal(1) if source.repeat is None else source.repeat)
             asked.append(Amount(Fraction(_nearest(passes * size.samples)), "samples"))
+    positions = floor(sum(amount.passes(size) * size.samples for size, amount in zip(sizes, asked, strict=True)))
+    if positions >= _POSITIONS:
+        raise ConfigError(f"the mix comes to {positions:,} samples, and the order holds {_POSITIONS:,}; ask for less")
     for source, size, amount in zip(sources, sizes, asked, strict=True):
         if (source.samples or source.tokens) and amount.passes(size) > Fraction(mix.max_repeat):
             raise ConfigError(
