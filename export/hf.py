@@ -49,6 +49,11 @@ class Model:
         }
         return cls(checkpoint, Weights(checkpoint, dtype), config, special, files)
 
+    @property
+    def chats(self) -> bool:
+        """Whether it comes with a chat template."""
+        return "chat_template.jinja" in self.files
+
     def write_files(self, folder: Path) -> None:
         """Write everything but the weights."""
         for name, content in self.files.items():
@@ -74,5 +79,5 @@ def write_hf(model: Model, folder: Path, max_shard_size: int) -> None:
     with progress_bar("writing hf", model.weights.nbytes, "B") as progress:
         write_model(folder, model.weights, max_shard_size, progress)
     model.write_files(folder)
-    card = model_card(model.checkpoint, model.config, model.weights, model.special)
+    card = model_card(model.checkpoint, model.config, model.weights, model.special, chats=model.chats)
     write_atomic(folder / "README.md", card.encode("utf-8"))

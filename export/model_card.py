@@ -1,6 +1,5 @@
 """The README.md of an exported model: only what the files themselves show."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +7,19 @@ from export.tokenizer_files import SpecialTokens
 from export.weights import Weights
 from pipelines.checkpoints import Checkpoint
 
+_CHAT = """messages = [{"role": "user", "content": "Hello"}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""
+_TEXT = 'prompt = tokenizer("Hello", return_tensors="pt")'
 
-def model_card(checkpoint: Checkpoint, config: Mapping[str, Any], weights: Weights, special: SpecialTokens) -> str:
-    """Markdown with the front matter that model hubs read."""
+
+def model_card(
+    checkpoint: Checkpoint, config: Mapping[str, Any], weights: Weights, special: SpecialTokens, *, chats: bool
+) -> str:
+    """Markdown with the front matter that model hubs read.
+
+    Args:
+        chats: whether there is a chat template to show the use of.
+    """
     stop = ", ".join(str(id_) for id_ in special.stop) or "none"
     return f"""---
 library_name: transformers
@@ -39,8 +48,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
-messages = [{json.dumps({"role": "user", "content": "Hello"})}]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+{_CHAT if chats else _TEXT}
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=128)[0]))
 ```
 """

@@ -38,11 +38,11 @@ def run(pipeline: Pipeline) -> None:
         log.info("export: nothing to do, %s is current for %s", plan.home, plan.checkpoint.name)
         return
     with exclusive(plan.home):
-        (plan.home / MANIFEST).unlink(missing_ok=True)
         checkpoint = Checkpoint(plan.checkpoint)
         _refuse(pipeline, plan, checkpoint)
         questions = _questions(pipeline)
         checkpoint.manifest.verify(plan.checkpoint)
+        (plan.home / MANIFEST).unlink(missing_ok=True)
         for target in plan.targets:
             if not plan.is_done(target):
                 _write(pipeline, plan, checkpoint, target)
@@ -54,6 +54,9 @@ def _refuse(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint) -> None:
     """What can be known to fail, before any work."""
     for target in plan.targets:
         refuse_foreign_files(plan.home / target)
+    if pipeline.export.eval and not Model.of(checkpoint, plan.dtype).chats:
+        where = pipeline.cite("export.eval")
+        raise ConfigError(f"{where}: the model has no chat template to ask it with; remove the table")
     if "turbomind" in plan.targets:
         table = pipeline.export.turbomind
         try:

@@ -16,6 +16,7 @@ import export.plan
 from export.run import facts, run, summary
 from pipelines.artifacts import MANIFEST, Manifest, exclusive
 from pipelines.errors import CheckError, ConfigError, DataError, MachineError, PacktrainError
+from pipelines.probes import Probes
 from pipelines.provenance import verify
 from tests.export.tiny import LLAMA, complete, pipeline, random_tensors, write_checkpoint, write_run
 
@@ -43,13 +44,18 @@ def test_plain_transformers_loads_the_trained_weights(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(folder)("a").input_ids == [3 + ord("a")]
 
 
-def test_the_card_says_what_the_files_show(tmp_path: Path) -> None:
+def test_the_card_says_what_the_files_show_and_its_example_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_run(tmp_path)
     run(pipeline(tmp_path))
     card = (tmp_path / "work" / "tiny" / "export" / "hf" / "README.md").read_text()
     assert "# LlamaForCausalLM, 232,832 parameters" in card
     assert "3 optimizer steps over 24 packs" in card
     assert str(tmp_path) not in card
+    example = card.split("```python\n")[1].split("```")[0]
+    exec(example, {"folder": tmp_path / "work" / "tiny" / "export" / "hf"})
+    assert capsys.readouterr().out.startswith("<|im_start|>user\nHello<|im_end|>")
 
 
 def test_tied_embeddings_are_stored_once_and_loaded_twice(tmp_path: Path) -> None:
@@ -294,6 +300,28 @@ def test_a_damaged_evaluation_file_stops_it_before_work(tmp_path: Path) -> None:
     path = evaluation(tmp_path, question("a", "x"), {"messages": []})
     assert "heldout.jsonl:2: not a conversation" in str(refusal(tmp_path, eval={"file": str(path)}))
     assert not (tmp_path / "work" / "tiny" / "export" / "hf").exists()
+
+
+def test_a_model_without_a_chat_template_cannot_be_asked(tmp_path: Path) -> None:
+    checkpoint, tensors = write_run(tmp_path, probes=Probes())
+    (checkpoint / "tokenizer" / "chat_template.jinja").unlink()
+    complete(checkpoint, tensors)
+    path = evaluation(tmp_path, question("a", "x"))
+    assert "export.eval: the model has no chat template" in str(refusal(tmp_path, eval={"file": str(path)}))
+    run(pipeline(tmp_path))
+    assert "apply_chat_template" not in (tmp_path / "work" / "tiny" / "export" / "hf" / "README.md").read_text()
+
+
+def test_a_refusal_leaves_an_earlier_export_as_it_is(tmp_path: Path) -> None:
+    checkpoint, tensors = write_run(tmp_path)
+    run(pipeline(tmp_path))
+    home = tmp_path / "work" / "tiny" / "export"
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    (checkpoint / "state-00000-of-00001.safetensors").write_bytes(b"torn")
+    complete(checkpoint, tensors, step=4)
+    with pytest.raises(CheckError, match="cannot be read"):
+        run(pipeline(tmp_path))
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_of_another_process_is_waited_for(tmp_path: Path) -> None:
