@@ -7,6 +7,7 @@ equally full packs in one step. A plan takes some thousand steps, however many s
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ ZERO: Any = np.int64(0)
 """Where numba, given a plain 0, would compile another version for this one value."""
 
 
-def best_fit(lengths: Int32, bounds: Int64, capacity: int) -> tuple[Int32, Int32, int]:
+def best_fit(lengths: Int32, bounds: Int64, capacity: int) -> tuple[Int32, Int32, Int32, int]:
     """Choose a pack for every sample, cutting none.
 
     The longest sample goes first, each where it leaves the least room; among equally full packs into the one that has
@@ -42,19 +43,18 @@ def best_fit(lengths: Int32, bounds: Int64, capacity: int) -> tuple[Int32, Int32
         bounds: int64[groups + 1], rising from 0 to samples; each group is packed by itself.
         capacity: tokens per pack.
     Returns:
-        int32[samples] the pack of each sample, or ~pack for the first of a pack's longest samples, a group's packs
-        numbered after those of the group before it; int32[packs] samples in each; a number of packs that no way of
-        packing these groups can undercut.
+        int32[samples] the pack of each sample, a group's packs numbered after those of the group before it;
+        int32[packs] samples in each pack; int32[packs] the samples that are the first of the longest in their pack,
+        in rising order; a number of packs that no way of packing these groups can undercut.
     """
     if lengths.size and not 1 <= lengths.min() <= lengths.max() <= capacity:
         raise ValueError(
             f"samples have {lengths.min()}..{lengths.max()} tokens, but a pack takes 1..{capacity} without a cut"
         )
-    pack_of = np.empty(lengths.size, np.int32)
-    segments = np.empty(lengths.size, np.int32)
+    pack_of, segments, longest = np.empty((3, lengths.size), np.int32)
     space = _Space.of(capacity, largest_group=int(np.diff(bounds).max(initial=0)))
-    packs, bound = _best_fit(lengths, bounds, capacity, space, pack_of, segments)
-    return pack_of, segments[:packs], int(bound)
+    packs, bound = _best_fit(lengths, bounds, capacity, space, pack_of, segments, longest)
+    return pack_of, segments[:packs], longest[:packs], int(bound)
 
 
 LENGTH, PACK, PACKS, EACH, OPENS, NEXT = range(6)
@@ -89,7 +89,6 @@ class _Space(NamedTuple):
 
     @classmethod
     def of(cls, capacity: int, *, largest_group: int) -> "_Space":
-        # Allocated by numpy: it asks for huge pages, and nothing is touched before it is used.
         leaves = 1 << capacity.bit_length()
         return cls(
             count=np.zeros(capacity + 1, np.int64),
@@ -99,15 +98,21 @@ class _Space(NamedTuple):
             gaps=np.zeros(2 * leaves, np.uint8),
             first_run=np.full(capacity + 1, -1, np.int32),
             last_run=np.empty(capacity + 1, np.int32),
-            runs=np.empty((largest_group, 3), np.int32),
-            steps=np.empty((largest_group, 6), np.int32),
+            runs=_reserve(largest_group, 3),
+            steps=_reserve(largest_group, 6),
             now=np.full((capacity + 1, 4), -1, np.int32),
         )
 
 
+def _reserve(rows: int, columns: int) -> Int32:
+    """int32[rows, columns] that takes memory only where it is written, and none of what others could use again."""
+    pages = mmap(-1, max(1, 4 * rows * columns), MAP_PRIVATE | MAP_ANONYMOUS)
+    return np.frombuffer(pages, np.int32, rows * columns).reshape(rows, columns)
+
+
 @njit(cache=True)
 def _best_fit(
-    lengths: Int32, bounds: Int64, capacity: int, space: _Space, pack_of: Int32, segments: Int32
+    lengths: Int32, bounds: Int64, capacity: int, space: _Space, pack_of: Int32, segments: Int32, longest: Int32
 ) -> tuple[int, int]:
     packs = bound = 0
     for group in range(bounds.size - 1):
@@ -121,7 +126,7 @@ def _best_fit(
             keep = 1 - space.steps[step, OPENS]
             for i in range(pack, pack + many):
                 segments[i] = keep * segments[i] + each
-        _carry_out(done, lengths, first, end, space, pack_of)
+        _carry_out(done, lengths, first, end, space, pack_of, longest[packs:])
         for kind in range(kinds):
             space.count[space.distinct[kind]] = 0
         packs += best
@@ -294,7 +299,7 @@ def _fill(length: int, capacity: int, pack: int, done: int, space: _Space) -> tu
 
 
 @njit(cache=True)
-def _carry_out(done: int, lengths: Int32, first: int, end: int, space: _Space, pack_of: Int32) -> None:
+def _carry_out(done: int, lengths: Int32, first: int, end: int, space: _Space, pack_of: Int32, longest: Int32) -> None:
     # Hands the places out to the samples in their order; unsigned indices spare the check for negative ones.
     steps, now, last = space.steps, space.now, space.last_run
     for step in range(done):
@@ -305,17 +310,21 @@ def _carry_out(done: int, lengths: Int32, first: int, end: int, space: _Space, p
         else:
             steps[last[length], NEXT] = step
         last[length] = step
+    opened = 0
     for sample in range(first, end):
         place = now[np.uintp(lengths[sample])]
         pack = place[0]
+        if pack < 0:
+            pack = ~pack
+            longest[opened] = sample
+            opened += 1
         pack_of[sample] = pack
         if place[1] > 1:
-            place[0] = max(pack, ~pack)
+            place[0] = pack
             place[1] -= 1
         elif place[2] > 1:
             at_work = np.uintp(place[3])
-            pack = max(pack, ~pack) + 1
-            place[0] = ~pack if steps[at_work, OPENS] else pack
+            place[0] = ~(pack + 1) if steps[at_work, OPENS] else pack + 1
             place[1] = steps[at_work, EACH]
             place[2] -= 1
         else:
@@ -386,10 +395,11 @@ def _at_most(tree: Bits, leaf: int) -> int:
     return -1
 
 
-def best_fit_reference(lengths: Int32, bounds: Int64, capacity: int) -> tuple[Int32, Int32, int]:
+def best_fit_reference(lengths: Int32, bounds: Int64, capacity: int) -> tuple[Int32, Int32, Int32, int]:
     """`best_fit` written the obvious way: slow, and right. The tests compare the two."""
     pack_of = np.empty_like(lengths)
     segments: list[int] = []
+    longest: list[int] = []
     bound = 0
     for first, end in pairwise(bounds.tolist()):
         group = lengths[first:end].tolist()
@@ -401,10 +411,10 @@ def best_fit_reference(lengths: Int32, bounds: Int64, capacity: int) -> tuple[In
                 best = min(best, _plan_reference(group, capacity, threshold), key=len)
         for pack in best:
             pack_of[[first + sample for sample in pack]] = len(segments)
-            pack_of[first + pack[0]] = ~len(segments)
             segments.append(len(pack))
+            longest.append(first + pack[0])
         bound += fewest
-    return pack_of, np.array(segments, np.int32), bound
+    return pack_of, np.array(segments, np.int32), np.array(sorted(longest), np.int32), bound
 
 
 def _plan_reference(lengths: Sequence[int], capacity: int, threshold: int) -> list[list[int]]:

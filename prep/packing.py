@@ -13,6 +13,7 @@ from numba import njit
 from pipelines.schema import PackTable
 from prep.best_fit import best_fit
 from prep.concat_split import concat_split
+from prep.in_order import in_order
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -76,10 +77,12 @@ def pack(lengths: Int32, table: PackTable, groups: Int32 | None = None) -> Packi
     if table.strategy == "concat_split":
         plan = _split(grouped, bounds, table)
         return plan if members is None else _in_order(plan, members)
-    pack_of, segments, lower_bound = best_fit(grouped, bounds, table.capacity)
+    plan_packs = best_fit if table.strategy == "best_fit" else in_order
+    pack_of, segments, longest, lower_bound = plan_packs(grouped, bounds, table.capacity)
     if members is not None:
         pack_of[members] = pack_of.copy()
-    return Packing(table.capacity, *_by_pack(lengths, pack_of, segments), lower_bound)
+        longest = np.sort(members[longest])
+    return Packing(table.capacity, *_by_pack(lengths, pack_of, segments, pack_of[longest]), lower_bound)
 
 
 def _one_by_one(lengths: Int32, table: PackTable) -> Packing:
@@ -121,35 +124,26 @@ def _by_group(groups: Int32) -> tuple[Int64, Int64]:
     return members, np.append(starts, groups.size)
 
 
-def _by_pack(lengths: Int32, pack_of: Int32, segments: Int32) -> tuple[Int32, Int32, Int32, Int32]:
-    """The segments in pack order, from `best_fit`'s answer in the order of the samples."""
-    sample, length = np.empty((2, lengths.size), np.int32)
-    segments_per_pack = np.empty_like(segments)
-    _scatter(lengths, pack_of, segments, sample, length, segments_per_pack)
+def _by_pack(lengths: Int32, pack_of: Int32, segments: Int32, packs: Int32) -> tuple[Int32, Int32, Int32, Int32]:
+    """The segments of whole samples, pack after pack in the order of `packs`."""
+    segments_per_pack = segments[packs]
+    cursor = np.empty_like(segments)  # where the next sample of each pack goes
+    cursor[packs] = np.cumsum(segments_per_pack) - segments_per_pack
+    segment = np.empty((lengths.size, 2), np.int32)  # sample and length side by side: they are written at random
+    _scatter(lengths, pack_of, cursor, segment)
+    sample, length = segment.T
     return sample, _zeros(lengths.size), length, segments_per_pack
+
+
+@njit(cache=True)
+def _scatter(lengths: Int32, pack_of: Int32, cursor: Int32, segment: Int32) -> None:
+    for sample in range(pack_of.size):
+        pack = np.uintp(pack_of[sample])  # unsigned indices spare the check for negative ones
+        place = np.uintp(cursor[pack])
+        cursor[pack] += 1
+        segment[place, 0] = sample
+        segment[place, 1] = lengths[sample]
 
 
 def _zeros(size: int) -> Int32:
     return np.broadcast_to(np.int32(0), size)  # without memory
-
-
-@njit(cache=True)
-def _scatter(
-    lengths: Int32, pack_of: Int32, segments: Int32, sample_of: Int32, length_of: Int32, segments_per_pack: Int32
-) -> None:
-    cursor = np.empty(segments.size, np.int64)
-    packs = used = 0
-    for sample in range(pack_of.size):
-        pack = ~pack_of[sample]
-        if pack >= 0:
-            cursor[pack] = used
-            used += segments[pack]
-            segments_per_pack[packs] = segments[pack]
-            packs += 1
-    for sample in range(pack_of.size):
-        pack = pack_of[sample]
-        pack = max(pack, ~pack)
-        place = cursor[pack]
-        sample_of[place] = sample
-        length_of[place] = lengths[sample]
-        cursor[pack] = place + 1
