@@ -90,7 +90,8 @@ def _local_path(value: object, info: ValidationInfo) -> object:
 
 
 def _pattern(value: str) -> str:
-    if not value or value.startswith("/") or ".." in value.split("/"):
+    parts = value.split("/")
+    if {"", ".", ".."} & set(parts) or parts[-1] == "**":
         raise ValueError("expected a pattern below the source's directory, such as **/*.jsonl")
     return value
 
@@ -338,8 +339,9 @@ class PackTable(Table):
 
     capacity: PositiveInt = Field(le=_MOST_TOKENS, examples=[32_768])
     """Tokens per pack, and so the longest context the trainer sees."""
-    strategy: Literal["best_fit", "concat_split", "none"] = "best_fit"
-    """best_fit cuts no sample; concat_split cuts the stream every `capacity` tokens; none is one sample a pack."""
+    strategy: Literal["best_fit", "in_order", "concat_split", "none"] = "best_fit"
+    """best_fit cuts no sample and fills best; in_order cuts none and keeps packs as mixed as the samples; concat_split
+    cuts the stream every `capacity` tokens; none is one sample a pack."""
     scope: Literal["source", "file", "window", "global"] = "source"
     """Which samples may share a pack. With source or file, adding one leaves the packs of the others unchanged."""
     window: PositiveInt = 65_536

@@ -148,16 +148,12 @@ def _listed(path: str, where: Path) -> str:
 
 def _compiled(pattern: str, place: str) -> re.Pattern[str]:
     """A pattern as a regular expression: ** any folders, * and ? within a name, [a-z] and [!a-z] one character."""
-    parts = unicodedata.normalize("NFC", pattern).split("/")
+    *folders, name = unicodedata.normalize("NFC", pattern).split("/")
+    above = "".join("(?:[^/]+/)*" if folder == "**" else f"{_name_regex(folder)}/" for folder in folders)
     try:
-        if {"", ".", ".."} & set(parts) or parts[-1] == "**":
-            raise ValueError
-        folders = ["(?:[^/]+/)*" if part == "**" else f"{_name_regex(part)}/" for part in parts[:-1]]
-        return re.compile("".join(folders) + _name_regex(parts[-1]))
-    except (ValueError, re.error) as error:
-        raise ConfigError(
-            f"{place}: files: {pattern!r} is not a pattern below the source's folder, such as **/*.jsonl"
-        ) from error
+        return re.compile(above + _name_regex(name))
+    except re.error as error:
+        raise ConfigError(f"{place}: files: {pattern!r} is not a pattern ({error.msg})") from error
 
 
 def _name_regex(part: str) -> str:
