@@ -8,6 +8,7 @@ attention again in the backward pass, on a thread of autograd's own, so a contex
 
 import importlib.util
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.errors import ConfigError, MachineError
+
+log = logging.getLogger(__name__)
 
 NAME = "packtrain"
 """What the attention is called in Transformers' interface and, while training, in the model's config."""
@@ -64,19 +67,29 @@ class Scores:
     """[heads] a score per head that takes part in the softmax and carries no value."""
     dropout: float = 0.0
 
+    def features(self) -> set[str]:
+        """What not every kernel can compute."""
+        used = {"softcap": self.softcap is not None, "sinks": self.sinks is not None, "dropout": self.dropout > 0}
+        return {name for name, is_used in used.items() if is_used}
+
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Segments, Scores], Tensor]
 """(query [tokens, heads, dim], key and value [tokens, kv heads, dim]) to [tokens, heads, dim]."""
 
 
 class PackedAttention:
-    """The function behind `attn_implementation="packtrain"`, and the documents it runs over."""
+    """The function behind `attn_implementation="packtrain"`, and the documents it runs over.
 
-    def __init__(self, backend: Backend) -> None:
+    Args:
+        backend: the kernel.
+        strict: refuse a layer that the kernel cannot compute, instead of taking "sdpa" for it.
+    """
+
+    def __init__(self, backend: Backend, *, strict: bool = True) -> None:
         self.backend = backend
         self.calls = 0
         """Since the start; the audit counts them against the model's layers."""
-        self._kernel = KERNELS[backend]
+        self._strict = strict
         self._segments: Segments | None = None
 
     def register(self) -> None:
@@ -135,20 +148,41 @@ class PackedAttention:
             dropout=dropout,
         )
         packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-        return self._kernel(packed[0], packed[1], packed[2], segments, scores)[None], None
+        return self._kernel(scores)(packed[0], packed[1], packed[2], segments, scores)[None], None
+
+    def _kernel(self, scores: Scores) -> Kernel:
+        lacking = sorted(scores.features() - OFFERED[self.backend])
+        if not lacking:
+            return KERNELS[self.backend]
+        if self._strict:
+            raise ConfigError(
+                f'model.attn_implementation = "{self.backend}": cannot compute attention with {" and ".join(lacking)}, '
+                'which this model uses; set it to "auto" or "sdpa"'
+            )
+        if self.backend != "sdpa":
+            log.info("attention with %s: sdpa instead of %s", " and ".join(lacking), self.backend)
+            self.backend = "sdpa"
+        return by_document
 
 
-def choose_backend(asked: Literal["auto", "flash_attention_2", "varlen", "sdpa"], device: torch.device) -> Backend:
+def choose_backend(
+    asked: Literal["auto", "flash_attention_2", "varlen", "sdpa"], device: torch.device, *, half: bool
+) -> Backend:
     """The attention kernel for a device.
 
+    Args:
+        half: whether queries, keys and values come in bf16 or fp16, which the CUDA kernels want.
     Raises:
+        ConfigError: if the one asked for does not go together with float32.
         MachineError: if the one asked for cannot run here.
     """
     has_flash = importlib.util.find_spec("flash_attn") is not None
     if asked == "auto":
-        if device.type != "cuda":
+        if device.type != "cuda" or not half:
             return "sdpa"
         return "flash_attention_2" if has_flash else "varlen"
+    if asked != "sdpa" and not half:
+        raise ConfigError(f'model.attn_implementation = "{asked}": computes in bf16 and fp16 only; use "sdpa" for fp32')
     if asked != "sdpa" and device.type != "cuda":
         raise MachineError(f'model.attn_implementation = "{asked}": needs a CUDA device; use "auto" here')
     if asked == "flash_attention_2" and not has_flash:
@@ -206,7 +240,6 @@ def torch_varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, 
     """PyTorch's own variable-length kernel: CUDA, half precision."""
     from torch.nn.attention.varlen import varlen_attn
 
-    _refuse("varlen", softcap=scores.softcap, sinks=scores.sinks, dropout=scores.dropout or None)
     grouped: dict[str, Any] = {}
     if key.shape[1] != query.shape[1]:
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.12
@@ -234,7 +267,6 @@ def flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scores:
     """flash-attn's variable-length kernel."""
     from flash_attn import flash_attn_varlen_func
 
-    _refuse("flash_attention_2", sinks=scores.sinks)
     out: Tensor = flash_attn_varlen_func(
         query,
         key,
@@ -262,13 +294,10 @@ def _as_wide_as(query: Tensor, value: Tensor) -> Tensor:
     return F.pad(value, (0, query.shape[-1] - value.shape[-1]))
 
 
-def _refuse(backend: str, **features: object) -> None:
-    for name, value in features.items():
-        if value is not None:
-            raise ConfigError(
-                f'model.attn_implementation = "{backend}": cannot compute attention with {name}, which this model '
-                'uses; set it to "sdpa"'
-            )
-
-
 KERNELS: dict[Backend, Kernel] = {"sdpa": by_document, "varlen": torch_varlen, "flash_attention_2": flash}
+OFFERED: dict[Backend, set[str]] = {
+    "sdpa": {"softcap", "sinks", "dropout"},
+    "varlen": set(),
+    "flash_attention_2": {"softcap", "dropout"},
+}
+"""Features of `Scores` that a kernel computes; all know the scale and the window."""

@@ -50,6 +50,17 @@ def own_pieces(engine: Engine) -> list[Piece]:
     ]
 
 
+def set_masters(engine: Engine, weights: Mapping[str, Tensor]) -> None:
+    """Start the master weights from these; DeepSpeed makes them from the half-precision copy, which has lost bits.
+
+    Args:
+        weights: every trained parameter, float32, as it was before the engine was made.
+    """
+    if engine.precision != "fp32":
+        for piece in pieces(engine):
+            piece.tensors["parameter"].copy_(weights[piece.name].view(-1)[piece.start : piece.stop])
+
+
 def create_state(engine: Engine, kinds: list[str], scalars: Mapping[str, float]) -> None:
     """Give the optimizer the state that its first step would create, to be filled in place.
 

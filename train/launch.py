@@ -160,7 +160,10 @@ def process_group(ranks: Ranks) -> Iterator[None]:
         init_method="env://" if from_environment else None,
     )
     import deepspeed
+    import transformers
 
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     # Without this, DeepSpeed tries a compiler on each of its operators, and builds one for gloo, which serves without.
     deepspeed.ops.__compatible_ops__ = {}
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -22,7 +22,8 @@ from train.attention import PackedAttention, choose_backend
 from train.audit import audit
 from train.batches import Batches, StepBatch
 from train.checkpoint import load_newest, save
-from train.engine import Engine, StepStats
+from train.engine import Engine, StepStats, choose_precision
+from train.fragments import set_masters
 from train.launch import Ranks, hosts
 from train.metrics import Metrics, Row, duration, memory_gb, peak_flops, training_flops, write_run_json
 from train.model import build_model
@@ -37,9 +38,14 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
     """Take the steps of the plan that are not done yet, saving on the way."""
     began = time.monotonic()
     packs = ShardReader(plan.shards)
-    attention = PackedAttention(choose_backend(plan.pipeline.model.attn_implementation, device_of(ranks)))
+    asked, half = plan.pipeline.model.attn_implementation, choose_precision(plan.train.precision) != "fp32"
+    attention = PackedAttention(choose_backend(asked, device_of(ranks), half=half), strict=asked != "auto")
     attention.register()
-    engine = Engine(build_model(plan.pipeline, packs.manifest.facts), plan.train, plan.pipeline, attention)
+    model = build_model(plan.pipeline, packs.manifest.facts)
+    initial = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    engine = Engine(model, plan.train, plan.pipeline, attention)
+    set_masters(engine, initial)
+    del model, initial
     audit(engine, packs[0])
     if not resume:
         start_over(plan)

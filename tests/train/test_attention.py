@@ -109,14 +109,24 @@ def test_what_would_be_ignored_is_refused() -> None:
 
 
 def test_kernel_without_a_feature_refuses_it() -> None:
-    tensor, segments = torch.zeros(5, 2, 4), Segments.of([5])
-    with pytest.raises(ConfigError, match='"varlen": cannot compute attention with softcap'):
-        KERNELS["varlen"](tensor, tensor, tensor, segments, Scores(scale=1.0, softcap=30.0))
+    tensor = torch.zeros(1, 2, 5, 4)
+    strict, free = PackedAttention("varlen"), PackedAttention("varlen", strict=False)
+    with (
+        strict.over(Segments.of([5])),
+        pytest.raises(ConfigError, match=r'"varlen": cannot compute .* sinks and softcap'),
+    ):
+        strict(torch.nn.Identity(), tensor, tensor, tensor, softcap=30.0, s_aux=torch.zeros(2))
+    with free.over(Segments.of([5])):
+        free(torch.nn.Identity(), tensor, tensor, tensor, softcap=30.0)
+    assert free.backend == "sdpa", "and run.json says so"
 
 
 def test_backend_follows_the_device() -> None:
-    assert choose_backend("auto", CPU) == "sdpa"
-    assert choose_backend("auto", CUDA) in ("varlen", "flash_attention_2")
-    assert choose_backend("sdpa", CUDA) == "sdpa"
+    assert choose_backend("auto", CPU, half=True) == "sdpa"
+    assert choose_backend("auto", CUDA, half=False) == "sdpa"
+    assert choose_backend("auto", CUDA, half=True) in ("varlen", "flash_attention_2")
+    assert choose_backend("sdpa", CUDA, half=True) == "sdpa"
     with pytest.raises(MachineError, match='attn_implementation = "varlen": needs a CUDA device'):
-        choose_backend("varlen", CPU)
+        choose_backend("varlen", CPU, half=True)
+    with pytest.raises(ConfigError, match='attn_implementation = "varlen": computes in bf16 and fp16 only'):
+        choose_backend("varlen", CUDA, half=False)

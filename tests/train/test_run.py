@@ -22,6 +22,7 @@ from tests.train.reference import Trained
 from tests.train.runs import LLAMA, checkpoints, pipeline, rows, same, share, write_prep
 from train.loop import row
 from train.metrics import Row
+from train.model import build_model
 from train.plan import Plan
 from train.run import run
 
@@ -73,6 +74,22 @@ def test_bf16_follows_fp32(stage: int, tmp_path: Path, shards: Path, alone: Trai
     run(pipeline(folder, precision="bf16", deepspeed={"zero_stage": stage}, **SETTINGS))
     # bf16 keeps 8 bits of a number, so a loss of 3 to about 0.01.
     np.testing.assert_allclose([row["loss"] for row in rows(folder)], alone.losses, atol=0.02)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_bf16_starts_from_every_bit_of_the_weights(stage: int, tmp_path: Path, shards: Path) -> None:
+    folder = share(shards, tmp_path / "work")
+    settings = pipeline(
+        folder,
+        precision="bf16",
+        deepspeed={"zero_stage": stage},
+        max_steps=1,
+        scheduler={"warmup_steps": 1, "warmup_start_factor": 0},  # so that the step changes nothing
+    )
+    run(settings)
+    initial = build_model(settings, {"vocab_size": 48, "max_token_id": 47})
+    saved = dict(Checkpoint(checkpoints(folder)[-1]).tensors())
+    assert all(np.array_equal(saved[name], weight.detach().numpy()) for name, weight in initial.named_parameters())
 
 
 @pytest.mark.parametrize(
