@@ -9,8 +9,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pipelines.artifacts import make_directory, write_atomic
-from pipelines.errors import DataError
+from pipelines.artifacts import write_atomic
+from pipelines.errors import DataError, MachineError
 from pipelines.schema import Pipeline, Source
 from prep.inputs import Input, input_format
 from prep.scan import is_ignored, scan, unfit
@@ -27,6 +27,7 @@ def inputs_in_order(pipeline: Pipeline) -> list[Input]:
 
     Raises:
         DataError: if the file is missing or faulty, or does not list just the files that are on disk.
+        MachineError: if it cannot be written.
     """
     order = pipeline.prep.order
     found = files_on_disk(pipeline)
@@ -42,7 +43,12 @@ def inputs_in_order(pipeline: Pipeline) -> list[Input]:
 
 
 def write_order(pipeline: Pipeline) -> int:
-    """Write data_order.txt from the files on disk, in code point order; returns how many there are."""
+    """Write data_order.txt from the files on disk, in code point order; returns how many there are.
+
+    Raises:
+        DataError: if there is no input, or a name that a line cannot hold.
+        MachineError: if the file cannot be written.
+    """
     return len(_write(pipeline.prep.order.file, files_on_disk(pipeline)))
 
 
@@ -133,7 +139,7 @@ def _mismatch(pipeline: Pipeline, listed: Sequence[str], found: Mapping[str, Inp
     extra = [f"{file}: {_quoted(line)} is on disk, but not listed" for line in found if line not in known]
     yield from _some(missing)
     yield from _some(extra)
-    yield f"{file}: does not match the data; restore the files, or accept what is there with `packtrain order write`"
+    yield f"{file}: does not match the data; restore it, or accept what is there with `packtrain order write`"
 
 
 def _why_missing(pipeline: Pipeline, line: str) -> str:
@@ -154,8 +160,11 @@ def _why_missing(pipeline: Pipeline, line: str) -> str:
 
 def _write(file: Path, found: Mapping[str, Input]) -> list[str]:
     lines = sorted(found)
-    make_directory(file.parent)
-    write_atomic(file, "".join(f"{line}\n" for line in lines).encode("utf-8"))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, "".join(f"{line}\n" for line in lines).encode("utf-8"))
+    except OSError as error:
+        raise MachineError(f"{file}: cannot be written ({error.strerror}); set prep.order.file elsewhere") from error
     return lines
 
 
