@@ -2,9 +2,9 @@
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from pipelines.artifacts import FileRecord, Manifest
 from pipelines.errors import CheckError
@@ -14,6 +14,8 @@ from prep.order import files_on_disk, line_of, read_order
 
 CONTEXT = 3
 """Unchanged lines shown around a change."""
+SHOWN = 1000
+"""Lines shown of the diff, and of each kind of change; the rest are counted."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,21 @@ def report(difference: Difference, file: str, listed: Sequence[str]) -> Iterator
     if difference.added or difference.removed:
         yield f"--- {file}"
         yield "+++ files on disk"
-        yield from _unified(listed, difference.added, set(difference.removed))
-    yield from (f"moved: {old} -> {new}" for old, new in difference.moved.items())
-    yield from (f"changed: {line}: {what}" for line, what in difference.changed.items())
-    yield from (f"reordered: {line}" for line in difference.reordered)
+        yield from _some(_unified(listed, difference.added, set(difference.removed)))
+    yield from _some(f"moved: {old} -> {new}" for old, new in difference.moved.items())
+    yield from _some(f"changed: {line}: {what}" for line, what in difference.changed.items())
+    yield from _some(f"reordered: {line}" for line in difference.reordered)
     if difference.added or difference.removed:
         yield "restore the files, or accept what is on disk with `packtrain order write`"
     if difference.changed or difference.reordered:
         yield "restore what prep read, or run `packtrain prep` to read what is there"
+
+
+def _some(lines: Iterable[str]) -> Iterator[str]:
+    lines = iter(lines)
+    yield from islice(lines, SHOWN)
+    if more := sum(1 for _ in lines):
+        yield f"... and {more:,} more lines"
 
 
 def _read_by_prep(pipeline: Pipeline) -> dict[str, FileRecord]:
