@@ -6,7 +6,7 @@ equally full packs in one step. A plan takes some thousand steps, however many s
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any, NamedTuple
 
@@ -52,9 +52,61 @@ def best_fit(lengths: Int32, bounds: Int64, capacity: int) -> tuple[Int32, Int32
             f"samples have {lengths.min()}..{lengths.max()} tokens, but a pack takes 1..{capacity} without a cut"
         )
     pack_of, segments, longest = np.empty((3, lengths.size), np.int32)
+    count = np.zeros(capacity + 1, np.int64)
     space = _Space.of(capacity, largest_group=int(np.diff(bounds).max(initial=0)))
-    packs, bound = _best_fit(lengths, bounds, capacity, space, pack_of, segments, longest)
-    return pack_of, segments[:packs], longest[:packs], int(bound)
+    packs = bound = 0
+    for first, end in pairwise(bounds.tolist()):
+        _count(lengths[first:end], count)
+        distinct = np.flatnonzero(count)[::-1].copy()
+        fewest = lower_bound(distinct, count[distinct], capacity)
+        steps = _best_plan(distinct, count, capacity, fewest, space)
+        steps[:, PACK] += packs
+        opened = _carry_out(steps, lengths[first:end], space.places, pack_of[first:end], segments, longest[packs:])
+        longest[packs : packs + opened] += first
+        count[distinct] = 0
+        packs += opened
+        bound += fewest
+    return pack_of, segments[:packs], longest[:packs], bound
+
+
+def lower_bound(lengths: Int64, count: Int64, capacity: int) -> int:
+    """Packs that samples need at least, however they are packed.
+
+    Martello and Toth's L2: for any cut-off, samples above capacity - cut-off stand alone, those above capacity / 2
+    take a pack each, and those from the cut-off to capacity / 2 can at best fill what these leave.
+
+    Args:
+        lengths: int64[lengths], falling.
+        count: int64[lengths], samples of each.
+    """
+    tokens = lengths * count
+    over_half = int(np.count_nonzero(2 * lengths > capacity))
+    halves = count[:over_half].sum()
+    left = (capacity - lengths[:over_half]) * count[:over_half]
+    cutoffs = lengths[over_half:]
+    alone = np.searchsorted(-lengths[:over_half], cutoffs - capacity)
+    room = left.sum() - np.append(0, np.cumsum(left))[alone]
+    bounds = halves - (room - np.cumsum(tokens[over_half:])) // capacity
+    return int(max(halves, -(-tokens.sum() // capacity), bounds.max(initial=0)))
+
+
+def _best_plan(distinct: Int64, count: Int64, capacity: int, fewest: int, space: "_Space") -> Int32:
+    """The steps of the best plan: int32[steps, 6], see below."""
+    parts = (capacity * part // THRESHOLDS for part in range(1, THRESHOLDS // 2 + 1))
+    best_threshold = threshold = 0
+    best, done = _plan(distinct, count, capacity, threshold, space)
+    for following, slack in chain([(capacity, 0)], ((part, fewest // SLACK) for part in parts)):
+        if best <= fewest + slack:
+            break
+        if following >= distinct[-1]:
+            threshold = following
+            packs, done = _plan(distinct, count, capacity, threshold, space)
+            if packs < best:
+                best, best_threshold = packs, threshold
+    if threshold != best_threshold:
+        _, done = _plan(distinct, count, capacity, best_threshold, space)
+    steps: Int32 = space.steps[:done]
+    return steps
 
 
 LENGTH, PACK, PACKS, EACH, OPENS, NEXT = range(6)
@@ -63,16 +115,12 @@ whether they are the packs' first; and the next step with the same length."""
 
 
 class _Space(NamedTuple):
-    """What the kernels work on. A plan leaves it as it was, but for `distinct`, `runs` and `steps`."""
+    """What the kernels work on. Each leaves it as it was, but for `runs` and `steps`."""
 
-    count: Any
-    """int64[capacity + 1] samples of each length in the group."""
-    distinct: Any
-    """int64[capacity] the lengths that occur, longest first."""
     left: Any
     """int64[capacity + 1] samples of each length not yet in a pack."""
     unpacked: Any
-    """The lengths that are left, as a set; see `_mark`."""
+    """The lengths that are left, as a set; see `_add`."""
     gaps: Any
     """The amounts of room that some open pack has, as a set."""
     first_run: Any
@@ -83,7 +131,7 @@ class _Space(NamedTuple):
     """int32[runs, 3] first pack, packs, next run in the queue."""
     steps: Any
     """int32[steps, 6], see above."""
-    now: Any
+    places: Any
     """int32[capacity + 1, 4] where the next sample of each length goes: the pack, or ~pack if as its first; samples
     still to go into it; packs still to get some; the step that says so, -1 where there is none."""
 
@@ -91,8 +139,6 @@ class _Space(NamedTuple):
     def of(cls, capacity: int, *, largest_group: int) -> "_Space":
         leaves = 1 << capacity.bit_length()
         return cls(
-            count=np.zeros(capacity + 1, np.int64),
-            distinct=np.empty(capacity, np.int64),
             left=np.zeros(capacity + 1, np.int64),
             unpacked=np.zeros(2 * leaves, np.uint8),
             gaps=np.zeros(2 * leaves, np.uint8),
@@ -100,7 +146,7 @@ class _Space(NamedTuple):
             last_run=np.empty(capacity + 1, np.int32),
             runs=_reserve(largest_group, 3),
             steps=_reserve(largest_group, 6),
-            now=np.full((capacity + 1, 4), -1, np.int32),
+            places=np.full((capacity + 1, 4), -1, np.int32),
         )
 
 
@@ -111,102 +157,20 @@ def _reserve(rows: int, columns: int) -> Int32:
 
 
 @njit(cache=True)
-def _best_fit(
-    lengths: Int32, bounds: Int64, capacity: int, space: _Space, pack_of: Int32, segments: Int32, longest: Int32
-) -> tuple[int, int]:
-    packs = bound = 0
-    for group in range(bounds.size - 1):
-        first, end = bounds[group], bounds[group + 1]
-        kinds = _histogram(lengths, first, end, space)
-        fewest = _lower_bound(kinds, capacity, space)
-        best, done = _best_plan(kinds, capacity, fewest, space)
-        for step in range(done):
-            space.steps[step, PACK] += packs
-            pack, many, each = space.steps[step, PACK], space.steps[step, PACKS], space.steps[step, EACH]
-            keep = 1 - space.steps[step, OPENS]
-            for i in range(pack, pack + many):
-                segments[i] = keep * segments[i] + each
-        _carry_out(done, lengths, first, end, space, pack_of, longest[packs:])
-        for kind in range(kinds):
-            space.count[space.distinct[kind]] = 0
-        packs += best
-        bound += fewest
-    return packs, bound
+def _count(lengths: Int32, count: Int64) -> None:
+    for sample in range(lengths.size):
+        count[np.uintp(lengths[sample])] += 1  # unsigned indices spare the check for negative ones
 
 
 @njit(cache=True)
-def _histogram(lengths: Int32, first: int, end: int, space: _Space) -> int:
-    # Counts the samples of each length and lists the lengths, longest first; returns how many there are.
-    count = space.count
-    kinds = 0
-    for sample in range(first, end):
-        length = ZERO + lengths[sample]
-        if count[length] == 0:
-            _add(space.unpacked, length)
-            kinds += 1
-        count[length] += 1
-    length = count.size - 1
-    for kind in range(kinds):
-        length = _at_most(space.unpacked, length)
-        space.distinct[kind] = length
-        _remove(space.unpacked, length)
-    return kinds
-
-
-@njit(cache=True)
-def _lower_bound(kinds: int, capacity: int, space: _Space) -> int:
-    # Martello and Toth's L2: for any cut-off, samples above capacity - cut-off stand alone, those above capacity / 2
-    # take a pack each, and those from the cut-off to capacity / 2 can at best fill what these leave.
-    count, distinct = space.count, space.distinct
-    total = halves = half_kinds = 0  # of samples above half
-    for kind in range(kinds):
-        length = distinct[kind]
-        total += length * count[length]
-        if 2 * length > capacity:
-            halves += count[length]
-            half_kinds += 1
-    best = max(halves, -(-total // capacity))
-    alone = half_kinds
-    tokens = room = 0  # of samples from the cut-off to half; beside those above half that do not stand alone
-    for kind in range(half_kinds, kinds):
-        cutoff = distinct[kind]
-        tokens += cutoff * count[cutoff]
-        while alone > 0 and distinct[alone - 1] <= capacity - cutoff:
-            alone -= 1
-            room += (capacity - distinct[alone]) * count[distinct[alone]]
-        best = max(best, halves - (room - tokens) // capacity)
-    return best
-
-
-@njit(cache=True)
-def _best_plan(kinds: int, capacity: int, fewest: int, space: _Space) -> tuple[int, int]:
-    # The packs and the steps of the best plan; the steps are in space.
-    best_threshold = threshold = ZERO
-    best, done = _plan(kinds, capacity, threshold, space)
-    for part in range(THRESHOLDS // 2 + 1):
-        if best - fewest <= (fewest // SLACK if part > 0 else 0):
-            break
-        following = capacity * part // THRESHOLDS if part > 0 else capacity
-        if following >= space.distinct[kinds - 1]:
-            threshold = following
-            packs, done = _plan(kinds, capacity, threshold, space)
-            if packs < best:
-                best, best_threshold = packs, threshold
-    if threshold != best_threshold:
-        best, done = _plan(kinds, capacity, best_threshold, space)
-    return best, done
-
-
-@njit(cache=True)
-def _plan(kinds: int, capacity: int, threshold: int, space: _Space) -> tuple[int, int]:
-    # The packs and the steps. A length that has become a gap's exact size, or none, keeps its place in no set.
-    count, distinct, left, unpacked, gaps, first_run, last_run, runs, steps, _ = space
-    for kind in range(kinds):
-        left[distinct[kind]] = count[distinct[kind]]
-        _add(unpacked, distinct[kind])
+def _plan(distinct: Int64, count: Int64, capacity: int, threshold: int, space: _Space) -> tuple[int, int]:
+    # The packs and the steps that fill them.
+    left, unpacked, gaps, first_run, last_run, runs, steps, _ = space
+    for length in distinct:
+        left[length] = count[length]
+        _add(unpacked, length)
     packs = done = made = ZERO
-    for kind in range(kinds):
-        length = distinct[kind]
+    for length in distinct:
         while left[length] > 0:
             room = _at_least(gaps, length)
             if room < 0 and length <= threshold:
@@ -299,20 +263,23 @@ def _fill(length: int, capacity: int, pack: int, done: int, space: _Space) -> tu
 
 
 @njit(cache=True)
-def _carry_out(done: int, lengths: Int32, first: int, end: int, space: _Space, pack_of: Int32, longest: Int32) -> None:
-    # Hands the places out to the samples in their order; unsigned indices spare the check for negative ones.
-    steps, now, last = space.steps, space.now, space.last_run
-    for step in range(done):
+def _carry_out(steps: Int32, lengths: Int32, places: Int32, pack_of: Int32, segments: Int32, longest: Int32) -> int:
+    # Hands the steps' places out to the samples in their order.
+    last = np.empty(places.shape[0], np.int32)
+    for step in range(steps.shape[0]):
         length = steps[step, LENGTH]
         steps[step, NEXT] = -1
-        if now[length, 3] < 0:
-            _begin(step, steps, now[length])
+        if places[length, 3] < 0:
+            _begin(step, steps, places[length])
         else:
             steps[last[length], NEXT] = step
         last[length] = step
+        each, keep = steps[step, EACH], 1 - steps[step, OPENS]
+        for pack in range(steps[step, PACK], steps[step, PACK] + steps[step, PACKS]):
+            segments[pack] = keep * segments[pack] + each
     opened = 0
-    for sample in range(first, end):
-        place = now[np.uintp(lengths[sample])]
+    for sample in range(lengths.size):
+        place = places[np.uintp(lengths[sample])]
         pack = place[0]
         if pack < 0:
             pack = ~pack
@@ -328,7 +295,8 @@ def _carry_out(done: int, lengths: Int32, first: int, end: int, space: _Space, p
             place[1] = steps[at_work, EACH]
             place[2] -= 1
         else:
-            _begin(steps[np.uintp(place[3]), NEXT], steps, place)
+            _begin(ZERO + steps[np.uintp(place[3]), NEXT], steps, place)
+    return opened
 
 
 @njit(cache=True)
@@ -341,11 +309,9 @@ def _begin(step: int, steps: Int32, place: Int32) -> None:
         place[2] = steps[step, PACKS]
 
 
-# A set of integers is a binary tree in an array: a node is 1 where some leaf below it is in the set.
-
-
 @njit(cache=True)
 def _add(tree: Bits, leaf: int) -> None:
+    # A set of integers is a binary tree in an array: a node is 1 where some leaf below it is in the set.
     node = leaf + tree.size // 2
     while node > 0 and tree[node] == 0:
         tree[node] = 1
