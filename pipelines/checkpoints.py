@@ -9,6 +9,7 @@ A checkpoint is a directory `step-00000500` that appears by rename:
 
 Facts of the manifest:
 
+    run            identity of the training run: settings and data; the manifest's own identity is that of the bytes
     parameters     name -> shape of every trained tensor, each tied tensor once
     tied           other name -> name in `parameters`
     buffers        name -> shape of every persistent buffer (kind `buffer`, float32 or int64)
@@ -17,7 +18,7 @@ Facts of the manifest:
     scaler         the dynamic loss scaler's state, for fp16
     step, total_steps, epoch, packs_consumed      where the run is
     loss           {"first": mean loss of the first step, "last": of this one}
-    settings       what the identity is made of, so that a difference can be named
+    settings       what the run's identity is made of, so that a difference can be named
     layout         {"world_size", "zero_stage", "precision"} of the run that wrote it; any other can read it
     versions       of the libraries that computed it
 

@@ -18,6 +18,7 @@ from pipelines.artifacts import (
     Json,
     Manifest,
     commit_directory,
+    identity,
     make_directory,
     sync_directory,
     sync_file,
@@ -71,6 +72,9 @@ def load_newest(engine: Engine, plan: Plan) -> Checkpoint | None:
     Raises:
         CheckError: if there are checkpoints and all of them are damaged.
     """
+    if dist.get_rank() == 0:
+        for partial in plan.checkpoints.glob(".step-*.partial"):  # of a run killed while saving
+            shutil.rmtree(partial)
     candidates = plan.own_checkpoints()
     for folder in reversed(candidates):
         damage = _agree(lambda folder=folder: _verify_share(folder))  # type: ignore[misc]  # a default binds the loop's
@@ -172,6 +176,7 @@ def _manifest(
     kinds, scalars = kinds_and_scalars(engine)
     consumed = step * plan.train.global_batch_size
     facts = {
+        "run": plan.identity,
         "parameters": {name: list(shape) for name, shape in shapes(engine.model).items()},
         "tied": tied(engine.model),
         "buffers": {name: list(buffer.shape) for name, buffer in buffers(engine.model).items()},
@@ -188,7 +193,9 @@ def _manifest(
         "versions": {name: version(name) for name in LIBRARIES},
     }
     files = sorted(records, key=lambda record: record.path)
-    return Manifest("checkpoint", FORMAT_VERSION, plan.identity, {"prep": plan.prep.identity}, files, facts)
+    # Of its bytes, not only of what they were computed from: GPU kernels need not repeat themselves.
+    mine = identity("checkpoint", plan.identity, step, [record.sha256 for record in files])
+    return Manifest("checkpoint", FORMAT_VERSION, mine, {"prep": plan.prep.identity}, files, facts)
 
 
 def _remove_old(plan: Plan) -> None:

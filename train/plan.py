@@ -90,7 +90,7 @@ class Plan:
                 log.warning("%s", error)
                 continue
             assert manifest is not None
-            if manifest.identity != self.identity:
+            if manifest.facts.get("run") != self.identity:
                 raise ConfigError(
                     f"{folder}: from a run with other settings ({self._difference(manifest)}); "
                     "train with --no-resume to start over, or under another run.name"

@@ -25,7 +25,9 @@ def checkpoint(plan: Plan, step: int) -> Path:
     folder = step_folder(plan.checkpoints, step)
     folder.mkdir(parents=True)
     facts = {"step": step, "settings": plan.settings}
-    Manifest("checkpoint", FORMAT_VERSION, plan.identity, {"prep": plan.prep.identity}, [], facts).write(folder)
+    Manifest(
+        "checkpoint", FORMAT_VERSION, "c", {"prep": plan.prep.identity}, [], {"run": plan.identity, **facts}
+    ).write(folder)
     return folder
 
 

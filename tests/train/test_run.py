@@ -20,6 +20,7 @@ from pipelines.errors import BusyError, CheckError, ConfigError, DataError, Inte
 from tests.train.conftest import SETTINGS, STEPS
 from tests.train.reference import Trained
 from tests.train.runs import LLAMA, checkpoints, pipeline, rows, same, share, write_prep
+from tests.train.test_audit import TRAINED
 from train.loop import row
 from train.metrics import Row
 from train.model import build_model
@@ -103,6 +104,7 @@ def test_bf16_starts_from_every_bit_of_the_weights(stage: int, tmp_path: Path, s
         {"deepspeed": {"zero_stage": 2}, "precision": "bf16"},
         {"deepspeed": {"zero_stage": 3}, "precision": "bf16"},
         {"deepspeed": {"zero_stage": 2}, "precision": "fp16"},  # the loss scale goes on, too
+        {"deepspeed": {"zero_stage": 3}, "model": {"scratch": {**LLAMA, "tie_word_embeddings": False}}},
         {"model": {"scratch": GPT2_WITH_DROPOUT}},
     ],
     ids=str,
@@ -155,6 +157,7 @@ def test_killed_run_continues_as_if_it_had_not_been(where: str, tmp_path: Path, 
     run(pipeline(whole, **SETTINGS))
     run(pipeline(killed, **SETTINGS))
     assert same(killed, whole)
+    assert not list((killed / "tiny/train/checkpoints").glob(".*")), "what was half written is gone"
 
 
 def test_signal_lets_the_step_finish_and_saves(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +250,15 @@ def test_checkpoint_has_what_the_exporter_needs(tmp_path: Path, shards: Path) ->
     assert {key: config[key] for key in LLAMA} == LLAMA
     assert "packtrain" not in json.dumps(config)
     assert (checkpoint.folder / "tokenizer/tokenizer.json").is_file()
+
+
+def test_buffers_that_are_weights_are_saved(tmp_path: Path, shards: Path) -> None:
+    folder = share(shards, tmp_path / "work")
+    run(pipeline(folder, model={"scratch": {**TRAINED["deepseek_v3"], "model_type": "deepseek_v3"}}, max_steps=1))
+    saved = dict(Checkpoint(checkpoints(folder)[-1]).buffers())
+    assert [(name, values.shape) for name, values in saved.items()] == [
+        ("model.layers.1.mlp.gate.e_score_correction_bias", (4,))
+    ]
 
 
 def test_metrics_have_every_key(tmp_path: Path, shards: Path) -> None:
