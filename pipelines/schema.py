@@ -85,8 +85,10 @@ def _local_path(value: object, info: ValidationInfo) -> object:
         return value
     if str(value).startswith("~"):
         raise ValueError("~ is not expanded here; write ${env:HOME} instead")
-    base = info.context["base"] if info.context else Path()
-    return Path(base) / value
+    base = Path(info.context["base"] if info.context else "").resolve()
+    # The TOML's folder is resolved and the rest is taken as written: a linked data file keeps its own name.
+    path = Path(os.path.normpath(base / value))
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _pattern(value: str) -> str:
@@ -339,9 +341,10 @@ class PackTable(Table):
 
     capacity: PositiveInt = Field(le=_MOST_TOKENS, examples=[32_768])
     """Tokens per pack, and so the longest context the trainer sees."""
-    strategy: Literal["best_fit", "in_order", "concat_split", "none"] = "best_fit"
-    """best_fit cuts no sample and fills best; in_order cuts none and keeps packs as mixed as the samples; concat_split
-    cuts the stream every `capacity` tokens; none is one sample a pack."""
+    strategy: Literal["in_order", "best_fit", "concat_split", "none"] = "in_order"
+    """in_order puts each sample in turn where it fits best, so packs are as mixed as the samples; best_fit plans by
+    length, which fills better still but gathers equally long samples; concat_split cuts the stream every `capacity`
+    tokens; none is one sample a pack."""
     scope: Literal["source", "file", "window", "global"] = "source"
     """Which samples may share a pack. With source or file, adding one leaves the packs of the others unchanged."""
     window: PositiveInt = 65_536
@@ -351,8 +354,8 @@ class PackTable(Table):
 
     @model_validator(mode="after")
     def _no_key_without_effect(self) -> Self:
-        if self.scope == "window" and self.strategy != "best_fit":
-            raise fault(f'is for strategy = "best_fit"; use "global" with "{self.strategy}"', "scope")
+        if self.scope == "window" and self.strategy not in ("in_order", "best_fit"):
+            raise fault(f'is for strategy = "in_order" or "best_fit"; use "global" with "{self.strategy}"', "scope")
         if self.scope != "window" and "window" in self.model_fields_set:
             raise fault(f'has no effect with scope = "{self.scope}"; set scope = "window" or remove it', "window")
         if self.drop_last and self.strategy != "concat_split":

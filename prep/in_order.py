@@ -53,7 +53,7 @@ def _in_order(lengths: Int32, bounds: Int64, capacity: int, pack_of: Int32, open
     packs = 0
     for group in range(bounds.size - 1):
         for sample in range(bounds[group], bounds[group + 1]):
-            length = np.int64(lengths[sample])
+            length = int(lengths[sample])
             room = _next_bit(words, length)
             if room < 0:
                 room = capacity
@@ -61,7 +61,7 @@ def _in_order(lengths: Int32, bounds: Int64, capacity: int, pack_of: Int32, open
                 opens[packs] = sample
                 packs += 1
             else:
-                chosen = np.int64(top[room])
+                chosen = int(top[room])
                 top[room] = under[chosen]
                 if top[room] < 0:
                     words[room >> 6] &= ~(np.uint64(1) << np.uint64(room & 63))

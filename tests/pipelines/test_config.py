@@ -101,7 +101,7 @@ strategy = "bestfit"
         "x.toml:9:7: prep.pack.capacity: missing; add capacity = 32_768: "
         "Tokens per pack, and so the longest context the trainer sees.",
         "x.toml:10:1: prep.pack.capasity: unknown key, did you mean 'capacity'?",
-        'x.toml:11:1: prep.pack.strategy = "bestfit": expected "best_fit", "concat_split" or "none"',
+        'x.toml:11:1: prep.pack.strategy = "bestfit": expected "in_order", "best_fit", "concat_split" or "none"',
     ]
 
 
@@ -293,16 +293,16 @@ ADDITIONS = [  # text behind BASE, and the complaint about it, with lines counte
     ('drop_last = "no"', '1:1: prep.pack.drop_last = "no": expected true or false, found text; write false'),
     (
         "strategy = true",
-        '1:1: prep.pack.strategy = true: expected "best_fit", "concat_split" or "none", found true or false',
+        '1:1: prep.pack.strategy = true: expected "in_order", "best_fit", "concat_split" or "none", found true or false',
     ),
     (
         'scope = "window"\nstrategy = "none"',
-        '1:1: prep.pack.scope = "window": is for strategy = "best_fit"; use "global" with "none"',
+        '1:1: prep.pack.scope = "window": is for strategy = "in_order" or "best_fit"; use "global" with "none"',
     ),
     ("window = 9", '1:1: prep.pack.window = 9: has no effect with scope = "source"; set scope = "window" or remove it'),
     (
         "drop_last = true",
-        '1:1: prep.pack.drop_last = true: is for strategy = "concat_split", not "best_fit"; remove it',
+        '1:1: prep.pack.drop_last = true: is for strategy = "concat_split", not "in_order"; remove it',
     ),
     (
         '[[prep.source]]\nname = "chat"\npath = "b"',
@@ -536,7 +536,7 @@ def test_paths_of_a_parent_begin_at_the_parent(tmp_path: Path, monkeypatch: pyte
     write(tmp_path / "common" / "b.toml", 'extends = ["deep/a.toml"]\ntokenizer.name_or_path = "tok"\n')
     text = BASE.replace('tokenizer.name_or_path = "tok"\n', "")
     pipeline = read(tmp_path, 'extends = ["common/b.toml"]\nexport.eval.file = "${env:ELSEWHERE}/x"\n' + text)
-    assert pipeline.run.work_dir == tmp_path / "common" / "deep" / ".." / "out"
+    assert pipeline.run.work_dir == tmp_path / "common" / "out"
     assert pipeline.tokenizer.name_or_path == tmp_path / "common" / "tok"
     assert pipeline.prep.source[0].path == tmp_path / "chat.jsonl"
     assert pipeline.export.eval is not None

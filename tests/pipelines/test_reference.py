@@ -65,7 +65,7 @@ def test_the_json_schema_spells_limits_and_choices() -> None:
     assert pack["additionalProperties"] is False
     assert pack["required"] == ["capacity"]
     assert pack["properties"]["capacity"]["exclusiveMinimum"] == 0
-    assert pack["properties"]["strategy"]["enum"] == ["best_fit", "concat_split", "none"]
+    assert pack["properties"]["strategy"]["enum"] == ["in_order", "best_fit", "concat_split", "none"]
     train = tables["train"]["properties"]
     assert train["nproc_per_node"]["anyOf"] == [{"enum": ["auto"]}, {"type": "integer", "exclusiveMinimum": 0}]
     betas = train["optimizer"]["properties"]["betas"]
