@@ -8,6 +8,7 @@ import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pipelines.artifacts import write_atomic
 from pipelines.errors import DataError, MachineError
@@ -39,7 +40,7 @@ def inputs_in_order(pipeline: Pipeline) -> list[Input]:
         listed = read_order(order.file, pipeline.prep.source)
         if len(listed) != len(found) or found.keys() != set(listed):
             raise DataError("\n".join(_mismatch(pipeline, listed, found)))
-    return sorted((found[line] for line in listed), key=lambda one: one.source)
+    return [input_of(pipeline, found[line]) for line in sorted(listed, key=lambda line: found[line].source)]
 
 
 def write_order(pipeline: Pipeline) -> int:
@@ -52,11 +53,21 @@ def write_order(pipeline: Pipeline) -> int:
     return len(_write(pipeline.prep.order.file, files_on_disk(pipeline)))
 
 
-def files_on_disk(pipeline: Pipeline) -> dict[str, Input]:
+class OnDisk(NamedTuple):
+    """An input file that is there."""
+
+    source: int
+    """Index of its source in the TOML."""
+    path: str
+    """POSIX path below the source's folder."""
+    where: str
+
+
+def files_on_disk(pipeline: Pipeline) -> dict[str, OnDisk]:
     """Every input file by its line of data_order.txt, source by source and in code point order."""
     sources = pipeline.prep.source
     return {
-        line_of(sources, index, path): Input(index, source.name, path, where, input_format(source, where), source.map)
+        line_of(sources, index, path): OnDisk(index, path, where)
         for index, source in enumerate(sources)
         for path, where in scan(source, follow_symlinks=pipeline.prep.order.follow_symlinks)
     }
@@ -128,7 +139,7 @@ def _finding(line: str, names: set[str]) -> str:
 _ODD = frozenset(("", ".", ".."))
 
 
-def _mismatch(pipeline: Pipeline, listed: Sequence[str], found: Mapping[str, Input]) -> Iterator[str]:
+def _mismatch(pipeline: Pipeline, listed: Sequence[str], found: Mapping[str, OnDisk]) -> Iterator[str]:
     file = pipeline.prep.order.file
     known = set(listed)
     missing = [
@@ -158,7 +169,13 @@ def _why_missing(pipeline: Pipeline, line: str) -> str:
     return f"[[prep.source]] {name!r} does not take it; see its files and format"
 
 
-def _write(file: Path, found: Mapping[str, Input]) -> list[str]:
+def input_of(pipeline: Pipeline, one: OnDisk) -> Input:
+    """The file with all that reading it needs."""
+    source, where = pipeline.prep.source[one.source], Path(one.where)
+    return Input(one.source, source.name, one.path, where, input_format(source, where), source.map)
+
+
+def _write(file: Path, found: Mapping[str, OnDisk]) -> list[str]:
     lines = sorted(found)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,12 +5,13 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
+from pathlib import Path
 
 from pipelines.artifacts import FileRecord, Manifest
 from pipelines.errors import CheckError
 from pipelines.schema import Pipeline
-from prep.inputs import Input, digest
-from prep.order import files_on_disk, line_of, read_order
+from prep.inputs import digest
+from prep.order import OnDisk, files_on_disk, input_of, line_of, read_order
 
 CONTEXT = 3
 """Unchanged lines shown around a change."""
@@ -59,14 +60,14 @@ def check_order(pipeline: Pipeline, *, quick: bool = False) -> int:
     return len(listed)
 
 
-def compare(pipeline: Pipeline, listed: Sequence[str], found: Mapping[str, Input], *, quick: bool) -> Difference:
+def compare(pipeline: Pipeline, listed: Sequence[str], found: Mapping[str, OnDisk], *, quick: bool) -> Difference:
     """What `check_order` reports. Sizes, digests and places are compared where prep has finished."""
     known = set(listed)
     added = [line for line in found if line not in known]
     removed = [line for line in listed if line not in found]
     before = _read_by_prep(pipeline)
     kept = [line for line in listed if line in before and line in found]
-    size = {line: found[line].where.stat().st_size for line in (*kept, *added)}
+    size = {line: Path(found[line].where).stat().st_size for line in (*kept, *added)}
     changed = {
         line: f"{size[line]:,} bytes, prep read {before[line].size:,}"
         for line in kept
@@ -78,7 +79,7 @@ def compare(pipeline: Pipeline, listed: Sequence[str], found: Mapping[str, Input
         sizes = {before[line].size for line in gone.values()}
         same_size = [line for line in kept if line not in changed]
         perhaps_moved = [line for line in added if size[line] in sizes]
-        sha256 = _digests({line: found[line] for line in (*same_size, *perhaps_moved)}, pipeline)
+        sha256 = _digests([*same_size, *perhaps_moved], found, pipeline)
         changed |= {line: "not the content prep read" for line in same_size if sha256[line] != before[line].sha256}
         moved = {gone[sha256[line]]: line for line in perhaps_moved if sha256[line] in gone}
     return Difference(added, removed, moved, changed, _reordered(kept, before, found))
@@ -123,13 +124,13 @@ def _read_by_prep(pipeline: Pipeline) -> dict[str, FileRecord]:
     }
 
 
-def _digests(files: Mapping[str, Input], pipeline: Pipeline) -> dict[str, str]:
+def _digests(lines: Sequence[str], found: Mapping[str, OnDisk], pipeline: Pipeline) -> dict[str, str]:
     workers = pipeline.prep.workers or len(os.sched_getaffinity(0))
-    read = digest(list(files.values()), workers=workers, known={})
-    return {line: one.sha256 for line, one in zip(files, read, strict=True)}
+    read = digest([input_of(pipeline, found[line]) for line in lines], workers=workers, known={})
+    return {line: one.sha256 for line, one in zip(lines, read, strict=True)}
 
 
-def _reordered(kept: Sequence[str], before: Mapping[str, FileRecord], found: Mapping[str, Input]) -> list[str]:
+def _reordered(kept: Sequence[str], before: Mapping[str, FileRecord], found: Mapping[str, OnDisk]) -> list[str]:
     """Of the lines in both orders, those outside a longest part that is in the same order, source by source."""
     place = {line: number for number, line in enumerate(before)}
     by_source: dict[int, list[str]] = {}

@@ -200,7 +200,7 @@ def test_a_source_that_begins_like_another_is_not_mistaken_for_it(tmp_path: Path
 def test_a_file_that_tells_no_format_asks_for_one(tmp_path: Path) -> None:
     make(tmp_path / "chat", "a.data")
     message = "its ending does not tell the format; set format in [[prep.source]] 'chat'"
-    assert refusal(pipeline(tmp_path, {"name": "chat", "files": ["*"]})) == [f"chat/a.data: {message}"]
+    assert refusal(pipeline(tmp_path, {"name": "chat", "files": ["*"]}, mode="scan")) == [f"chat/a.data: {message}"]
 
 
 def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
