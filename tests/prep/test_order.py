@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,34 @@ def test_a_missing_file_is_refused_written_or_not_needed(tmp_path: Path) -> None
     assert not (tmp_path / "data_order.txt").exists()
     assert paths(pipeline(tmp_path, mode="write")) == ["a.bin", "b.bin"]
     assert (tmp_path / "data_order.txt").read_bytes() == b"a.bin\nb.bin\n"
+
+
+def test_neither_locale_nor_hash_seed_nor_terminal_changes_a_byte(tmp_path: Path) -> None:
+    make(tmp_path / "chat", "b.bin", "A.bin", "é.bin", "e.bin", "日本/1.bin", "Z/1.bin")
+    make(tmp_path / "code", "x.bin")
+    file = tmp_path / "x.toml"
+    file.write_text(
+        'schema_version = 1\nrun.name = "r"\nmodel.scratch = { model_type = "llama" }\ntokenizer.name_or_path = "tok"\n'
+        '[[prep.source]]\nname = "code"\npath = "code"\n[[prep.source]]\nname = "chat"\npath = "chat"\n'
+        "[prep.pack]\ncapacity = 8\n"
+    )
+    written = set()
+    for number, locale in enumerate(["C", "POSIX", "C.UTF-8"]):
+        environment = {**os.environ, "LC_ALL": locale, "LANG": locale, "PYTHONHASHSEED": str(number)}
+        command = [sys.executable, "-m", "pipelines", "order", "write", str(file)]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        written.add((tmp_path / "data_order.txt").read_bytes())
+    lines = [
+        "chat/A.bin",
+        "chat/Z/1.bin",
+        "chat/b.bin",
+        "chat/e.bin",
+        "chat/é.bin",
+        "chat/日本/1.bin",
+        "code/x.bin",
+        "",
+    ]
+    assert written == {"\n".join(lines).encode()}
 
 
 def test_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
