@@ -130,7 +130,7 @@ def summary(facts: Mapping[str, Any]) -> str:
 def _settings(pipeline: Pipeline) -> Json:
     """Every key that prep's bytes depend on, as the file and its defaults say; no path, no worker count."""
     prep = pipeline.prep.model_dump(exclude={"workers", "source", "order"})
-    order = pipeline.prep.order.model_dump(exclude={"file", "mode"})
+    order = pipeline.prep.order.model_dump(exclude={"file", "mode", "follow_symlinks"})
     sources = [source.model_dump(exclude={"path", "files", "format"}) for source in pipeline.prep.source]
     return {
         "seed": pipeline.run.seed,
