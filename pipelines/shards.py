@@ -197,27 +197,30 @@ class _Shard:
     def __init__(self, folder: Path, record: FileRecord, *, packs: int) -> None:
         self._path = folder / record.path
         self._columns = _columns(self._path)
-        found = self._path.stat().st_size, self._columns[0][0].size - 1
-        if found != (record.size, packs):
-            finding = "{} bytes and {} packs".format(*found)
-            raise _damaged(self._path, f"{finding}, the manifest says {record.size} and {packs}")
+        size, (_, _, (_, boundaries), *origin) = self._path.stat().st_size, self._columns
+        rows = self._columns[0][0].size - 1
+        if (size, rows) != (record.size, packs):
+            finding = f"{size} bytes and {rows} packs, the manifest says {record.size} and {packs}"
+            raise _damaged(self._path, finding)
+        if any(values.size != boundaries.size - rows for _, values in origin):
+            raise _damaged(self._path, "its columns do not belong together")
 
     def __getitem__(self, row: int) -> Pack:
-        tokens, bits, cu_seqlens, *origin = (
-            values[offsets[row] : offsets[row + 1]] for offsets, values in self._columns
-        )
-        segments = cu_seqlens.size - 1
+        (token_ends, tokens), (mask_ends, masks), (ends, boundaries), (_, file), (_, record), (_, start) = self._columns
+        tokens = tokens[token_ends[row] : token_ends[row + 1]]
+        mask = masks[mask_ends[row] : mask_ends[row + 1]]
+        cu_seqlens = boundaries[ends[row] : ends[row + 1]]
         if not (
-            bits.size == (tokens.size + 7) // 8
-            and all(column.size == segments for column in origin)
-            and segments > 0
+            cu_seqlens.size > 1
             and cu_seqlens[0] == 0
             and cu_seqlens[-1] == tokens.size
-            and bool((cu_seqlens[1:] > cu_seqlens[:-1]).all())
+            and (cu_seqlens[1:] > cu_seqlens[:-1]).all()
+            and mask.size == (tokens.size + 7) // 8
         ):
             raise _damaged(self._path, f"pack {row} does not hold together")
-        loss = np.unpackbits(bits, count=tokens.size, bitorder="little").view(np.bool_)
-        return Pack(tokens, loss, cu_seqlens, *origin)
+        loss = np.unpackbits(mask, count=tokens.size, bitorder="little").view(np.bool_)
+        segments = slice(ends[row] - row, ends[row + 1] - row - 1)  # a pack has one boundary more than segments
+        return Pack(tokens, loss, cu_seqlens, file[segments], record[segments], start[segments])
 
 
 class _Digester:
