@@ -283,7 +283,7 @@ def _is_shard(schema: Any) -> bool:
 
 def _offsets_and_values(column: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
     # From the buffers, since Arrow's own accessors trust a damaged file and read outside of it.
-    dtype = np.uint8 if pa.types.is_binary(column.type) else column.type.value_type.to_pandas_dtype()
+    dtype = np.dtype("uint8" if pa.types.is_binary(column.type) else str(column.type.value_type))
     buffers = column.buffers()
     offsets = np.frombuffer(buffers[1], np.int32, count=len(column) + 1)
     return offsets, np.frombuffer(buffers[-1], dtype, count=max(0, offsets[-1]))
