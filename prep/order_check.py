@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from pipelines.artifacts import FileRecord, Manifest
-from pipelines.errors import CheckError
+from pipelines.errors import CheckError, DataError
 from pipelines.schema import Pipeline
 from prep.inputs import digest
 from prep.order import OnDisk, files_on_disk, input_of, line_of, read_order
@@ -67,7 +67,7 @@ def compare(pipeline: Pipeline, listed: Sequence[str], found: Mapping[str, OnDis
     removed = [line for line in listed if line not in found]
     before = _read_by_prep(pipeline)
     kept = [line for line in listed if line in before and line in found]
-    size = {line: Path(found[line].where).stat().st_size for line in (*kept, *added)}
+    size = {line: _size(found[line]) for line in (*kept, *added)}
     changed = {
         line: f"{size[line]:,} bytes, prep read {before[line].size:,}"
         for line in kept
@@ -122,6 +122,13 @@ def _read_by_prep(pipeline: Pipeline) -> dict[str, FileRecord]:
         for one in (manifest.facts["files"] if manifest else [])
         if one["source"] in number
     }
+
+
+def _size(one: OnDisk) -> int:
+    try:
+        return Path(one.where).stat().st_size
+    except OSError as error:
+        raise DataError(f"{one.where}: cannot be read ({error.strerror})") from error
 
 
 def _digests(lines: Sequence[str], found: Mapping[str, OnDisk], pipeline: Pipeline) -> dict[str, str]:

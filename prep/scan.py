@@ -33,11 +33,15 @@ def scan(source: Source, *, follow_symlinks: bool) -> list[tuple[str, str]]:
             in NFC, or a link leads nowhere or to a folder that it lies in.
     """
     place = f"[[prep.source]] {source.name!r}"
-    if source.path.is_file():
+    try:
+        is_file, is_folder = source.path.is_file(), source.path.is_dir()
+    except OSError as error:
+        raise DataError(f"{place}: {source.path}: cannot be read ({error.strerror})") from error
+    if is_file:
         if source.files:
             raise ConfigError(f"{place}: files chooses from a folder, but {source.path} is a file; remove files")
         return [(_listed(source.path.name, str(source.path)), str(source.path))]
-    if not source.path.is_dir():
+    if not is_folder:
         hint = "; put the pattern in files, and its folder in path" if re.search(r"[*?\[]", source.path.name) else ""
         raise DataError(f"{place}: {source.path}: no such file or folder{hint}")
     patterns = [(text, _compiled(text, place)) for text in source.files]

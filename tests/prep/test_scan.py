@@ -122,6 +122,7 @@ def test_a_folder_without_input_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "empty") == message
     assert refusal(tmp_path / "nothing").endswith("nothing: no such file or folder")
     assert refusal(tmp_path / "*.bin").endswith("put the pattern in files, and its folder in path")
+    assert refusal(tmp_path / ("n" * 300)).endswith(": cannot be read (File name too long)")
 
 
 def test_a_linked_file_is_read_and_a_linked_folder_only_when_asked(
