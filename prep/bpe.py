@@ -1,33 +1,36 @@
-"""Trains the quickstart's tokenizer: a small byte-level BPE with a ChatML template, in the Hugging Face layout."""
+"""Trains the quickstart's tokenizer: a small byte-level BPE with its chat template, in the Hugging Face layout."""
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
-SPECIAL = (PAD, START, END)
+PAD, END = "<|pad|>", "<|end|>"
+SPECIAL = (PAD, "<|system|>", END, "<|user|>", "<|assistant|>")
 """The first token ids. 0 is padding, because ftdp cannot mark a token 0 as carrying loss."""
 
 PIECES = r"\p{N}|\p{Han}| ?\p{L}+|\s|[^\s\p{L}\p{N}]+"
-"""What merges never cross. A digit stands alone, so numbers of any length look alike; so does a space, so a word is
-the same token at the start of an answer as inside a list."""
+"""What merges never cross: a digit and a Chinese character stand alone, a word takes the space before it along."""
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
-{%- if message['role'] == 'assistant' -%}
-{%- generation -%}{{- message['content'] + '<|im_end|>' -}}{%- endgeneration -%}
-{%- else -%}
-{{- message['content'] + '<|im_end|>' -}}
+{%- if message['role'] not in ('system', 'user', 'assistant') -%}
+{{- raise_exception('expected a message of system, user or assistant, found ' + message['role']) -}}
 {%- endif -%}
-{{- '\\n' -}}
+{{- '<|' + message['role'] + '|>' -}}
+{%- if message['role'] == 'assistant' -%}
+{%- generation -%}{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}
+{%- else -%}
+{{- message['content'] + '<|end|>' -}}
+{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
+{{- '<|assistant|>' -}}
 {%- endif -%}
 """
+"""Markers are one token each and nothing but text is between them: in short conversations they are what costs most."""
 
 
 def train_bpe(texts: Iterable[str], *, vocabulary: int) -> Tokenizer:
@@ -57,7 +60,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as `AutoTokenizer` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
-        "bos_token": START,
         "clean_up_tokenization_spaces": False,
         "eos_token": END,
         "model_max_length": 512,
@@ -72,16 +74,15 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def main() -> None:
     """Train the quickstart's tokenizer on the quickstart's own conversations, into the directory given."""
-    import sys
-
-    from prep.quickstart.files import messages, training
+    from prep.quickstart.files import SEED, training
+    from prep.quickstart.tasks import LANGUAGES
 
     texts = (
         text
-        for language in ("english", "chinese")
-        for turns in training(language, seed=1024)
-        for message in messages(turns)
-        for text in message.values()
+        for language in LANGUAGES
+        for turns in training(language, seed=SEED)
+        for turn in turns
+        for text in (turn.question, turn.answer)
     )
     write_tokenizer(train_bpe(texts, vocabulary=576), Path(sys.argv[1]))
 

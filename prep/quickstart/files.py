@@ -19,13 +19,14 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Raised whenever the bytes written for the same seed and tokenizer change."""
-CONVERSATIONS = 36_000
+SEED = 1024
+CONVERSATIONS = 45_000
 """Training conversations of each language."""
 HELD_OUT = 16
 """Held-out conversations of each plot and language."""
 
 
-def write_quickstart(folder: Path, *, seed: int = 1024, tokenizer: Path | None = None) -> list[Path]:
+def write_quickstart(folder: Path, *, seed: int = SEED, tokenizer: Path | None = None) -> list[Path]:
     """Write the data of `pipelines/quickstart.toml` below `folder`; equal arguments give equal bytes.
 
     data/english.jsonl   English conversations as messages records
@@ -115,9 +116,8 @@ def _json_lines(records: Iterable[Json]) -> bytes:
 def spans(turns: Iterable[Turn]) -> Iterator[tuple[str, bool]]:
     """The conversation as the tokenizer's chat template renders it, in pieces of text with whether they carry loss."""
     for turn in turns:
-        yield f"<|im_start|>user\n{turn.question}<|im_end|>\n<|im_start|>assistant\n", False
-        yield f"{turn.answer}<|im_end|>", True
-        yield "\n", False
+        yield f"<|user|>{turn.question}<|end|><|assistant|>", False
+        yield f"{turn.answer}<|end|>", True
 
 
 def _ftdp(conversations: Iterable[list[Turn]], tokenizer: Tokenizer) -> tuple[bytes, bytes]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from prep.bpe import END, PAD, SPECIAL, START, train_bpe
+from prep.bpe import END, PAD, SPECIAL, train_bpe
 from prep.quickstart.tasks import WORDS
 
 SHIPPED = Path(__file__).parents[2] / "pipelines" / "quickstart" / "tokenizer"
@@ -36,9 +36,9 @@ def test_any_text_comes_back_unchanged(tokenizer: Tokenizer, text: str) -> None:
 
 
 def test_padding_is_token_0_and_special_tokens_are_single_ids(tokenizer: Tokenizer) -> None:
-    assert [tokenizer.encode(text).ids for text in SPECIAL] == [[0], [1], [2]]
+    assert [tokenizer.encode(text).ids for text in SPECIAL] == [[0], [1], [2], [3], [4]]
     settings = json.loads((SHIPPED / "tokenizer_config.json").read_text(encoding="utf-8"))
-    assert (settings["pad_token"], settings["bos_token"], settings["eos_token"]) == (PAD, START, END)
+    assert (settings["pad_token"], settings["eos_token"]) == (PAD, END)
 
 
 def test_a_word_of_the_tasks_is_one_token_and_so_is_a_digit(tokenizer: Tokenizer) -> None:

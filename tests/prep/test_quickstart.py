@@ -24,9 +24,9 @@ TOKENIZER = Path(__file__).parents[2] / "pipelines" / "quickstart" / "tokenizer"
 
 # Change these together with FORMAT_VERSION in prep/quickstart/files.py.
 DIGESTS = {
-    "chinese.bin": "8b817e67f9ecbe620fbc22f53602051f27d54a701ff3c7435d03acbe63b3d15f",
-    "chinese.bin.meta": "3ab5c2f5104e6f62aa2cd2338090c90d109afa04f84af202a256c00001ab237a",
-    "english.jsonl": "93e7e4852f03bc80419e43c97f9e799ad285acd3362e5dfc9ecccd48141a0462",
+    "chinese.bin": "cb6e0121e4aa53786bdf6a164b3a26807eb2bbb216e223175045ea7a70054af7",
+    "chinese.bin.meta": "3685c458002a0f4d1643770bb0e0749ba48768eb0313eedbee5dd454a689f83b",
+    "english.jsonl": "bed50ececde06baaacc8d1e401be26e407b7eca192a7e26df8b4abd90a032611",
     "heldout.jsonl": "8fc04a88193d15e7d898acb6f95c0a349418692063fac0b9c59d4ab6a7bdc541",
 }
 
@@ -51,7 +51,7 @@ def chinese(data: Path) -> list[Conversation]:
     """The conversations in the tokenized source, read back from its ids."""
     tokenizer = tokenizers.Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
     ids = [list(map(abs, tokens)) for tokens in read_ftdp(data / "chinese.bin")]
-    return [parse_chatml(text) for text in tokenizer.decode_batch(ids, skip_special_tokens=False)]
+    return [parse(text) for text in tokenizer.decode_batch(ids, skip_special_tokens=False)]
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,8 @@ def read_ftdp(path: Path) -> Iterator[list[int]]:
         yield tokens
 
 
-def parse_chatml(text: str) -> Conversation:
-    turn = r"<\|im_start\|>user\n([^<]*)<\|im_end\|>\n<\|im_start\|>assistant\n([^<]*)<\|im_end\|>\n"
+def parse(text: str) -> Conversation:
+    turn = r"<\|user\|>([^<]*)<\|end\|><\|assistant\|>([^<]*)<\|end\|>"
     assert re.fullmatch(f"({turn})+", text)
     return re.findall(turn, text)
 
@@ -212,7 +212,7 @@ def test_loss_is_on_the_answers_and_their_end_of_turn_alone(data: Path, chinese:
     tokenizer = tokenizers.Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
     for marked, conversation in zip(read_ftdp(data / "chinese.bin"), chinese, strict=True):
         trained = tokenizer.decode([token for token in marked if token > 0], skip_special_tokens=False)
-        assert trained == "".join(answer + "<|im_end|>" for _, answer in conversation)
+        assert trained == "".join(answer + "<|end|>" for _, answer in conversation)
 
 
 def test_draws_are_the_published_hash() -> None:

@@ -71,8 +71,8 @@ def test_packs_hold_every_sample_once_with_the_loss_on_the_answers(make_pipeline
     assert sorted(found) == list(range(50))
     for record, (text, trained) in found.items():
         words = f"word {record} " * (record % 4 + 1)
-        assert text == f"<|im_start|>user\n{words}?<|im_end|>\n<|im_start|>assistant\n{words}!<|im_end|>\n"
-        assert trained == f"{words}!<|im_end|>"
+        assert text == f"<|user|>{words}?<|end|><|assistant|>{words}!<|end|>"
+        assert trained == f"{words}!<|end|>"
     assert facts["samples"] == 50
     assert "100.00% of the mix" in summary(facts)
 
