@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from pipelines.errors import BusyError, CheckError, MachineError
@@ -159,9 +160,8 @@ def make_directory(folder: Path) -> Path:
     """Create a directory and its parents, or say why not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        with TemporaryFile(dir=folder):  # without a name, so that ranks asking at once do not meet
+            pass
     except OSError as error:
         raise MachineError(f"{folder}: cannot be written ({error.strerror}); set run.work_dir elsewhere") from error
     return folder
