@@ -92,7 +92,9 @@ def start_ranks(count: int, arguments: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would repeat the error, at length
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):  # it would repeat our errors, at length
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="packtrain-") as errors:
         os.environ[ERRORS] = errors
         config = LaunchConfig(

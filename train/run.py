@@ -37,7 +37,8 @@ def run(pipeline: Pipeline, *, resume: bool | None = None, command: Sequence[str
         if resume and plan.is_finished():
             log.info("train: nothing to do, %s has all %d steps", plan.checkpoints, plan.total_steps)
             return
-        make_directory(plan.home)
+        if ranks is None or ranks.rank == 0:
+            make_directory(plan.home)
         # Digests once a run: here, or by the process that started this rank.
         plan.prep.verify(plan.shards, hashes=ranks is None or (ranks.rank == 0 and not started_here()))
         if ranks is None:
