@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,3 +148,24 @@ def test_init_refuses_to_overwrite_a_file_of_another_content(tmp_path: Path) -> 
 def test_env_tells_versions_without_importing_them() -> None:
     found = json.loads(CliRunner().invoke(main, ["env", "--json"]).output)
     assert found["packages"]["base"]["numba"]
+
+
+def readme_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_pipeline_of_the_readme_is_read_without_complaint(tmp_path: Path) -> None:
+    [text] = readme_blocks("toml")
+    (tmp_path / "my-sft.toml").write_text(text)
+    assert load(tmp_path / "my-sft.toml").export.targets == ["hf", "turbomind"]
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    lines = [line.partition("#")[0].split() for block in readme_blocks("sh") for line in block.splitlines()]
+    assert sum(words[:1] == ["packtrain"] for words in lines) >= 7
+    for words in lines:
+        if words[:1] == ["packtrain"]:
+            name = words[1:3] if words[1] == "order" else words[1:2]
+            assert CliRunner().invoke(main, [*name, "--help"]).exit_code == 0, words
+        elif words[:1] == ["make"]:
+            subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)

@@ -293,7 +293,8 @@ ADDITIONS = [  # text behind BASE, and the complaint about it, with lines counte
     ('drop_last = "no"', '1:1: prep.pack.drop_last = "no": expected true or false, found text; write false'),
     (
         "strategy = true",
-        '1:1: prep.pack.strategy = true: expected "in_order", "best_fit", "concat_split" or "none", found true or false',
+        '1:1: prep.pack.strategy = true: expected "in_order", "best_fit", "concat_split" or "none", '
+        "found true or false",
     ),
     (
         'scope = "window"\nstrategy = "none"',
