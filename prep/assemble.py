@@ -100,7 +100,7 @@ class _Job:
     dtype: type[np.uint16] | type[np.uint32]
     token_files: list[Path]
     """The chunks it reads."""
-    chunk: npt.NDArray[np.int32]
+    chunk: npt.NDArray[np.int64]
     """[segments] index into token_files."""
     offset: npt.NDArray[np.int64]
     """[segments] first token within the chunk."""
@@ -129,13 +129,14 @@ def _jobs(
         segments = slice(first_segment, end_segment)
         which = sequence[packing.sample[segments]]
         start = packing.start[segments]
-        chunks, chunk = np.unique(samples.chunk[which], return_inverse=True)
+        chunk = samples.chunk[which]
+        chunks = np.unique(chunk)
         yield _Job(
             folder,
             number,
             dtype,
             token_files=[samples.token_files[i] for i in chunks],
-            chunk=chunk.astype(np.int32),
+            chunk=np.searchsorted(chunks, chunk),
             offset=samples.offset[which] + start,
             lengths=packing.length[segments],
             segments_per_pack=packing.segments_per_pack[first_pack:end_pack],
@@ -184,7 +185,7 @@ def _gather(job: _Job) -> tuple[Packs, int]:
     tokens = np.empty(ends[-1], job.dtype)
     loss_mask = np.zeros(masks[-1], np.uint8)
     # Chunk by chunk and each from front to back, so that a disk is read forward.
-    order = np.lexsort((job.offset, job.chunk))
+    order = np.argsort(job.chunk << 40 | job.offset)
     offset, lengths, places, bits = job.offset[order], job.lengths[order], places[order], bits[order]
     bounds = np.searchsorted(job.chunk[order], np.arange(len(job.token_files) + 1)).tolist()
     largest = 0

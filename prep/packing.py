@@ -3,7 +3,7 @@
 A plan is made from lengths alone, in milliseconds, and is a pure function of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -76,7 +76,7 @@ def pack(lengths: Int32, table: PackTable, groups: Int32 | None = None) -> Packi
 
     if table.strategy == "concat_split":
         plan = _split(grouped, bounds, table)
-        return plan if members is None else _in_order(plan, members)
+        return plan if members is None else _ungrouped(plan, members)
     plan_packs = best_fit if table.strategy == "best_fit" else in_order
     pack_of, segments, longest, lower_bound = plan_packs(grouped, bounds, table.capacity)
     if members is not None:
@@ -97,31 +97,40 @@ def _split(lengths: Int32, bounds: Int64, table: PackTable) -> Packing:
     return Packing(table.capacity, *segments, lower_bound=segments[-1].size)
 
 
-def _in_order(plan: Packing, members: Int64) -> Packing:
-    """The packs of a grouped plan, moved to where their first samples stood before grouping."""
-    sample = members[plan.sample].astype(np.int32)
+def _ungrouped(plan: Packing, members: Int32) -> Packing:
+    """A plan for samples in the order of `members`, its packs moved to where their first samples stood before."""
     ends = np.cumsum(plan.segments_per_pack)
+    sample = members[plan.sample]
     order = np.argsort(sample[ends - plan.segments_per_pack], kind="stable")
     segments_per_pack = plan.segments_per_pack[order]
-    offsets = np.repeat(
-        (ends - plan.segments_per_pack)[order] - np.cumsum(segments_per_pack) + segments_per_pack, segments_per_pack
-    )
-    segments = offsets + np.arange(sample.size)
-    return Packing(
-        plan.capacity,
-        sample[segments],
-        plan.start[segments],
-        plan.length[segments],
-        segments_per_pack,
-        plan.lower_bound,
+    moved_by = ends[order] - np.cumsum(segments_per_pack)
+    segments = np.arange(sample.size) + np.repeat(moved_by, segments_per_pack)
+    return replace(
+        plan,
+        sample=sample[segments],
+        start=plan.start[segments],
+        length=plan.length[segments],
+        segments_per_pack=segments_per_pack,
     )
 
 
-def _by_group(groups: Int32) -> tuple[Int64, Int64]:
-    """The samples, group by group and each group in order; and where the groups begin and end."""
-    members = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[members], prepend=-1))
-    return members, np.append(starts, groups.size)
+def _by_group(groups: Int32) -> tuple[Int32 | None, Int64]:
+    """The samples, group by group and each group in order, or None if they are so already; and the groups' bounds."""
+    ends = np.cumsum(np.bincount(groups))
+    bounds = np.append(0, ends)
+    if bool((groups[1:] >= groups[:-1]).all()):
+        return None, bounds
+    members = np.empty(groups.size, np.int32)
+    _members(groups, bounds[:-1].copy(), members)
+    return members, bounds
+
+
+@njit(cache=True)
+def _members(groups: Int32, cursor: Int64, members: Int32) -> None:
+    for sample in range(groups.size):
+        group = np.uintp(groups[sample])
+        members[np.uintp(cursor[group])] = sample
+        cursor[group] += 1
 
 
 def _by_pack(lengths: Int32, pack_of: Int32, segments: Int32, packs: Int32) -> tuple[Int32, Int32, Int32, Int32]:
