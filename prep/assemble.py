@@ -150,9 +150,9 @@ def _jobs(
 
 def _write(job: _Job) -> ShardFacts:
     path = job.folder / "shards" / f"shard-{job.number:05}.arrow"
-    if path.exists():
-        packs = read_shard(path)
-        return _facts(job, path, packs, digest_file(path), largest=int(packs.tokens.max()))
+    finished = _finished(job, path)
+    if finished is not None:
+        return _facts(job, path, finished, digest_file(path), largest=int(finished.tokens.max()))
     packs, largest = _gather(job)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -163,6 +163,16 @@ def _write(job: _Job) -> ShardFacts:
     temporary.replace(path)
     sync_directory(path.parent)
     return _facts(job, path, packs, sha256, largest=largest)
+
+
+def _finished(job: _Job, path: Path) -> Packs | None:
+    """The shard's packs, if an interrupted call has written them."""
+    try:
+        packs = read_shard(path)
+    except DataError:
+        return None
+    traces = ("lengths", "segments_per_pack", "file", "record", "start")
+    return packs if all(np.array_equal(getattr(packs, name), getattr(job, name)) for name in traces) else None
 
 
 def _facts(job: _Job, path: Path, packs: Packs, sha256: str, *, largest: int) -> ShardFacts:

@@ -11,6 +11,7 @@ from numba import njit
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 
 
 def in_order(lengths: Int32, bounds: Int64, capacity: int) -> tuple[Int32, Int32, Int32, int]:
@@ -30,75 +31,79 @@ def in_order(lengths: Int32, bounds: Int64, capacity: int) -> tuple[Int32, Int32
         raise ValueError(
             f"samples have {lengths.min()}..{lengths.max()} tokens, but a pack takes 1..{capacity} without a cut"
         )
-    pack_of = np.empty(lengths.size, np.int32)
-    opens = np.empty(lengths.size, np.int32)
-    packs = int(_in_order(lengths, bounds, capacity, pack_of, opens))
-    tokens = np.diff(np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))[bounds])
-    return (
-        pack_of,
-        np.bincount(pack_of, minlength=packs).astype(np.int32),
-        opens[:packs],
-        int((-(-tokens // capacity)).sum()),
-    )
+    pack_of, segments, opens = np.empty((3, lengths.size), np.int32)
+    packs, bound = _in_order(lengths, bounds, capacity, pack_of, segments, opens)
+    return pack_of, segments[:packs], opens[:packs], int(bound)
 
 
 @njit(cache=True)
-def _in_order(lengths: Int32, bounds: Int64, capacity: int, pack_of: Int32, opens: Int32) -> int:
+def _in_order(
+    lengths: Int32, bounds: Int64, capacity: int, pack_of: Int32, segments: Int32, opens: Int32
+) -> tuple[int, int]:
     # One stack of packs per amount of room: top[r] is the pack with r tokens free that was touched last, under[p] the
     # pack beneath p, -1 ends a stack. `words` has a bit per amount whose stack is not empty, so the tightest fit is
-    # the next bit up from the sample's length.
+    # the next bit up from the sample's length. Unsigned indices spare the check for negative ones.
     top = np.full(capacity + 1, -1, np.int32)
-    under = np.full(lengths.size, -1, np.int32)
-    words = np.zeros(capacity // 64 + 2, np.uint64)
-    packs = 0
+    under = np.empty(lengths.size, np.int32)
+    words = np.zeros(capacity // 64 + 1, np.uint64)
+    packs = bound = 0
     for group in range(bounds.size - 1):
+        tokens = 0
         for sample in range(bounds[group], bounds[group + 1]):
-            length = int(lengths[sample])
+            length = np.uint64(lengths[sample])
+            tokens += lengths[sample]
             room = _next_bit(words, length)
-            if room < 0:
-                room = capacity
-                chosen = packs
-                opens[packs] = sample
-                packs += 1
-            else:
-                chosen = int(top[room])
+            if room <= capacity:
+                chosen = np.uint64(top[room])
                 top[room] = under[chosen]
                 if top[room] < 0:
-                    words[room >> 6] &= ~(np.uint64(1) << np.uint64(room & 63))
+                    words[room >> SIX] &= ~(ONE << (room & LAST_SIX))
+                segments[chosen] += 1
+            else:
+                room = np.uint64(capacity)
+                chosen = np.uint64(packs)
+                opens[packs] = sample
+                segments[packs] = 1
+                packs += 1
             left = room - length
             if left > 0:
                 under[chosen] = top[left]
                 top[left] = chosen
-                words[left >> 6] |= np.uint64(1) << np.uint64(left & 63)
+                words[left >> SIX] |= ONE << (left & LAST_SIX)
             pack_of[sample] = chosen
+        bound += -(-tokens // capacity)
         for room in range(capacity + 1):
             top[room] = -1
-        words[:] = 0
-    return packs
+        for at in range(words.size):
+            words[at] = 0
+    return packs, bound
+
+
+ONE, SIX, LAST_SIX = np.uint64(1), np.uint64(6), np.uint64(63)
 
 
 @njit(cache=True)
-def _next_bit(words: npt.NDArray[np.uint64], first: int) -> int:
-    # The smallest amount of room from `first` up that some pack has, or -1.
-    at = first >> 6
-    word = words[at] >> np.uint64(first & 63)
-    if word:
-        room = first
-    else:
-        at += 1
-        while at < words.size and words[at] == 0:
-            at += 1
+def _next_bit(words: Words, first: np.uint64) -> np.uint64:
+    # The first bit set from `first` up, or one beyond all words.
+    at = first >> SIX
+    word = words[at] >> (first & LAST_SIX)
+    while word == 0:
+        at += ONE
+        first = at << SIX
         if at == words.size:
-            return -1
+            return first
         word = words[at]
-        room = at << 6
-    while word & np.uint64(0xFF) == 0:
-        word >>= np.uint64(8)
-        room += 8
-    while word & np.uint64(1) == 0:
-        word >>= np.uint64(1)
-        room += 1
-    return room
+    return first + np.uint64(_trailing_zeros(word))
+
+
+@njit(cache=True)
+def _trailing_zeros(word: np.uint64) -> np.uint64:
+    # The bits below the lowest one set, counted in pairs, fours, bytes and together: without a branch to guess wrong.
+    below = ~word & (word - ONE)
+    below -= below >> ONE & np.uint64(0x5555555555555555)
+    below = (below & np.uint64(0x3333333333333333)) + (below >> np.uint64(2) & np.uint64(0x3333333333333333))
+    below = below + (below >> np.uint64(4)) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return below * np.uint64(0x0101010101010101) >> np.uint64(56)
 
 
 def in_order_reference(lengths: Int32, bounds: Int64, capacity: int) -> tuple[Int32, Int32, Int32, int]:

@@ -23,8 +23,9 @@ Int64 = npt.NDArray[np.int64]
 class Packing:
     """Packs in training order, each a run of segments; a segment is a sample or a cut from one.
 
-    A pack stands where its longest segment's sample stood (the first of equally long ones), so packs of long and of
-    short samples, and of all groups, stay as mixed as the samples were. Its segments are in the samples' order.
+    A pack stands where its first sample stood, or with best_fit its longest (the first of equally long ones), so packs
+    of long and of short samples, and of all groups, stay as mixed as the samples were. Its segments are in the
+    samples' order.
     """
 
     capacity: int

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.artifacts import Manifest
+from pipelines.artifacts import Manifest, digest_file
 from pipelines.errors import DataError, MachineError
 from pipelines.schema import PackTable
 from pipelines.shards import FORMAT_VERSION, Pack, Packs, ShardReader
@@ -132,6 +132,15 @@ def test_an_interrupted_call_is_continued(samples: Samples, tmp_path: Path) -> N
     assert sorted(path.name for path in (folder / "shards").iterdir()) == sorted(
         path.name for path in (tmp_path / "whole" / "shards").iterdir()
     )
+
+
+@pytest.mark.parametrize("found", [b"", b"damaged", "another"])
+def test_what_is_not_the_plans_shard_is_not_taken_over(samples: Samples, tmp_path: Path, found: bytes | str) -> None:
+    facts = write(samples, plan(samples), tmp_path)
+    first, second = (tmp_path / shard.record.path for shard in facts[:2])
+    first.write_bytes(found if isinstance(found, bytes) else second.read_bytes())
+    assert write(samples, plan(samples), tmp_path) == facts
+    assert digest_file(first) == facts[0].record.sha256
 
 
 @pytest.mark.parametrize("workers", [1, 2])
