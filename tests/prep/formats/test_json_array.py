@@ -15,11 +15,14 @@ from prep.formats.fault import RecordFault
 from tests.prep.formats import strict
 
 VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-99, 99), st.text(max_size=8)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    st.one_of(st.none(), st.booleans(), st.integers(-99, 99), st.text(st.characters(codec="utf-8"), max_size=8)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=3), inner, max_size=3),
+    ),
     max_leaves=6,
 )
-OBJECTS = st.lists(st.dictionaries(st.text(max_size=3), VALUES, max_size=3), max_size=8)
+OBJECTS = st.lists(st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=3), VALUES, max_size=3), max_size=8)
 
 
 def read(path: Path, max_bytes: int = 9999) -> list[Any]:

@@ -12,7 +12,9 @@ from prep.formats import lines as text_lines
 from prep.formats.fault import RecordFault
 from tests.prep.formats import strict
 
-LINE = st.one_of(st.just(""), st.text(st.characters(exclude_characters="\n\r"), max_size=30).map(lambda s: s.strip()))
+LINE = st.one_of(
+    st.just(""), st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=30).map(lambda s: s.strip())
+)
 
 
 def write(folder: Path, content: bytes) -> Path:
