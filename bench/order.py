@@ -58,6 +58,7 @@ def made_up(count: int, *, sources: int) -> tuple[Samples, list[Input]]:
         chunk=nothing.astype(np.int32),
         offset=nothing.astype(np.int64),
         token_files=[],
+        records=np.bincount(file, minlength=len(inputs)),
     )
     return samples, inputs
 

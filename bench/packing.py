@@ -162,6 +162,7 @@ def _samples(folder: Path, lengths: Lengths) -> Samples:
         chunk=np.zeros(lengths.size, np.int32),
         offset=ends - lengths,
         token_files=[path],
+        records=np.array([lengths.size]),
     )
 
 

@@ -28,6 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from pipelines.toml_text import KeyPath, spell_key, spell_value
 
+_LONGEST = 2**31 - 1  # tokens of a sample are counted in 32 bits
 _MOST_TOKENS = 2**30  # token positions inside a shard are 32-bit, and its last pack may pass shard_tokens
 
 
@@ -75,6 +76,13 @@ def _json(value: Any, *, path: KeyPath = ()) -> Any:
         value = float(value)
     if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise fault("expected text, a finite number, true or false", *path)
+    return value
+
+
+def _columns(value: dict[str, Any]) -> dict[str, Any]:
+    for key, name in value.items():
+        if not isinstance(name, str):
+            raise fault("expected text in quotes", key)
     return value
 
 
@@ -146,6 +154,8 @@ PositiveExact = Annotated[Decimal, Field(gt=0), BeforeValidator(_exact)]
 """A finite exact decimal above 0."""
 Verbatim = Annotated[dict[str, Any], AfterValidator(_json)]
 """Keys of another project's JSON, passed on as they are."""
+Columns = Annotated[dict[str, Any], AfterValidator(_columns)]
+"""Names by names."""
 Whole = BeforeValidator(_whole)
 """On a Literal of integers: takes neither true nor 1.0 for 1."""
 LocalPath = Annotated[Path, BeforeValidator(_local_path)]
@@ -241,8 +251,12 @@ class Loss(Table):
     """Train the end-of-turn token of those roles."""
     turns: Literal["all", "last"] = "all"
     """Which of those turns are trained."""
-    on_empty: Literal["error", "drop"] = "error"
-    """A record without any token to train: stop, or drop and count it."""
+    tool_calls: bool = True
+    """Train the tool calls of those roles' messages."""
+    reasoning: bool = True
+    """Train the reasoning_content of those roles' messages."""
+    on_empty: Literal["error", "drop", "keep"] = "error"
+    """A record without any token to train: stop, drop and count it, or keep it (a stream that is cut needs it)."""
 
 
 class Template(Table):
@@ -285,12 +299,24 @@ class Source(Table):
     """Unique; part of every sample's identity, so renaming a source reorders it."""
     path: LocalPath = Field(examples=["data/chat.jsonl"])
     """A file or a directory."""
-    format: Literal["auto", "jsonl", "json", "text", "csv", "tsv", "parquet", "arrow", "ftdp"] = "auto"
-    """auto goes by the file's ending: .jsonl .json .txt .csv .tsv (also .gz, .zst), .parquet .arrow .bin (ftdp)."""
+    format: Literal["auto", "jsonl", "json", "text", "csv", "tsv", "parquet", "arrow", "hf_disk", "ftdp"] = "auto"
+    """auto goes by the file's ending: .jsonl .json .txt .csv .tsv (also .gz, .zst), .parquet .arrow .bin (ftdp);
+    hf_disk is a folder that `save_to_disk` of the datasets library wrote."""
     files: list[Annotated[str, AfterValidator(_pattern)]] = []
     """Patterns below a directory, such as `**/*.jsonl`; empty takes every file whose ending is known."""
     map: MapName | PythonMap = "openai"
     """Shape of a record; `none` for data that is already tokenized, `python:module:function` for one of your own."""
+    columns: Columns = {}
+    """Keys of a record under other names: `{ messages = "dialog" }` gives the map as `messages` what the file calls
+    `dialog`."""
+    split: Name | None = None
+    """With hf_disk: which split of a saved DatasetDict."""
+    template: str | None = None
+    """Name of a template for this source instead of template.name."""
+    system: str | None = None
+    """Default system text for this source instead of template.system."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Pins the source's data: the digest over its files in order, which manifest.json of prep has for every source."""
     weight: PositiveExact | None = None
     """Share of the mix in prep.mix.unit, relative to the other weights."""
     repeat: PositiveExact | None = None
@@ -305,6 +331,25 @@ class Source(Table):
         given = [key for key in ("weight", "repeat", "samples", "tokens") if getattr(self, key) is not None]
         if len(given) > 1:
             raise fault(f"{given[0]} is given as well; keep one of weight, repeat, samples and tokens", given[1])
+        return self
+
+    @model_validator(mode="after")
+    def _no_key_without_effect(self) -> Self:
+        if self.split is not None and self.format != "hf_disk":
+            raise fault('is for format = "hf_disk"; remove it', "split")
+        if (self.format == "ftdp") != (self.map == "none") and self.format != "auto":
+            raise fault(
+                'is for data that is already tokenized, format = "ftdp"; name the shape of the records'
+                if self.map == "none"
+                else 'has no effect on data that is already tokenized; set map = "none"',
+                "map",
+            )
+        if self.map == "none":
+            for key in ("columns", "template", "system"):
+                if getattr(self, key):
+                    raise fault('has no effect with map = "none", where nothing is rendered; remove it', key)
+        if self.template == "custom":
+            raise fault('name a template, or "tokenizer"; a Jinja file is given once, in [template]', "template")
         return self
 
 
@@ -351,6 +396,9 @@ class PackTable(Table):
     """With scope = "window": consecutive samples that are packed together, so the data keeps its order beyond them."""
     drop_last: bool = False
     """With concat_split: leave out the last pack of each scope when it is not full."""
+    cross_sample_attention: bool = False
+    """With concat_split: a pack is one document, its samples attend to each other, as with InternEvo's
+    pack_sample_into_one."""
 
     @model_validator(mode="after")
     def _no_key_without_effect(self) -> Self:
@@ -358,8 +406,9 @@ class PackTable(Table):
             raise fault(f'is for strategy = "in_order" or "best_fit"; use "global" with "{self.strategy}"', "scope")
         if self.scope != "window" and "window" in self.model_fields_set:
             raise fault(f'has no effect with scope = "{self.scope}"; set scope = "window" or remove it', "window")
-        if self.drop_last and self.strategy != "concat_split":
-            raise fault(f'is for strategy = "concat_split", not "{self.strategy}"; remove it', "drop_last")
+        for key in ("drop_last", "cross_sample_attention"):
+            if getattr(self, key) and self.strategy != "concat_split":
+                raise fault(f'is for strategy = "concat_split", not "{self.strategy}"; remove it', key)
         return self
 
 
@@ -370,15 +419,25 @@ class Output(Table):
     """Tokens per shard before the next begins."""
 
 
+class Eval(Table):
+    """[prep.eval]: samples held out of training."""
+
+    fraction: Annotated[Decimal, Field(ge=0, lt=1), BeforeValidator(_exact)] = Decimal(0)
+    """Share of every source's records that is held out, by a hash of each one's identity: a record stays on its side
+    whatever else comes or goes."""
+
+
 class Prep(Table):
     """[prep]: raw or tokenized data into packed shards."""
 
     source: list[Source] = Field(min_length=1)
     pack: PackTable
     max_length: PositiveInt | None = None
-    """Longest sample in tokens; by default the pack's capacity."""
+    """Longest sample in tokens; by default the pack's capacity, and without a limit with concat_split."""
     min_length: NonNegativeInt = 0
     """Shorter samples are dropped and counted."""
+    max_samples: NonNegativeInt = 0
+    """Of every source the first so many samples of its hash order, whatever is added behind them; 0: all."""
     overlength: Literal["error", "truncate_right", "truncate_left", "split", "drop"] = "error"
     """What happens to a record above max_length; every count is reported."""
     on_bad_record: Literal["error", "skip"] = "error"
@@ -387,10 +446,17 @@ class Prep(Table):
     """With on_bad_record = "skip": stop when more than this share of the records is faulty."""
     workers: NonNegativeInt = 0
     """Processes; 0 is one a core. Never changes a byte of output."""
+    executor: Literal["local", "ray", "slurm"] = "local"
+    """Where records are tokenized: processes of this machine, tasks of a Ray cluster, or the tasks of a Slurm array.
+    Never changes a byte of output."""
+    fast_tokenizer: Literal["auto", "off"] = "auto"
+    """auto: a faster library where it is installed and gives exactly the tokens of this data that tokenizers gives.
+    Never changes a byte of the shards."""
     max_record_bytes: PositiveInt = 16_777_216
     """Longest input line accepted, in bytes."""
     order: Order = Order()
     mix: Mix = Mix()
+    eval: Eval = Eval()
     output: Output = Output()
 
     @model_validator(mode="after")
@@ -400,6 +466,11 @@ class Prep(Table):
             if name in names[:index]:
                 raise fault("another source has this name; give it one of its own", "source", index, "name")
         return self
+
+    @property
+    def longest_sample(self) -> int:
+        """Tokens of the longest sample taken as it is."""
+        return self.max_length or (_LONGEST if self.pack.strategy == "concat_split" else self.pack.capacity)
 
     @model_validator(mode="after")
     def _mix_has_effect(self) -> Self:
@@ -411,7 +482,7 @@ class Prep(Table):
 
     @model_validator(mode="after")
     def _samples_fit(self) -> Self:
-        capacity, longest = self.pack.capacity, self.max_length or self.pack.capacity
+        capacity, longest = self.pack.capacity, self.longest_sample
         if longest > capacity and self.pack.strategy != "concat_split":
             raise fault(f"a sample must fit a pack, and prep.pack.capacity is {capacity}; lower one", "max_length")
         if self.min_length > longest:

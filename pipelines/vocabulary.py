@@ -23,6 +23,8 @@ Path = tuple[str, ...]
 def advice(path: KeyPath) -> str:
     """What to say about a key, or a table, that the schema does not have."""
     written = names(path)
+    if reason := RETIRED.get(spell_key(written)):
+        return f"not a key here: {reason}; remove it"
     if is_planned(written):
         return "not supported yet; remove it"
     if found := foreign.lookup(written):
@@ -111,14 +113,13 @@ DESCRIBED: Mapping[str, str] = {
     "template.loss": "roles end_of_turn turns tool_calls reasoning on_empty",
     "prep": """max_length min_length overlength max_samples workers executor on_bad_record max_bad_fraction
         max_record_bytes""",
-    "prep.order": "file mode sort follow_symlinks shuffle interleave",
-    "prep.pack": "strategy capacity scope window cross_sample_attention align drop_last",
-    "prep.output": "format shard_tokens compression token_dtype labels hash fsync keep_rejects",
-    "prep.source": """name path format files map columns split tools_column template system weight repeat samples
+    "prep.order": "file mode follow_symlinks shuffle interleave",
+    "prep.pack": "strategy capacity scope window cross_sample_attention drop_last",
+    "prep.output": "shard_tokens",
+    "prep.source": """name path format files map columns split template system weight repeat samples
         tokens sha256""",
     "prep.mix": "unit total max_repeat on_shortage",
     "prep.eval": "fraction source",
-    "prep.repro": "check_samples pin",
     "train": """data shuffle launcher nproc_per_node nnodes precision loss_scale max_epochs max_steps
         global_batch_size activation_checkpointing loss_reduction fused_loss max_grad_norm
         error_if_nonfinite on_nonfinite load_from resume compile""",
@@ -138,6 +139,21 @@ DESCRIBED: Mapping[str, str] = {
     "export.verify": "logits max_abs_diff template_probe greedy_tokens",
 }
 """The keys of the whole design by table, whether the schema has them yet or not."""
+
+RETIRED: Mapping[str, str] = {
+    "prep.order.sort": "data_order.txt is always written in code point order",
+    "prep.pack.align": "sequence parallelism takes packs of any length",
+    "prep.output.format": "shards are Arrow files; `packtrain prep convert` writes other forms of them",
+    "prep.output.compression": "shards are memory-mapped, which compressed ones cannot be",
+    "prep.output.token_dtype": "ids take 16 bits whenever the vocabulary fits",
+    "prep.output.labels": "labels are derived from the loss mask, one bit a token",
+    "prep.output.hash": "every file is listed with its SHA-256",
+    "prep.output.fsync": "a file is always flushed to disk before it gets its name",
+    "prep.output.keep_rejects": "rejects.jsonl is always written",
+    "prep.source.tools_column": 'columns = { tools = "..." } says it',
+    "prep.repro": "prep reads local files alone, and `packtrain prep verify --resample` takes a number",
+}
+"""Keys of the design that were found to need no key, and why."""
 
 DESCRIBED_VALUES: Mapping[str, str] = {
     "model.attn_implementation": "auto flash_attention_2 flash_attention_3 flex_attention varlen sdpa eager",

@@ -7,11 +7,11 @@ import numpy as np
 from pipelines.errors import ConfigError, DataError
 from pipelines.preflight import preflight
 from pipelines.schema import Pipeline
+from prep.chunk import chunks_of, outcomes
 from prep.formats.fault import RecordFault
 from prep.order import inputs_in_order
 from prep.run import rules_of
 from prep.store import LOSS_BIT
-from prep.tokenize import outcomes, plan
 from prep.tokenizer import load_tokenizer
 
 _TRIED = 20
@@ -39,7 +39,7 @@ def lint(pipeline: Pipeline) -> dict[str, str]:
     for number, source in enumerate(pipeline.prep.source):
         tokens = trained = samples = 0
         first = next(one for one in inputs if one.source == number)
-        for chunk in plan([first])[:1]:
+        for chunk in chunks_of([first])[:1]:
             for record, outcome in islice(outcomes(chunk, rules), _TRIED):
                 if isinstance(outcome, RecordFault):
                     raise DataError(f"{first.where}:{record + 1}: {outcome.message}")

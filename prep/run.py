@@ -20,12 +20,13 @@ from pipelines.errors import DataError
 from pipelines.schema import Pipeline
 from pipelines.shards import FORMAT_VERSION
 from prep.assemble import ShardFacts, assemble
+from prep.chunk import Rules, chunks_of
 from prep.inputs import Input, digest, unchanged
 from prep.mix import Arrangement, arrange
 from prep.order import inputs_in_order
 from prep.packing import Packing, pack
 from prep.store import Samples
-from prep.tokenize import Rules, Tokenized, plan, tokenize
+from prep.tokenize import Tokenized, tokenize
 from prep.tokenizer import Tokenizer, load_tokenizer
 from prep.tokenizer_files import write_tokenizer_files
 
@@ -65,7 +66,7 @@ def run(pipeline: Pipeline, *, workers: int | None = None) -> Json:
             return dict(done.facts)
         partial = _partial(folder, stage)
         rules = rules_of(pipeline, tokenizer)
-        tokenized = tokenize(plan(inputs), rules, partial / "chunks", workers=workers)
+        tokenized = tokenize(chunks_of(inputs), rules, partial / "chunks", workers=workers)
         unchanged(inputs)
         _usable(tokenized, pipeline, inputs)
         samples = tokenized.samples
@@ -158,7 +159,7 @@ def rules_of(pipeline: Pipeline, tokenizer: Tokenizer) -> Rules:
         tokenizer=pipeline.tokenizer_dir,
         template=pipeline.template,
         vocab_size=tokenizer.vocab_size,
-        max_length=prep.max_length or prep.pack.capacity,
+        max_length=prep.longest_sample,
         min_length=prep.min_length,
         overlength=prep.overlength,
         on_bad_record=prep.on_bad_record,

@@ -39,6 +39,8 @@ class Samples:
     """[samples] first token within the chunk's token file."""
     token_files: Sequence[Path]
     """One `tokens.u32` per chunk."""
+    records: npt.NDArray[np.int64]
+    """[files] records of each input file, those included that gave no sample; files at the end may be missing."""
 
     def tokens(self, chunk: int) -> npt.NDArray[np.uint32]:
         """A chunk's tokens as a memory map, loss in bit 31."""

@@ -401,7 +401,10 @@ def test_a_wrong_addition_is_one_complaint(tmp_path: Path, text: str, complaint:
         ("max_length = 3", "1:1: prep.pack.max_length: unknown key, did you mean 'prep.max_length'?"),
         ("xyzzy = 3", "1:1: prep.pack.xyzzy: unknown key; remove it"),
         (TRAIN + "[train.parallel]", "4:8: train.parallel: not supported yet; remove it"),
-        ("align = 8", "1:1: prep.pack.align: not supported yet; remove it"),
+        (
+            "align = 8",
+            "1:1: prep.pack.align = 8: not a key here: sequence parallelism takes packs of any length; remove it",
+        ),
         (
             "max_seq_length = 9",
             "1:1: prep.pack.max_seq_length: unknown key; max_seq_length of TRL and Unsloth is prep.pack.capacity here; "

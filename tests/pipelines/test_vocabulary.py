@@ -10,6 +10,7 @@ from pipelines.toml_text import spell_key, spell_value
 from pipelines.vocabulary import (
     DESCRIBED,
     DESCRIBED_VALUES,
+    RETIRED,
     advice,
     is_planned,
     is_planned_value,
@@ -44,6 +45,15 @@ def test_every_described_key_is_in_the_schema_or_refused_as_not_supported_yet(
         (found,) = complaints(tmp_path, given(path, "1"))
         assert found.endswith(": not supported yet; remove it")
         assert is_planned(path)
+
+
+@pytest.mark.parametrize("key", RETIRED)
+def test_a_key_that_is_not_needed_is_refused_with_the_reason(tmp_path: Path, key: str) -> None:
+    path = tuple(key.split("."))
+    (found,) = complaints(tmp_path, given(path, "1"))
+    assert found.endswith(f": not a key here: {RETIRED[key]}; remove it")
+    assert path not in schema_keys()
+    assert not is_planned(path)
 
 
 @pytest.mark.parametrize(("path", "value"), VALUES, ids=str)

@@ -30,6 +30,7 @@ def made_up(files: Sequence[tuple[str, str, int]], *, longest: int = 50, seed: i
         chunk=np.zeros(total, np.int32),
         offset=np.zeros(total, np.int64),
         token_files=[],
+        records=np.array(counts, np.int64),
     )
     return samples, inputs
 

@@ -42,6 +42,7 @@ def samples(tmp_path: Path) -> Samples:
         chunk=chunk,
         offset=offset,
         token_files=files,
+        records=np.array(counts, np.int64),
     )
 
 

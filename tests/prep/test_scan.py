@@ -13,7 +13,8 @@ from prep.scan import scan
 
 
 def source(path: Path, **table: object) -> Source:
-    return Source.model_validate({"name": "chat", "path": path, **table})
+    tokenized = {"map": "none"} if table.get("format") == "ftdp" else {}
+    return Source.model_validate({"name": "chat", "path": path, **tokenized, **table})
 
 
 def make(root: Path, *paths: str) -> Path:

@@ -1,0 +1,225 @@
+"""One chunk of records to tokenized samples: a pure function of its input file and `Rules`."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.artifacts import write_atomic
+from pipelines.schema import Template
+from prep.encoder import Encoder
+from prep.formats import FORMATS, ftdp
+from prep.formats.fault import Outcome, RecordFault
+from prep.inputs import Input
+from prep.store import LOSS_BIT
+
+_BATCH = 256
+"""Records rendered and tokenized together."""
+
+Marked = npt.NDArray[np.uint32]
+"""Token ids of one sample, bit 31 set where the token carries loss."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """All that decides a sample's tokens beside its record."""
+
+    tokenizer: Path
+    template: Template
+    vocab_size: int
+    max_length: int
+    min_length: int
+    overlength: str
+    on_bad_record: str
+    max_record_bytes: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of one file's records, in bounds of the file's format."""
+
+    input: Input
+    file: int
+    """Index of the input in the data order."""
+    begin: int
+    end: int
+
+    @property
+    def weight(self) -> int:
+        """Bytes or rows, to show progress by."""
+        return self.end - self.begin
+
+
+def chunks_of(inputs: Sequence[Input]) -> list[Chunk]:
+    """Cut every input into chunks; depends on the files alone."""
+    found = []
+    for file, one in enumerate(inputs):
+        cut = ftdp.chunks if one.format == "ftdp" else FORMATS[one.format].chunks
+        found += [Chunk(one, file, begin, end) for begin, end in cut(one.where)]
+    return found
+
+
+def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | None:
+    """Tokenize one chunk into `target`; a fault is returned, since the caller knows what came before the chunk."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    try:
+        result = _as_it_is(chunk, rules) or _one_by_one(chunk, rules)
+    except RecordFault as fault:
+        return fault
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    result.tokens.astype("<u4", copy=False).tofile(temporary / "tokens.u32")
+    np.save(temporary / "samples.npy", result.rows)
+    counts = {"dropped": result.dropped, "rejects": result.rejects, "records": result.records}
+    write_atomic(temporary / "counts.json", json.dumps(counts).encode())
+    temporary.rename(target)
+    return None
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What one chunk gives."""
+
+    tokens: Marked
+    rows: npt.NDArray[np.int64]
+    """[samples, 4] as samples.npy holds them."""
+    dropped: Counter[str]
+    rejects: list[dict[str, Any]]
+    records: int
+
+
+def _as_it_is(chunk: Chunk, rules: Rules) -> _Result | None:
+    """A chunk of tokens of which every record is a sample as it stands, without a step per record; else None."""
+    if chunk.input.format != "ftdp":
+        return None
+    found = ftdp.all_samples(chunk.input.where, chunk.begin, chunk.end, vocab_size=rules.vocab_size)
+    if found is None:
+        return None
+    tokens, lengths = found
+    firsts = np.cumsum(lengths) - lengths
+    tokens[firsts[lengths > 0]] &= ~LOSS_BIT
+    loss_tokens = np.add.reduceat(tokens >> 31, firsts) if lengths.min() > 0 else np.zeros(1)
+    if loss_tokens.min() < 1 or lengths.max() > rules.max_length or lengths.min() < rules.min_length:
+        return None
+    records = np.arange(lengths.size)
+    rows = np.column_stack([records, np.zeros_like(records), lengths, loss_tokens.astype(np.int64)])
+    return _Result(tokens, rows, Counter(), [], lengths.size)
+
+
+def _one_by_one(chunk: Chunk, rules: Rules) -> _Result:
+    rows: list[tuple[int, int, int, int]] = []
+    parts: list[Marked] = []
+    dropped: Counter[str] = Counter()
+    rejects: list[dict[str, Any]] = []
+    records = 0
+    for record, outcome in outcomes(chunk, rules):
+        records = record + 1
+        if isinstance(outcome, RecordFault):
+            if rules.on_bad_record == "error":
+                raise outcome
+            rejects.append({"record": record, "byte": outcome.byte, "reason": outcome.message})
+            continue
+        reasons, kept = _fit(outcome, rules)
+        dropped.update(reasons)
+        rows += [(record, start, piece.size, int(np.count_nonzero(piece & LOSS_BIT))) for start, piece in kept]
+        parts += [piece for _, piece in kept]
+    tokens = np.concatenate([np.zeros(0, np.uint32), *parts])
+    return _Result(tokens, np.array(rows, np.int64).reshape(-1, 4), dropped, rejects, records)
+
+
+_Outcome = Marked | RecordFault | None
+
+
+def outcomes(chunk: Chunk, rules: Rules) -> Iterator[tuple[int, _Outcome]]:
+    """Every record number of the chunk: its tokens, its fault, or None where its map leaves it out."""
+    where, begin, end = chunk.input.where, chunk.begin, chunk.end
+    if chunk.input.format == "ftdp":
+        found: Iterator[tuple[int, _Outcome]] = ftdp.samples(where, begin, end, vocab_size=rules.vocab_size)
+    else:
+        encoder = _encoder(rules.tokenizer, rules.template.model_dump_json(), chunk.input.map)
+        records = FORMATS[chunk.input.format].records(where, begin, end, max_bytes=rules.max_record_bytes)
+        found = (pair for batch in iter(lambda: list(islice(records, _BATCH)), []) for pair in _encode(encoder, batch))
+    for record, outcome in found:
+        yield record, _checked(outcome, record, rules) if isinstance(outcome, np.ndarray) else outcome
+
+
+def _encode(encoder: Encoder, batch: Sequence[tuple[int, Outcome]]) -> Iterator[tuple[int, _Outcome]]:
+    """A batch of records as tokens, going on behind each fault; blank lines give nothing but keep their number."""
+    faults = [(number, outcome) for number, outcome in batch if isinstance(outcome, RecordFault)]
+    left = [(number, outcome) for number, outcome in batch if isinstance(outcome, dict)]
+    encoded: list[tuple[int, _Outcome]] = []
+    while left:
+        try:
+            for pair in encoder.encode(left):
+                encoded.append(pair)  # noqa: PERF402 (what comes before a fault is kept)
+            break
+        except RecordFault as fault:
+            encoded.append((fault.record, fault))
+            left = [pair for pair in left if pair[0] > fault.record]
+    yield from sorted([*faults, *encoded], key=itemgetter(0))
+    if batch[-1][1] is None:
+        yield batch[-1][0], np.zeros(0, np.uint32)
+
+
+def _checked(tokens: Marked, record: int, rules: Rules) -> Marked | RecordFault:
+    """The tokens of a record, or what the rules forbid about them."""
+    if tokens.size > rules.max_length and rules.overlength == "error":
+        return RecordFault(
+            record,
+            f"{tokens.size} tokens exceed prep.max_length = {rules.max_length}; raise it, or set "
+            'prep.overlength to "truncate_right", "truncate_left", "split" or "drop"',
+        )
+    if tokens.size and not np.any(tokens[1:] & LOSS_BIT) and rules.template.loss.on_empty == "error":
+        return RecordFault(
+            record,
+            f"none of its {tokens.size} tokens carries loss; is a role missing from template.loss.roles, is the "
+            "trained text empty, or does the data mark everything as prompt? "
+            'template.loss.on_empty = "drop" leaves such records out',
+        )
+    return tokens
+
+
+def _fit(tokens: Marked | None, rules: Rules) -> tuple[list[str], list[tuple[int, Marked]]]:
+    """What became of a record, in words to count; and the samples it gives, each with its first token's place."""
+    if tokens is None:
+        return ["left out by its map"], []
+    if not tokens.size:
+        return [], []
+    reasons = []
+    pieces = [(0, tokens)]
+    limit = rules.max_length
+    if tokens.size > limit:
+        reasons.append({"drop": "overlong, dropped", "split": "overlong, split"}.get(rules.overlength, "overlong, cut"))
+        pieces = {
+            "drop": [],
+            "truncate_right": [(0, tokens[:limit])],
+            "truncate_left": [(tokens.size - limit, tokens[-limit:])],
+            "split": [(start, tokens[start : start + limit]) for start in range(0, tokens.size, limit)],
+        }[rules.overlength]
+    kept = []
+    for start, piece in pieces:
+        piece[0] &= ~LOSS_BIT  # nothing comes before it that could predict it
+        if piece.size < rules.min_length:
+            reasons.append("shorter than prep.min_length")
+        elif not np.any(piece & LOSS_BIT):
+            reasons.append("without a token to train")
+        else:
+            kept.append((start, piece))
+    return reasons, kept
+
+
+@lru_cache(maxsize=8)
+def _encoder(tokenizer: Path, template: str, map_name: str) -> Encoder:
+    # One per process: loading a tokenizer takes longer than a chunk does.
+    return Encoder(tokenizer, Template.model_validate(json.loads(template)), map_name)
