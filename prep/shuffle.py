@@ -57,6 +57,13 @@ def sample_keys(samples: Samples, inputs: Sequence[Input], part: range, *, seed:
     return keys
 
 
+def record_keys(file_keys: UInt64, file: UInt32, record: UInt32) -> UInt64:
+    """uint64[samples], the key of each one's record, from a key for every input file; pieces of a record share it."""
+    keys = np.empty(file.size, np.uint64)
+    _sample_keys(file_keys, 0, file, record, np.zeros(file.size, np.uint32), keys)
+    return keys
+
+
 def file_key(seed: int, source: str, path: str, turn: int) -> int:
     """64 bits of SHA-256 that a file's samples share; no part can contain the NUL between the parts."""
     identity = f"sample\0{seed}\0{source}\0{path}\0{turn}"

@@ -10,7 +10,7 @@ Lengths stay in memory, tokens on disk, so memory does not grow with the data's 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,13 @@ class Samples:
     """One `tokens.u32` per chunk."""
     records: npt.NDArray[np.int64]
     """[files] records of each input file, those included that gave no sample; files at the end may be missing."""
+
+    def taken(self, numbers: npt.NDArray[np.int64]) -> "Samples":
+        """The samples with these numbers alone."""
+        if numbers.size == self.lengths.size:
+            return self
+        rows = ("lengths", "loss_tokens", "file", "record", "start", "chunk", "offset")
+        return replace(self, **{name: getattr(self, name)[numbers] for name in rows})
 
     def tokens(self, chunk: int) -> npt.NDArray[np.uint32]:
         """A chunk's tokens as a memory map, loss in bit 31."""
