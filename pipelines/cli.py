@@ -65,15 +65,46 @@ def read(file: Path, overrides: tuple[str, ...]) -> Pipeline:
     return load(file, overrides)
 
 
-@main.command()
+class WithDefault(Commands):
+    """A group that takes a FILE where no command of its own is named: `prep FILE` is `prep run FILE`."""
+
+    default = "run"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        first = args[0] if args else ""
+        if first not in self.commands and first not in ctx.help_option_names:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "[OPTIONS] FILE  |  COMMAND ...")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.commands[self.default].format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+@main.group(cls=WithDefault)
+def prep() -> None:
+    """Tokenize, order, mix and pack the data of the pipeline FILE into shards."""
+
+
+@prep.command(name="run", hidden=True)
 @pipeline_file
 @click.option("--workers", type=click.IntRange(min=0), help="Processes now, instead of prep.workers; same bytes.")
+@click.option("--plan", "plan_only", is_flag=True, help="Print the plan of the packs and write no shards.")
 @json_output
-def prep(file: Path, overrides: tuple[str, ...], workers: int | None, as_json: bool) -> None:
+def prep_run(file: Path, overrides: tuple[str, ...], workers: int | None, plan_only: bool, as_json: bool) -> None:
     """Tokenize, order, mix and pack the data of the pipeline FILE into shards."""
-    from prep.run import run, summary
+    from prep import plan
+    from prep.run import dry_run, run, summary
 
-    facts = run(read(file, overrides), workers=workers)
+    pipeline = read(file, overrides)
+    if plan_only:
+        found = dry_run(pipeline, workers=workers)
+        show(found, plan.summary(found), as_json=as_json)
+        return
+    facts = run(pipeline, workers=workers)
     show(facts, summary(facts), as_json=as_json)
 
 

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -157,10 +157,12 @@ def read_shard(path: Path) -> Packs:
 class ShardReader:
     """All packs of a prep directory, by index, read from memory maps without a copy.
 
+    Part "train" is what is trained on, "eval" what prep.eval holds out.
+
     Opening takes the same time for any number of packs, and so does reaching any of them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, part: Literal["train", "eval"] = "train") -> None:
         manifest = Manifest.read(folder)
         if manifest is None:
             raise DataError(f"{folder}: no finished prep output here; run `packtrain prep` first")
@@ -169,10 +171,14 @@ class ShardReader:
                 f"{folder}: {manifest.kind} of format {manifest.format_version}, this version reads prep of format "
                 f"{FORMAT_VERSION}; run `packtrain prep` again"
             )
+        facts = manifest.facts if part == "train" else manifest.facts.get("eval")
+        if facts is None:
+            raise DataError(f"{folder}: holds no samples back; set prep.eval.fraction and run `packtrain prep` again")
         self.manifest = manifest
         self._folder = folder
-        self._files = [record for record in manifest.files if record.path.startswith("shards/")]
-        self._firsts: list[int] = [0, *accumulate(manifest.facts["packs_per_shard"])]
+        shards = "shards/" if part == "train" else f"{part}/shards/"
+        self._files = [record for record in manifest.files if record.path.startswith(shards)]
+        self._firsts: list[int] = [0, *accumulate(facts["packs_per_shard"])]
         self._shards: dict[int, _Shard] = {}
 
     def __len__(self) -> int:

@@ -9,8 +9,8 @@ from pipelines.preflight import preflight
 from pipelines.schema import Pipeline
 from prep.chunk import chunks_of, outcomes
 from prep.formats.fault import RecordFault
+from prep.job import rules_of
 from prep.order import inputs_in_order
-from prep.run import rules_of
 from prep.store import LOSS_BIT
 from prep.tokenizer import load_tokenizer
 

@@ -7,33 +7,27 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
-from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, identity, write_atomic
+from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, write_atomic
 from pipelines.errors import DataError
 from pipelines.schema import Pipeline
 from pipelines.shards import FORMAT_VERSION
+from prep import lengths
 from prep.assemble import ShardFacts, assemble
-from prep.chunk import Rules, chunks_of
-from prep.inputs import Input, digest, unchanged
-from prep.mix import Arrangement, arrange
-from prep.order import inputs_in_order
-from prep.packing import Packing, pack
-from prep.store import Samples
+from prep.chunk import chunks_of
+from prep.inputs import Input, unchanged
+from prep.job import Job, input_facts, open_job, places, settings, versions
+from prep.plan import Part, Plan, alternatives, make_plan
+from prep.plan import facts as plan_facts
 from prep.tokenize import Tokenized, tokenize
-from prep.tokenizer import Tokenizer, load_tokenizer
 from prep.tokenizer_files import write_tokenizer_files
 
 log = logging.getLogger(__name__)
-
-LIBRARIES = ("jinja2", "orjson", "sentencepiece", "tokenizers")
-"""Libraries whose version can change a token; NumPy, numba and Arrow only carry what these decide."""
 
 
 def run(pipeline: Pipeline, *, workers: int | None = None) -> Json:
@@ -47,62 +41,72 @@ def run(pipeline: Pipeline, *, workers: int | None = None) -> Json:
         PacktrainError: for anything a user can cause; what was finished before stays usable.
     """
     began = time.time()
-    folder = pipeline.home / "prep"
-    workers = workers or pipeline.prep.workers or len(os.sched_getaffinity(0))
-    with exclusive(folder):
-        tokenizer = load_tokenizer(pipeline.tokenizer_dir)
-        inputs = digest(inputs_in_order(pipeline), workers=workers, known=_known_digests(folder))
-        stage = identity(
-            "prep",
-            FORMAT_VERSION,
-            _settings(pipeline),
-            [_input_facts(one) for one in inputs],
-            tokenizer.digest,
-            _versions(),
-        )
-        done = Manifest.read(folder)
-        if done is not None and done.identity == stage and _whole(done, folder):
-            log.info("prep: nothing to do, %s is current", folder)
+    workers = workers or processes(pipeline)
+    with exclusive(pipeline.home / "prep"):
+        job = open_job(pipeline, workers=workers)
+        if done := job.finished():
+            log.info("prep: nothing to do, %s is current", job.folder)
             return dict(done.facts)
-        partial = _partial(folder, stage)
-        rules = rules_of(pipeline, tokenizer)
-        tokenized = tokenize(chunks_of(inputs), rules, partial / "chunks", workers=workers)
-        unchanged(inputs)
-        _usable(tokenized, pipeline, inputs)
-        samples = tokenized.samples
-        arrangement = arrange(samples, inputs, pipeline.prep, seed=pipeline.run.seed)
-        packing = pack(
-            samples.lengths[arrangement.sequence], pipeline.prep.pack, _groups(pipeline, samples, arrangement)
-        )
-        shards = _write_shards(pipeline, samples, arrangement, packing, partial, tokenizer, workers)
+        job.begin()
+        tokenized = _tokenized(job, workers=workers)
+        plan = make_plan(tokenized.samples, job.inputs, pipeline)
+        train = _write(job, plan.train, job.partial, workers=workers)
+        held_out = _write(job, plan.held_out, job.partial / "eval", workers=workers) if plan.held_out else []
         chat = any(source.map != "none" for source in pipeline.prep.source)
-        write_tokenizer_files(tokenizer, pipeline.template, partial / "tokenizer", chat=chat)
-        facts = _facts(pipeline, inputs, tokenizer, tokenized, arrangement, packing, shards)
-        _write_rejects(tokenized.rejects, partial)
-        _finish(partial, folder, stage, facts, shards, inputs, seconds=time.time() - began, workers=workers)
+        write_tokenizer_files(job.tokenizer, pipeline.template, job.partial / "tokenizer", chat=chat)
+        facts = _facts(job, tokenized, plan, train, held_out)
+        _write_rejects(tokenized.rejects, job.partial)
+        lengths.keep(job.partial, tokenized, job)
+        _finish(job, facts, [*train, *_below("eval", held_out)], seconds=time.time() - began, workers=workers)
         return facts
 
 
-def _write_shards(
-    pipeline: Pipeline,
-    samples: Samples,
-    arrangement: Arrangement,
-    packing: Packing,
-    partial: Path,
-    tokenizer: Tokenizer,
-    workers: int,
-) -> list[ShardFacts]:
+def dry_run(pipeline: Pipeline, *, workers: int | None = None) -> Json:
+    """The plan of the packs in numbers, without writing shards.
+
+    Lengths that the last run left are taken as they are; otherwise the samples are tokenized, which the next run need
+    not do again.
+    """
+    workers = workers or processes(pipeline)
+    with exclusive(pipeline.home / "prep"):
+        job = open_job(pipeline, workers=workers)
+        known = lengths.kept(job)
+        if known is None:
+            job.begin()
+        tokenized = known or _tokenized(job, workers=workers)
+        plan = make_plan(tokenized.samples, job.inputs, pipeline)
+        return {
+            **plan_facts(plan),
+            "strategies": alternatives(plan, pipeline.prep.pack),
+            "tokenized": known is None,
+        }
+
+
+def processes(pipeline: Pipeline) -> int:
+    """Processes to work with on this machine."""
+    return pipeline.prep.workers or len(os.sched_getaffinity(0))
+
+
+def _tokenized(job: Job, *, workers: int) -> Tokenized:
+    tokenized = tokenize(chunks_of(job.inputs), job.rules, job.chunks, workers=workers)
+    unchanged(job.inputs)
+    _usable(tokenized, job.pipeline, job.inputs)
+    return tokenized
+
+
+def _write(job: Job, part: Part, folder: Path, *, workers: int) -> list[ShardFacts]:
+    shard_tokens = job.pipeline.prep.output.shard_tokens
     writing = assemble(
-        samples,
-        arrangement.sequence,
-        packing,
-        partial,
-        vocabulary=tokenizer.vocab_size,
-        shard_tokens=pipeline.prep.output.shard_tokens,
-        workers=min(workers, -(-packing.tokens // pipeline.prep.output.shard_tokens)),
+        part.samples,
+        part.sequence,
+        part.packing,
+        folder,
+        vocabulary=job.tokenizer.vocab_size,
+        shard_tokens=shard_tokens,
+        workers=min(workers, -(-part.packing.tokens // shard_tokens)),
     )
     shards = []
-    with tqdm(total=packing.packs, desc="write shards", unit="pack", disable=None, leave=False) as progress:
+    with tqdm(total=part.packing.packs, desc="write shards", unit="pack", disable=None, leave=False) as progress:
         for shard in writing:
             shards.append(shard)
             progress.update(shard.packs)
@@ -121,85 +125,15 @@ def summary(facts: Mapping[str, Any]) -> str:
             for source in facts["sources"]
         ),
     ]
+    if held_out := facts.get("eval"):
+        lines.append(
+            f"  held out: {held_out['samples']:,} samples, {held_out['tokens']:,} tokens in {held_out['packs']:,} packs"
+        )
     if facts["rejected"]:
         lines.append(f"  faulty: {facts['rejected']:,} of {facts['records']:,} records, listed in rejects.jsonl")
     if facts["dropped"]:
         lines.append("  dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in facts["dropped"].items()))
     return "\n".join(lines)
-
-
-def _settings(pipeline: Pipeline) -> Json:
-    """Every key that prep's bytes depend on, as the file and its defaults say; no path, no worker count."""
-    prep = pipeline.prep.model_dump(exclude={"workers", "source", "order"})
-    order = pipeline.prep.order.model_dump(exclude={"file", "mode", "follow_symlinks"})
-    sources = [source.model_dump(exclude={"path", "files", "format"}) for source in pipeline.prep.source]
-    return {
-        "seed": pipeline.run.seed,
-        "template": pipeline.template.model_dump() | {"file": _text(pipeline.template.file)},
-        "prep": {**prep, "order": order, "source": sources},
-    }
-
-
-def _text(file: Path | None) -> str | None:
-    """The template's own text counts, not where it lies."""
-    return None if file is None or not file.is_file() else file.read_text(encoding="utf-8", errors="replace")
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in LIBRARIES}
-
-
-def _input_facts(one: Input) -> Json:
-    return {"source": one.name, "path": one.path, "format": one.format, "size": one.size, "sha256": one.sha256}
-
-
-def rules_of(pipeline: Pipeline, tokenizer: Tokenizer) -> Rules:
-    prep = pipeline.prep
-    return Rules(
-        tokenizer=pipeline.tokenizer_dir,
-        template=pipeline.template,
-        vocab_size=tokenizer.vocab_size,
-        max_length=prep.longest_sample,
-        min_length=prep.min_length,
-        overlength=prep.overlength,
-        on_bad_record=prep.on_bad_record,
-        max_record_bytes=prep.max_record_bytes,
-    )
-
-
-def _groups(pipeline: Pipeline, samples: Samples, arrangement: Arrangement) -> npt.NDArray[np.int32] | None:
-    """For each position of the order, the group whose samples it may share a pack with."""
-    if pipeline.prep.pack.scope == "source":
-        return arrangement.source
-    if pipeline.prep.pack.scope == "file":
-        return samples.file[arrangement.sequence].astype(np.int32)
-    return None
-
-
-def _partial(folder: Path, stage: str) -> Path:
-    """Where this very run's unfinished work is; that of other settings or inputs is of no use and removed."""
-    mine = folder / ".partial" / stage[:16]
-    for other in mine.parent.glob("*"):
-        if other != mine:
-            shutil.rmtree(other)
-    mine.mkdir(parents=True, exist_ok=True)
-    return mine
-
-
-def _whole(done: Manifest, folder: Path) -> bool:
-    return all(
-        (folder / record.path).is_file() and (folder / record.path).stat().st_size == record.size
-        for record in done.files
-    )
-
-
-def _known_digests(folder: Path) -> dict[str, tuple[int, int, str]]:
-    """Size, time and digest of the inputs at the last run, so that unchanged files need not be read again."""
-    try:
-        inputs = json.loads((folder / "run.json").read_bytes())["inputs"]
-        return {one["where"]: (one["size"], one["modified_ns"], one["sha256"]) for one in inputs}
-    except (OSError, ValueError, KeyError):
-        return {}
 
 
 def _usable(tokenized: Tokenized, pipeline: Pipeline, inputs: Sequence[Input]) -> None:
@@ -220,36 +154,46 @@ def _usable(tokenized: Tokenized, pipeline: Pipeline, inputs: Sequence[Input]) -
 
 
 def _facts(
-    pipeline: Pipeline,
-    inputs: Sequence[Input],
-    tokenizer: Tokenizer,
-    tokenized: Tokenized,
-    arrangement: Arrangement,
-    packing: Packing,
-    shards: Sequence[ShardFacts],
+    job: Job, tokenized: Tokenized, plan: Plan, train: Sequence[ShardFacts], held_out: Sequence[ShardFacts]
 ) -> dict[str, Json]:
+    packing = plan.train.packing
+    facts: dict[str, Json] = {
+        "samples": int(plan.arrangement.sequence.size),
+        "packs_lower_bound": packing.lower_bound,
+        "capacity": packing.capacity,
+        **_part_facts(plan.train, train),
+        "vocab_size": job.tokenizer.vocab_size,
+        "max_token_id": max(shard.max_token_id for shard in (*train, *held_out)),
+        "records": tokenized.records,
+        "rejected": len(tokenized.rejects),
+        "dropped": dict(sorted(tokenized.dropped.items())),
+        "sources": plan.arrangement.realised,
+        "files": list(map(input_facts, job.inputs)),
+        "tokenizer": job.tokenizer.digest,
+        "settings": settings(job.pipeline),
+        "versions": versions(),
+    }
+    if plan.held_out:
+        facts["eval"] = {"samples": int(plan.held_out.sequence.size), **_part_facts(plan.held_out, held_out)}
+    return facts
+
+
+def _part_facts(part: Part, shards: Sequence[ShardFacts]) -> dict[str, Json]:
+    packing = part.packing
     return {
-        "samples": int(arrangement.sequence.size),
         "tokens": packing.tokens,
         "loss_tokens": sum(shard.loss_tokens for shard in shards),
         "packs": packing.packs,
-        "packs_lower_bound": packing.lower_bound,
-        "capacity": packing.capacity,
         "fill": round(packing.fill, 6),
         "segments": int(packing.length.size),
         "longest_segment": int(packing.length.max()),
         "packs_per_shard": [shard.packs for shard in shards],
-        "vocab_size": tokenizer.vocab_size,
-        "max_token_id": max(shard.max_token_id for shard in shards),
-        "records": tokenized.records,
-        "rejected": len(tokenized.rejects),
-        "dropped": dict(sorted(tokenized.dropped.items())),
-        "sources": arrangement.realised,
-        "files": [_input_facts(one) for one in inputs],
-        "tokenizer": tokenizer.digest,
-        "settings": _settings(pipeline),
-        "versions": _versions(),
     }
+
+
+def _below(folder: str, shards: Sequence[ShardFacts]) -> list[ShardFacts]:
+    """The same shards, as seen from the folder above."""
+    return [replace(one, record=replace(one.record, path=f"{folder}/{one.record.path}")) for one in shards]
 
 
 def _write_rejects(rejects: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -257,27 +201,20 @@ def _write_rejects(rejects: Sequence[Mapping[str, Any]], folder: Path) -> None:
     write_atomic(folder / "rejects.jsonl", "".join(lines).encode("utf-8"))
 
 
-def _finish(
-    partial: Path,
-    folder: Path,
-    stage: str,
-    facts: dict[str, Json],
-    shards: Sequence[ShardFacts],
-    inputs: Sequence[Input],
-    **told: Json,
-) -> None:
+def _finish(job: Job, facts: dict[str, Json], shards: Sequence[ShardFacts], **told: Json) -> None:
     """Move the finished parts into place; the manifest goes first away and last back, so a kill leaves none."""
+    folder, partial = job.folder, job.partial
     (folder / MANIFEST).unlink(missing_ok=True)
-    for part in ("shards", "tokenizer"):
+    for part in ("shards", "eval", "tokenizer"):
         shutil.rmtree(folder / part, ignore_errors=True)
-        (partial / part).rename(folder / part)
-    (partial / "rejects.jsonl").replace(folder / "rejects.jsonl")
-    places = [{"where": str(one.where.resolve()), "size": one.size, "modified_ns": one.modified_ns,
-               "sha256": one.sha256} for one in inputs]  # fmt: skip
+        if (partial / part).exists():
+            (partial / part).rename(folder / part)
+    for file in ("rejects.jsonl", lengths.FILE):
+        (partial / file).replace(folder / file)
     host = {"host": platform.node(), "python": platform.python_version(), "finished": time.time()}
-    write_atomic(folder / "run.json", canonical_json({**host, **told, "inputs": places}))
+    write_atomic(folder / "run.json", canonical_json({**host, **told, "inputs": places(job.inputs)}))
     tokenizer = [FileRecord.of(folder, path) for path in sorted((folder / "tokenizer").iterdir())]
     rejects = FileRecord.of(folder, folder / "rejects.jsonl")
     records = [rejects, *(shard.record for shard in shards), *tokenizer]
-    Manifest("prep", FORMAT_VERSION, stage, {}, records, facts).write(folder)
+    Manifest("prep", FORMAT_VERSION, job.packs, {}, records, facts).write(folder)
     shutil.rmtree(folder / ".partial")
