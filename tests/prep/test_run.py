@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,44 +18,7 @@ from pipelines.shards import ShardReader
 from prep.formats import lines
 from prep.run import run, summary
 from prep.tokenizer import load_tokenizer
-
-TOKENIZER = Path(__file__).parents[2] / "pipelines" / "quickstart" / "tokenizer"
-LINE = '{{"messages": [{{"role": "user", "content": "{0}?"}}, {{"role": "assistant", "content": "{0}!"}}]}}\n'
-
-MakePipeline = Callable[..., Path]
-
-
-@pytest.fixture
-def make_pipeline(tmp_path: Path) -> MakePipeline:
-    """Writes a pipeline of one jsonl source with the given lines; more TOML may follow [prep]."""
-
-    def make(content: str | bytes, prep: str = "", template: str = "") -> Path:
-        (tmp_path / "data").mkdir(exist_ok=True)
-        data = content.encode() if isinstance(content, str) else content
-        (tmp_path / "data" / "a.jsonl").write_bytes(data)
-        file = tmp_path / "run.toml"
-        file.write_text(
-            f'schema_version = 1\n[run]\nname = "r"\n[model.scratch]\nmodel_type = "llama"\n'
-            f'[tokenizer]\nname_or_path = "{TOKENIZER}"\n{template}\n[prep]\n{prep}\n'
-            f'[[prep.source]]\nname = "a"\npath = "data"\n[prep.pack]\ncapacity = 256\n[prep.order]\nmode = "write"\n'
-        )
-        return file
-
-    return make
-
-
-def conversations(count: int) -> str:
-    return "".join(LINE.format(f"word {number} " * (number % 4 + 1)) for number in range(count))
-
-
-def written(file: Path) -> dict[str, bytes]:
-    """Every byte of the artefact."""
-    folder = load(file).home / "prep"
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("run.json", ".lock")
-    }
+from tests.prep.small import LINE, TOKENIZER, MakePipeline, conversations, written
 
 
 def test_packs_hold_every_sample_once_with_the_loss_on_the_answers(make_pipeline: MakePipeline) -> None:
