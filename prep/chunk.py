@@ -21,6 +21,7 @@ from prep.encoder import Encoder
 from prep.formats import FORMATS, ftdp
 from prep.formats.fault import Outcome, RecordFault
 from prep.inputs import Input
+from prep.rendering import template_of
 from prep.store import LOSS_BIT
 
 _BATCH = 256
@@ -106,15 +107,18 @@ def _as_it_is(chunk: Chunk, rules: Rules) -> _Result | None:
     found = ftdp.all_samples(chunk.input.where, chunk.begin, chunk.end, vocab_size=rules.vocab_size)
     if found is None:
         return None
-    tokens, lengths = found
-    firsts = np.cumsum(lengths) - lengths
-    tokens[firsts[lengths > 0]] &= ~LOSS_BIT
-    loss_tokens = np.add.reduceat(tokens >> 31, firsts) if lengths.min() > 0 else np.zeros(1)
-    if loss_tokens.min() < 1 or lengths.max() > rules.max_length or lengths.min() < rules.min_length:
+    tokens, counts = found
+    records = np.flatnonzero(counts)  # a record without tokens is no sample, and nothing is said of it
+    lengths = counts[records]
+    if not lengths.size or lengths.max() > rules.max_length or lengths.min() < rules.min_length:
         return None
-    records = np.arange(lengths.size)
+    firsts = np.cumsum(lengths) - lengths
+    tokens[firsts] &= ~LOSS_BIT
+    loss_tokens = np.add.reduceat(tokens >> 31, firsts)
+    if loss_tokens.min() < 1 and rules.template.loss.on_empty != "keep":
+        return None
     rows = np.column_stack([records, np.zeros_like(records), lengths, loss_tokens.astype(np.int64)])
-    return _Result(tokens, rows, Counter(), [], lengths.size)
+    return _Result(tokens, rows, Counter(), [], counts.size)
 
 
 def _one_by_one(chunk: Chunk, rules: Rules) -> _Result:
@@ -147,7 +151,8 @@ def outcomes(chunk: Chunk, rules: Rules) -> Iterator[tuple[int, _Outcome]]:
     if chunk.input.format == "ftdp":
         found: Iterator[tuple[int, _Outcome]] = ftdp.samples(where, begin, end, vocab_size=rules.vocab_size)
     else:
-        encoder = _encoder(rules.tokenizer, rules.template.model_dump_json(), chunk.input.map)
+        template = template_of(rules.template, chunk.input.template, chunk.input.system)
+        encoder = _encoder(rules.tokenizer, template.model_dump_json(), chunk.input.map, chunk.input.columns)
         records = FORMATS[chunk.input.format].records(where, begin, end, max_bytes=rules.max_record_bytes)
         found = (pair for batch in iter(lambda: list(islice(records, _BATCH)), []) for pair in _encode(encoder, batch))
     for record, outcome in found:
@@ -212,7 +217,7 @@ def _fit(tokens: Marked | None, rules: Rules) -> tuple[list[str], list[tuple[int
         piece[0] &= ~LOSS_BIT  # nothing comes before it that could predict it
         if piece.size < rules.min_length:
             reasons.append("shorter than prep.min_length")
-        elif not np.any(piece & LOSS_BIT):
+        elif rules.template.loss.on_empty != "keep" and not np.any(piece & LOSS_BIT):
             reasons.append("without a token to train")
         else:
             kept.append((start, piece))
@@ -220,6 +225,6 @@ def _fit(tokens: Marked | None, rules: Rules) -> tuple[list[str], list[tuple[int
 
 
 @lru_cache(maxsize=8)
-def _encoder(tokenizer: Path, template: str, map_name: str) -> Encoder:
+def _encoder(tokenizer: Path, template: str, map_name: str, columns: tuple[tuple[str, str], ...]) -> Encoder:
     # One per process: loading a tokenizer takes longer than a chunk does.
-    return Encoder(tokenizer, Template.model_validate(json.loads(template)), map_name)
+    return Encoder(tokenizer, Template.model_validate(json.loads(template)), map_name, columns=dict(columns))

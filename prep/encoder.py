@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -33,14 +34,22 @@ class Encoder:
         tokenizer: a tokenizer directory.
         template: the [template] table.
         map_name: name of the record map.
+        columns: the record's own name of a key that the map reads, by key.
     Raises:
         ConfigError: if these do not go together.
     """
 
-    def __init__(self, tokenizer: Path, template: schema.Template, map_name: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Path,
+        template: schema.Template,
+        map_name: str,
+        *,
+        columns: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._tokenizer = load_tokenizer(tokenizer)
         self._template = Template(template, self._tokenizer)
-        self._map = record_map(map_name)
+        self._map = record_map(map_name, columns)
         self._special = {text: np.array([id_], np.uint32) for text, id_ in self._tokenizer.special_tokens.items()}
         self._known: dict[tuple[str, bool], Marked] = {}
 

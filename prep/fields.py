@@ -13,7 +13,7 @@ def text(table: Mapping[str, Json], key: str, path: str = "", *, default: str | 
     if value is None and default is not None:
         return default
     if key not in table:
-        raise RecordError(where, f"expected a string, found no such key among {_some(table)}")
+        raise RecordError(where, f"expected a string, found no such key among {some_keys(table)}")
     raise RecordError(where, f"expected a string, found {kind(value)}")
 
 
@@ -22,7 +22,7 @@ def array(table: Mapping[str, Json], key: str) -> list[Json]:
     if isinstance(value, list):
         return value
     if key not in table:
-        raise RecordError(key, f"expected an array, found no such key among {_some(table)}")
+        raise RecordError(key, f"expected an array, found no such key among {some_keys(table)}")
     raise RecordError(key, f"expected an array, found {kind(value)}")
 
 
@@ -35,7 +35,8 @@ def objects(values: Json, path: str) -> list[Mapping[str, Json]]:
     return values
 
 
-def _some(table: Mapping[str, Json]) -> str:
+def some_keys(table: Mapping[str, Json]) -> str:
+    """The first few keys of a table, in words."""
     names = [key if len(key) <= 40 else f"{key[:40]}..." for key in list(table)[:6]]
     return ", ".join([*names, "..."] if len(table) > 6 else names) or "none"
 

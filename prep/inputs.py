@@ -32,6 +32,12 @@ class Input:
     modified_ns: int = 0
     """Only to notice a change while the run lasts; part of no artefact."""
     sha256: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Pairs of the key that the map reads and the record's own name for it."""
+    template: str | None = None
+    """Template instead of template.name."""
+    system: str | None = None
+    """Default system text instead of template.system."""
 
 
 Known = Mapping[str, tuple[int, int, str]]

@@ -172,7 +172,17 @@ def _why_missing(pipeline: Pipeline, line: str) -> str:
 def input_of(pipeline: Pipeline, one: OnDisk) -> Input:
     """The file with all that reading it needs."""
     source, where = pipeline.prep.source[one.source], Path(one.where)
-    return Input(one.source, source.name, one.path, where, input_format(source, where), source.map)
+    return Input(
+        one.source,
+        source.name,
+        one.path,
+        where,
+        input_format(source, where),
+        source.map,
+        columns=tuple(source.columns.items()),
+        template=source.template,
+        system=source.system,
+    )
 
 
 def _write(file: Path, found: Mapping[str, OnDisk]) -> list[str]:

@@ -5,31 +5,61 @@ Inside a message every key counts, so one that is not understood is refused.
 """
 
 import importlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+from pipelines.artifacts import digest_file
 from pipelines.errors import ConfigError
 from prep.conversation import Conversation, Json, Message, RecordError
-from prep.fields import array, kind, objects, text
+from prep.fields import array, kind, objects, some_keys, text
 from prep.msagent import msagent_react
 
 RecordMap = Callable[[Mapping[str, Json]], Conversation | None]
 """A record to its conversation; None leaves the record out."""
 
 
-def record_map(name: str) -> RecordMap:
+def record_map(name: str, columns: Mapping[str, str] = MappingProxyType({})) -> RecordMap:
     """The map that prep.source.map names: one of `MAPS`, or `python:module:function`.
 
     Such a function takes a record and returns one of the `openai` shape, or None to leave it out.
 
+    Args:
+        name: of the map.
+        columns: for keys that the map reads, what the records call them; see `_Renamed`.
     Raises:
         ConfigError: if there is no such map.
     """
     if name.startswith("python:"):
-        return _python_map(name)
-    if name not in MAPS:
+        found = _python_map(name)
+    elif name in MAPS:
+        found = MAPS[name]
+    else:
         raise ConfigError(f"prep.source.map = {name!r}: expected one of {', '.join(MAPS)}, or python:module:function")
-    return MAPS[name]
+    return _Renamed(found, columns) if columns else found
+
+
+def map_digest(name: str) -> str | None:
+    """SHA-256 of the source file of the module that a `python:module:function` map lives in; None for a map of ours.
+
+    What that module imports is not followed: keep a map in one file, or change the file along with what it imports.
+
+    Raises:
+        ConfigError: if there is no such function, or its module has no source file.
+    """
+    if not name.startswith("python:"):
+        return None
+    module = inspect.getmodule(_python_function(name))
+    file = getattr(module, "__file__", None)
+    if file is None or not file.endswith(".py"):
+        raise ConfigError(
+            f"prep.source.map = {name!r}: its module has no Python source file to tell a change by; put the function "
+            "into a .py file"
+        )
+    return digest_file(Path(file))
 
 
 def openai(record: Mapping[str, Json]) -> Conversation:
@@ -236,7 +266,30 @@ def _tools(record: Mapping[str, Json]) -> list[Mapping[str, Json]]:
     return objects(tools, "tools") if tools else []
 
 
-def _python_map(name: str) -> RecordMap:
+class _Renamed:
+    """A map of records that call some of its keys otherwise.
+
+    The named columns leave their own names and take those the map reads, all at once, so that two can be swapped; what
+    a record had under such a name before is gone. A record without one of them is faulty: null says that it is absent.
+    """
+
+    def __init__(self, found: RecordMap, columns: Mapping[str, str]) -> None:
+        self._map = found
+        self._columns = dict(columns)
+        self._taken = {*columns, *columns.values()}
+
+    def __call__(self, record: Mapping[str, Json]) -> Conversation | None:
+        renamed = {key: value for key, value in record.items() if key not in self._taken}
+        for key, column in self._columns.items():
+            if column not in record:
+                raise RecordError(
+                    column, f"no such key among {some_keys(record)}, but prep.source.columns takes {key} from it"
+                )
+            renamed[key] = record[column]
+        return self._map(renamed)
+
+
+def _python_function(name: str) -> Callable[[Mapping[str, Json]], Any]:
     place, _, function = name.removeprefix("python:").rpartition(":")
     try:
         found = getattr(importlib.import_module(place), function)
@@ -246,6 +299,17 @@ def _python_map(name: str) -> RecordMap:
         ) from error
     except (AttributeError, ValueError) as error:
         raise ConfigError(f"prep.source.map = {name!r}: {error}; expected python:module:function") from error
+    except Exception as error:  # whatever the user's module raises when it is imported
+        raise ConfigError(
+            f"prep.source.map = {name!r}: importing it failed: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"prep.source.map = {name!r}: is no function but {type(found).__name__}")
+    return found  # type: ignore[no-any-return]  # a user's module has no types
+
+
+def _python_map(name: str) -> RecordMap:
+    found = _python_function(name)
 
     def mapped(record: Mapping[str, Json]) -> Conversation | None:
         try:
