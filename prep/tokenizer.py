@@ -90,6 +90,11 @@ class Tokenizer:
         return self._named_id("pad_token")
 
     @property
+    def unknown_id(self) -> int | None:
+        """What text without a token of its own becomes; None where there is always one."""
+        return self._backend.unknown_id
+
+    @property
     def adds_bos(self) -> bool:
         """Whether the model expects a text to begin with `bos_id`."""
         return self.bos_id is not None and self._backend.adds_bos
