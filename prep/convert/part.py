@@ -1,0 +1,56 @@
+"""One part of the shards, to be written in another form: its packs shard by shard, and their documents."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pipelines.shards import Pack, ShardReader
+
+
+@dataclass(frozen=True)
+class Part:
+    """The packs of `train` or `eval`."""
+
+    name: str
+    reader: ShardReader
+    packs_per_shard: Sequence[int]
+    capacity: int
+    """Tokens of a full pack."""
+    sources: Sequence[str]
+    """[files] the source that each input file is of."""
+
+    def shards(self) -> Iterator[Iterator[Pack]]:
+        """The packs of each shard; each has to be used up before the next is asked for."""
+        first = 0
+        with tqdm(total=len(self.reader), desc=f"convert {self.name}", unit="pack", disable=None, leave=False) as bar:
+            for packs in self.packs_per_shard:
+                yield (self.reader[index] for index in range(first, first + packs))
+                first += packs
+                bar.update(packs)
+
+
+def parts_of(folder: Path) -> dict[str, Part]:
+    """The parts that a prep directory has."""
+    facts = ShardReader(folder).manifest.facts
+    sources = [one["source"] for one in facts["files"]]
+    parts = {"train": Part("train", ShardReader(folder), facts["packs_per_shard"], facts["capacity"], sources)}
+    if "eval" in facts:
+        packs = facts["eval"]["packs_per_shard"]
+        parts["eval"] = Part("eval", ShardReader(folder, "eval"), packs, facts["capacity"], sources)
+    return parts
+
+
+def documents(pack: Pack) -> Iterator[tuple[int, int]]:
+    """Where each document of a pack begins and ends: attention stays inside of it, positions count from its start."""
+    bounds = pack.cu_seqlens.tolist()
+    return pairwise(bounds)
+
+
+def counts(pack: Pack) -> dict[str, int]:
+    """What one pack adds to the numbers that every form reports."""
+    targets = int(np.count_nonzero(pack.loss))
+    return {"packs": 1, "documents": pack.cu_seqlens.size - 1, "tokens": pack.tokens.size, "targets": targets}
