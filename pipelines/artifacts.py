@@ -173,13 +173,37 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     Raises:
         BusyError: if another process holds it.
+        MachineError: if its file system has no locks.
     """
+    with _locked(folder, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def shared(folder: Path) -> Iterator[None]:
+    """Hold `folder` together with others that share it, against whoever wants it for itself.
+
+    Raises:
+        BusyError: if another process holds it for itself.
+        MachineError: if its file system has no locks.
+    """
+    with _locked(folder, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, kind: int) -> Iterator[None]:
     make_directory(folder)
-    with (folder / ".lock").open("a") as file:
+    with (folder / ".lock").open("a+") as file:  # NFS wants a file open for reading to share, for writing to exclude
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise BusyError(f"{folder}: another packtrain process works here; wait for it or stop it") from error
+        except OSError as error:
+            raise MachineError(
+                f"{folder}: cannot be locked ({error.strerror}); mount its file system with locks, or set run.work_dir "
+                "elsewhere"
+            ) from error
         yield
 
 

@@ -1,5 +1,6 @@
 """Artefacts appear whole, and equal content has equal bytes."""
 
+import errno
 import multiprocessing
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipelines.artifacts import (
     exclusive,
     identity,
     make_directory,
+    shared,
     write_atomic,
 )
 from pipelines.errors import BusyError, CheckError, MachineError
@@ -89,7 +91,26 @@ def test_a_second_process_is_told_that_the_place_is_busy(tmp_path: Path) -> None
     held.get(timeout=60)
     with pytest.raises(BusyError, match="another packtrain process"), exclusive(tmp_path):
         pass
+    with pytest.raises(BusyError, match="another packtrain process"), shared(tmp_path):
+        pass
     done.put("done")
     holder.join()
     with exclusive(tmp_path):
+        pass
+
+
+def test_those_who_share_a_place_keep_out_only_who_wants_it_alone(tmp_path: Path) -> None:
+    busy = pytest.raises(BusyError, match="another packtrain process")
+    with shared(tmp_path), shared(tmp_path), busy, exclusive(tmp_path):
+        pass
+    with exclusive(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(MachineError, match="cannot be locked"), exclusive(tmp_path):
         pass
