@@ -561,6 +561,14 @@ _OWNED_BY_US: Mapping[str, str] = {
 }
 
 
+class Parallel(Table):
+    """[train.parallel]: how one pack is shared out."""
+
+    sequence_parallel_size: PositiveInt = 1
+    """Ranks that share each pack, every one of them with a part of its tokens; has to divide the number of ranks.
+    Never changes the loss."""
+
+
 class CheckpointTable(Table):
     """[train.checkpoint]: when the training state is saved."""
 
@@ -600,6 +608,7 @@ class Train(Table):
     resume: Literal["auto", "none"] = "auto"
     """auto continues from the newest complete checkpoint of this very run."""
     scheduler: Scheduler = Scheduler()
+    parallel: Parallel = Parallel()
     deepspeed: Deepspeed = Deepspeed()
     checkpoint: CheckpointTable = CheckpointTable()
     log: TrainLog = TrainLog()

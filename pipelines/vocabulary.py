@@ -125,7 +125,7 @@ DESCRIBED: Mapping[str, str] = {
         error_if_nonfinite on_nonfinite load_from resume compile""",
     "train.optimizer": "type lr betas eps weight_decay fused no_decay",
     "train.scheduler": "type warmup_ratio warmup_steps warmup_start_factor min_lr interval",
-    "train.parallel": "sequence_parallel_size audit",
+    "train.parallel": "sequence_parallel_size",
     "train.deepspeed": """zero_stage offload_optimizer offload_param nvme_path overlap_comm contiguous_gradients
         zero_allow_untested_optimizer gather_16bit_weights_on_save initial_scale_power prebuild_ops extra""",
     "train.checkpoint": """save_steps save_total_limit save_optimizer by_epoch save_on_signal async_save verify
@@ -152,6 +152,7 @@ RETIRED: Mapping[str, str] = {
     "prep.output.keep_rejects": "rejects.jsonl is always written",
     "prep.source.tools_column": 'columns = { tools = "..." } says it',
     "prep.repro": "prep reads local files alone, and `packtrain prep verify --resample` takes a number",
+    "train.parallel.audit": "the audit before the first step always runs",
 }
 """Keys of the design that were found to need no key, and why."""
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 COST_ONLY = {
     "model": {"torch_dtype", "attn_implementation"},
-    "train": {"nproc_per_node", "activation_checkpointing", "resume", "deepspeed", "checkpoint", "log"},
+    "train": {"nproc_per_node", "activation_checkpointing", "resume", "parallel", "deepspeed", "checkpoint", "log"},
 }
 """Keys that change how a run is computed, saved or exported, but not what it computes."""
 

@@ -400,7 +400,7 @@ def test_a_wrong_addition_is_one_complaint(tmp_path: Path, text: str, complaint:
         ("capasity = 3", "1:1: prep.pack.capasity: unknown key, did you mean 'capacity'?"),
         ("max_length = 3", "1:1: prep.pack.max_length: unknown key, did you mean 'prep.max_length'?"),
         ("xyzzy = 3", "1:1: prep.pack.xyzzy: unknown key; remove it"),
-        (TRAIN + "[train.parallel]", "4:8: train.parallel: not supported yet; remove it"),
+        (TRAIN + "[train.eval]", "4:8: train.eval: not supported yet; remove it"),
         (
             "align = 8",
             "1:1: prep.pack.align = 8: not a key here: sequence parallelism takes packs of any length; remove it",
