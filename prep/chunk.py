@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -134,7 +134,7 @@ def _one_by_one(chunk: Chunk, rules: Rules) -> _Result:
                 raise outcome
             rejects.append({"record": record, "byte": outcome.byte, "reason": outcome.message})
             continue
-        reasons, kept = _fit(outcome, rules)
+        reasons, kept = fit(outcome, rules)
         dropped.update(reasons)
         rows += [(record, start, piece.size, int(np.count_nonzero(piece & LOSS_BIT))) for start, piece in kept]
         parts += [piece for _, piece in kept]
@@ -145,8 +145,8 @@ def _one_by_one(chunk: Chunk, rules: Rules) -> _Result:
 _Outcome = Marked | RecordFault | None
 
 
-def outcomes(chunk: Chunk, rules: Rules) -> Iterator[tuple[int, _Outcome]]:
-    """Every record number of the chunk: its tokens, its fault, or None where its map leaves it out."""
+def outcomes(chunk: Chunk, rules: Rules, only: Container[int] | None = None) -> Iterator[tuple[int, _Outcome]]:
+    """Every record number of the chunk, or `only` some: its tokens, its fault, or None where its map leaves it out."""
     where, begin, end = chunk.input.where, chunk.begin, chunk.end
     if chunk.input.format == "ftdp":
         found: Iterator[tuple[int, _Outcome]] = ftdp.samples(where, begin, end, vocab_size=rules.vocab_size)
@@ -154,9 +154,11 @@ def outcomes(chunk: Chunk, rules: Rules) -> Iterator[tuple[int, _Outcome]]:
         template = template_of(rules.template, chunk.input.template, chunk.input.system)
         encoder = _encoder(rules.tokenizer, template.model_dump_json(), chunk.input.map, chunk.input.columns)
         records = FORMATS[chunk.input.format].records(where, begin, end, max_bytes=rules.max_record_bytes)
+        records = (pair for pair in records if only is None or pair[0] in only)  # what is not asked for costs no tokens
         found = (pair for batch in iter(lambda: list(islice(records, _BATCH)), []) for pair in _encode(encoder, batch))
     for record, outcome in found:
-        yield record, _checked(outcome, record, rules) if isinstance(outcome, np.ndarray) else outcome
+        if only is None or record in only:
+            yield record, _checked(outcome, record, rules) if isinstance(outcome, np.ndarray) else outcome
 
 
 def _encode(encoder: Encoder, batch: Sequence[tuple[int, Outcome]]) -> Iterator[tuple[int, _Outcome]]:
@@ -195,7 +197,7 @@ def _checked(tokens: Marked, record: int, rules: Rules) -> Marked | RecordFault:
     return tokens
 
 
-def _fit(tokens: Marked | None, rules: Rules) -> tuple[list[str], list[tuple[int, Marked]]]:
+def fit(tokens: Marked | None, rules: Rules) -> tuple[list[str], list[tuple[int, Marked]]]:
     """What became of a record, in words to count; and the samples it gives, each with its first token's place."""
     if tokens is None:
         return ["left out by its map"], []

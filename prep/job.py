@@ -93,7 +93,7 @@ def open_job(pipeline: Pipeline, *, workers: int) -> Job:
     """
     folder = pipeline.home / "prep"
     tokenizer = load_tokenizer(pipeline.tokenizer_dir)
-    inputs = digest(inputs_in_order(pipeline), workers=workers, known=_known_digests(folder))
+    inputs = digest(inputs_in_order(pipeline), workers=workers, known=known_digests(folder))
     files = list(map(input_facts, inputs))
     records = identity("records", FORMAT_VERSION, _record_settings(pipeline), files, tokenizer.digest, versions())
     tokens = identity("tokens", records, pipeline.prep.longest_sample, pipeline.prep.overlength)
@@ -161,7 +161,7 @@ def places(inputs: list[Input]) -> Json:
 _INPUTS = "inputs.json"
 
 
-def _known_digests(folder: Path) -> Mapping[str, tuple[int, int, str]]:
+def known_digests(folder: Path) -> Mapping[str, tuple[int, int, str]]:
     """Size, time and digest of the inputs at the last run, so that unchanged files need not be read again."""
     known: dict[str, tuple[int, int, str]] = {}
     for file in (folder / "run.json", folder / ".partial" / _INPUTS):

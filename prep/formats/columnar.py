@@ -21,7 +21,7 @@ ROWS = 8192
 def chunks(path: Path) -> list[tuple[int, int]]:
     """Ranges of row groups (Parquet) or record batches (Arrow) of about ROWS rows."""
     bounds, rows = [0], 0
-    sizes = _sizes(path)
+    sizes = rows_of_groups(path)
     for group, size in enumerate(sizes):
         rows += size
         if rows >= ROWS:
@@ -45,7 +45,8 @@ def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tup
         raise DataError(f"{path}: damaged near row {number} of groups {begin}..{end} ({error})") from error
 
 
-def _sizes(path: Path) -> list[int]:
+def rows_of_groups(path: Path) -> list[int]:
+    """Rows of every row group or record batch, without reading them."""
     try:
         if _is_parquet(path):
             metadata = pq.ParquetFile(path).metadata
