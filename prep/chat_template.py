@@ -11,8 +11,10 @@ their fixed date. The exported template is fixed to the same.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jinja2
@@ -35,6 +37,8 @@ class ChatTemplate:
         source: the template's text.
         tokenizer: finds the special tokens in what is rendered.
         end_of_turn: answers' closing token carries loss as they do.
+        tool_calls: what answers' tool calls are rendered as carries loss as they do.
+        reasoning: what answers' reasoning_content is rendered as carries loss as they do.
         escape: special-token text in messages stays plain text; otherwise it becomes the special token.
         origin: what an error names the template by.
     Raises:
@@ -42,14 +46,24 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, source: str, tokenizer: Tokenizer, *, end_of_turn: bool, escape: bool, origin: str = "the chat template"
+        self,
+        source: str,
+        tokenizer: Tokenizer,
+        *,
+        end_of_turn: bool,
+        escape: bool,
+        tool_calls: bool = True,
+        reasoning: bool = True,
+        origin: str = "the chat template",
     ) -> None:
         self.jinja = _NO_CLOCK + source if "strftime_now" in source else source
         """The template as it is exported."""
         self._tokenizer = tokenizer
         self._end_of_turn = end_of_turn
+        self._tool_calls = tool_calls
+        self._reasoning = reasoning
         self._origin = origin
-        self._shield = _Shield(tokenizer if escape else None)
+        self._shield = _Shield(tokenizer if escape else None, source)
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
@@ -84,7 +98,12 @@ class ChatTemplate:
             text, answers = self._marked(conversation, stand_ins, flags)
         else:
             text, answers = self._by_prefix(conversation, stand_ins, flags)
-        return [*self._cut(text, answers, stand_ins)]
+        mute: list[_Place] = []
+        if not self._reasoning:
+            mute += self._thoughts(conversation, trained, stand_ins, text)
+        if not self._tool_calls:
+            mute += self._calls(conversation, trained, stand_ins, text)
+        return self._cut(text, answers, stand_ins, sorted(mute))
 
     def prompt(self, conversation: Conversation) -> list[Span]:
         """The conversation up to where the next answer begins, in the runs it is trained in.
@@ -100,13 +119,13 @@ class ChatTemplate:
             answers = [(begin, end) for begin, end, _ in found]
             if answers and not text.startswith(earlier[: answers[-1][1]]):
                 raise RecordError("messages", f"{self._origin} renders earlier answers otherwise when it asks for one")
-        return [*self._cut(text, [(begin, end, False) for begin, end in answers], stand_ins)]
+        return self._cut(text, [(begin, end, False) for begin, end in answers], stand_ins)
 
     def whole(self, conversation: Conversation) -> list[Span]:
         """`prompt` as a reader of the template tokenizes it, who does not know where answers begin."""
         stand_ins = self._shield.stand_ins(conversation)
         text, _ = stand_ins.unmark(self._render(conversation, conversation.messages, stand_ins, prompt=True))
-        return [*self._cut(text, [], stand_ins)]
+        return self._cut(text, [], stand_ins)
 
     def _marked(
         self, conversation: Conversation, stand_ins: "_StandIns", flags: Sequence[bool]
@@ -150,26 +169,84 @@ class ChatTemplate:
             answers.append((len(before), end, next(train)))
         return whole, answers
 
-    def _cut(self, text: str, answers: Sequence["_Answer"], stand_ins: "_StandIns") -> Iterator[Span]:
+    def _thoughts(
+        self, conversation: Conversation, trained: Sequence[bool], stand_ins: "_StandIns", text: str
+    ) -> list["_Place"]:
+        """Where the rendered text has reasoning of trained messages: between marks that are put around it."""
+        messages = conversation.messages
+        chosen = [i for i, train in enumerate(trained) if train and messages[i].extra.get("reasoning_content")]
+        if not chosen:
+            return []
+        rendered = self._render(conversation, messages, stand_ins, quiet=frozenset(chosen))
+        unmarked, places = stand_ins.unquiet(rendered)
+        if unmarked != text or places is None:
+            raise RecordError(
+                f"messages[{chosen[0]}].reasoning_content",
+                f"{self._origin} changes it, so that its text cannot be told from the answer's; set "
+                "template.loss.reasoning = true, or use a template that writes it as it is",
+            )
+        return places
+
+    def _calls(
+        self, conversation: Conversation, trained: Sequence[bool], stand_ins: "_StandIns", text: str
+    ) -> list["_Place"]:
+        """Where the rendered text has tool calls of trained messages: what is missing when it is rendered without."""
+        places = []
+        messages = conversation.messages
+        for index, message in enumerate(messages):
+            if trained[index] and "tool_calls" in message.extra:
+                extra = {key: value for key, value in message.extra.items() if key != "tool_calls"}
+                bare = replace(message, content=message.content or "", extra=extra)
+                place = self._only_with(conversation, index, bare, stand_ins, text)
+                if place is None:
+                    raise RecordError(
+                        f"messages[{index}].tool_calls",
+                        f"{self._origin} renders the message otherwise without them, so that their text cannot be told "
+                        "from the rest; set template.loss.tool_calls = true, or use another template",
+                    )
+                places.append(place)
+        return places
+
+    def _only_with(
+        self, conversation: Conversation, index: int, bare: Message, stand_ins: "_StandIns", text: str
+    ) -> "_Place | None":
+        """The part of the text that a message adds to what stands there with the `bare` one in its place."""
+        messages = conversation.messages
+        # Some templates insist on what follows a call; they are asked about the conversation up to it.
+        for end in (len(messages), index + 1):
+            try:
+                whole, _ = stand_ins.unmark(self._render(conversation, messages[:end], stand_ins))
+                without = (*messages[:index], bare, *messages[index + 1 : end])
+                rest, _ = stand_ins.unmark(self._render(conversation, without, stand_ins))
+            except RecordError:
+                continue
+            place = _inserted(whole, rest, self._tokenizer)
+            if place is not None and text.startswith(whole[: place[1]]):
+                return place
+        return None
+
+    def _cut(
+        self, text: str, answers: Sequence["_Answer"], stand_ins: "_StandIns", mute: Sequence["_Place"] = ()
+    ) -> list[Span]:
+        spans: list[Span] = []
         end = 0
         for begin, until, train in answers:
-            yield from self._plain(text[end:begin], stand_ins, opens=end == 0)
-            inside = [*self._plain(text[begin:until], stand_ins, opens=begin == 0)]
+            spans += cut(text[end:begin], self._tokenizer, opens=end == 0)
+            inside = cut(text[begin:until], self._tokenizer, opens=begin == 0, loss=train)
+            if train and mute:
+                inside = _muted(inside, text, begin, mute)
             closings = [i for i, span in enumerate(inside) if span.special and span.text == self._closing]
             closed = closings[-1] if closings else None
             if closed is None and self._closing and text.startswith(self._closing, until):
                 closed = len(inside)  # the template's block leaves the closing token out
-                inside.append(Span(self._closing, special=True))
+                inside.append(Span(self._closing, train, special=True))
                 until += len(self._closing)
-            last = len(inside) if self._end_of_turn or closed is None else closed
-            for index, span in enumerate(inside):
-                yield Span(span.text, train and index < last, span.special, span.opens)
+            if train and closed is not None and not self._end_of_turn:
+                inside[closed:] = [span._replace(loss=False, mute=()) for span in inside[closed:]]
+            spans += inside
             end = until
-        yield from self._plain(text[end:], stand_ins, opens=end == 0)
-
-    def _plain(self, text: str, stand_ins: "_StandIns", *, opens: bool) -> Iterator[Span]:
-        for span in cut(text, self._tokenizer, opens=opens):
-            yield span if span.special else Span(stand_ins.restore(span.text), opens=span.opens)
+        spans += cut(text[end:], self._tokenizer, opens=end == 0)
+        return stand_ins.restore(spans)
 
     def _closing_token(self) -> str | None:
         """The special token right after an answer, found by rendering one."""
@@ -184,24 +261,33 @@ class ChatTemplate:
         return next((part for part, id_ in self._tokenizer.split(rest) if id_ is not None), None)
 
     def _render(
-        self, conversation: Conversation, messages: Sequence[Message], stand_ins: "_StandIns", *, prompt: bool = False
+        self,
+        conversation: Conversation,
+        messages: Sequence[Message],
+        stand_ins: "_StandIns",
+        *,
+        prompt: bool = False,
+        quiet: frozenset[int] = frozenset(),
     ) -> str:
+        """Rendered text with stand-ins and marks, those around reasoning in the messages numbered `quiet`."""
         try:
-            return self._rendered([as_dict(message) for message in messages], conversation, stand_ins, prompt)
+            tables = [stand_ins.table(message, quiet=i in quiet) for i, message in enumerate(messages)]
+            return self._rendered(tables, conversation, stand_ins, prompt)
         except RecordError:
             if not any("tool_calls" in message.extra for message in messages):
                 raise
         # Most templates write a call's arguments as JSON themselves; the others put its text into theirs.
-        as_text = [as_dict(message, arguments_as_text=True) for message in messages]
-        return self._rendered(as_text, conversation, stand_ins, prompt)
+        tables = [
+            stand_ins.table(message, quiet=i in quiet, arguments_as_text=True) for i, message in enumerate(messages)
+        ]
+        return self._rendered(tables, conversation, stand_ins, prompt)
 
     def _rendered(
         self, messages: Sequence[dict[str, Json]], conversation: Conversation, stand_ins: "_StandIns", prompt: bool
     ) -> str:
         try:
             return self._template.render(
-                # A role is a name of the template's, which may spell special tokens with it.
-                messages=[{**stand_ins.hide(message), "role": message["role"]} for message in messages],
+                messages=messages,
                 tools=stand_ins.hide([*conversation.tools]) or None,
                 documents=None,
                 add_generation_prompt=prompt,
@@ -247,6 +333,8 @@ def _call(call: Mapping[str, Json], as_text: bool) -> Mapping[str, Json]:
 
 _Answer = tuple[int, int, bool]
 """Begin and end of an answer in the rendered text, and whether it is trained."""
+_Place = tuple[int, int]
+"""Begin and end of a part of the rendered text."""
 
 _MARKS = "_generation_marks"
 _FIRST_STAND_IN = 0xF0000
@@ -257,6 +345,49 @@ def _answers(message: Message) -> bool:
     return message.role == "assistant"
 
 
+def _inserted(whole: str, rest: str, tokenizer: Tokenizer) -> _Place | None:
+    """Where `whole` has more than `rest`, which is otherwise equal but for whitespace there; None if it is not."""
+    special = [*_special_places(whole, tokenizer)], [*_special_places(rest, tokenizer)]
+    begin = _common(whole, rest)
+    # A special token is one thing: two that begin alike are not the same up to there.
+    begin = min([begin, *(first for places in special for first, last in places if first < begin < last)])
+    length = _common(whole[begin:][::-1], rest[begin:][::-1])
+    for text, places in zip((whole, rest), special, strict=True):
+        length = min([length, *(len(text) - last for first, last in places if first < len(text) - length < last)])
+    if rest[begin : len(rest) - length].strip():
+        return None
+    return begin, len(whole) - length
+
+
+def _common(one: str, other: str) -> int:
+    """Characters that both begin with."""
+    return len(os.path.commonprefix([one, other]))  # noqa: RUF071 (characters are meant)
+
+
+def _special_places(text: str, tokenizer: Tokenizer) -> Iterator[_Place]:
+    end = 0
+    for part, id_ in tokenizer.split(text):
+        begin = text.index(part, end)  # not `end`, where a token swallows whitespace
+        end = begin + len(part)
+        if id_ is not None:
+            yield begin, end
+
+
+def _muted(spans: Sequence[Span], text: str, begin: int, mute: Sequence[_Place]) -> list[Span]:
+    """The trained spans of text[begin:] with what they have of the muted places."""
+    muted = []
+    for span in spans:
+        begin = text.index(span.text, begin)
+        end = begin + len(span.text)
+        inside = [(max(first, begin) - begin, min(last, end) - begin) for first, last in mute]
+        inside = [(first, last) for first, last in inside if first < last]
+        if inside == [(0, len(span.text))] or (inside and span.special):
+            span = span._replace(loss=False)
+        muted.append(span._replace(mute=tuple(inside)) if span.loss else span)
+        begin = end
+    return muted
+
+
 class _Shield:
     """Keeps special-token text in messages from becoming special tokens in what is rendered from them.
 
@@ -265,7 +396,8 @@ class _Shield:
     Text that could begin a special token at a message's end is treated alike, lest the template complete it.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, source: str) -> None:
+        self._source = source
         names = sorted(filter(None, tokenizer.special_tokens if tokenizer else ()), key=len, reverse=True)
         self._beginnings = frozenset(name[:length] for name in names for length in range(1, len(name)))
         self._longest = max(map(len, names), default=0)
@@ -275,29 +407,52 @@ class _Shield:
         self._pattern = re.compile("|".join(patterns) or "(?!)")
 
     def stand_ins(self, conversation: Conversation) -> "_StandIns":
-        """Characters that this conversation does not hold."""
-        texts = [*_strings([as_dict(message) for message in conversation.messages]), *_strings([*conversation.tools])]
+        """Characters that neither this conversation nor the template holds."""
+        texts = [self._source, *(message.content for message in conversation.messages if message.content)]
+        for message in conversation.messages:
+            if message.extra:  # a call's arguments may be rendered as they are, or as what their JSON text says
+                texts += [*_strings([*message.extra.values()]), *_strings(as_dict(message))]
+        texts += _strings(conversation.tools)
+        texts = [text for text in texts if not text.isascii()]
         free: list[str] = []
         code = _FIRST_STAND_IN
-        while len(free) < 2 + len(self._first):
-            if not any(chr(code) in text for text in texts):
-                free.append(chr(code))
+        while len(free) < 4 + len(self._first):
+            character = chr(code)
+            if not any(character in text for text in texts):
+                free.append(character)
             code += 1
-        return _StandIns(self, (free[0], free[1]), dict(zip(self._first, free[2:], strict=True)))
+        return _StandIns(self, (free[0], free[1]), (free[2], free[3]), dict(zip(self._first, free[4:], strict=True)))
 
     def places(self, text: str) -> list[int]:
         """Where a special token, or what could become one at the end, begins."""
+        if not any(first in text for first in self._first):
+            return []
         found = [match.start() for match in self._pattern.finditer(text)]
         ending = range(max(0, len(text) - self._longest), len(text))
         return found + [place for place in ending if text[place:] in self._beginnings]
 
 
 class _StandIns:
-    def __init__(self, shield: _Shield, marks: tuple[str, str], swaps: Mapping[str, str]) -> None:
+    def __init__(
+        self, shield: _Shield, marks: tuple[str, str], quiet: tuple[str, str], swaps: Mapping[str, str]
+    ) -> None:
         self.marks = marks
+        self._quiet = quiet
         self._shield = shield
         self._swaps = swaps
-        self._back = {ord(stand_in): character for character, stand_in in swaps.items()}
+        self._swapped: set[str] = set()
+        """Characters that have a stand-in somewhere."""
+
+    def table(self, message: Message, *, quiet: bool = False, arguments_as_text: bool = False) -> dict[str, Json]:
+        """The message as a template reads it, with stand-ins, and marks around its reasoning if that is to be quiet."""
+        if not message.extra:
+            return {"role": message.role, "content": message.content and self.hide(message.content)}
+        # A role is a name of the template's, which may spell special tokens with it.
+        table = {**self.hide(as_dict(message, arguments_as_text=arguments_as_text)), "role": message.role}
+        for key in ("reasoning_content", "thinking") if quiet else ():
+            before, core, behind = _stripped(table[key])
+            table[key] = f"{before}{self._quiet[0]}{core}{self._quiet[1]}{behind}"
+        return table
 
     def hide(self, value: Json) -> Any:
         """`value` with the stand-ins in every string of it."""
@@ -305,15 +460,42 @@ class _StandIns:
             if places := self._shield.places(value):
                 characters = list(value)
                 for place in places:
-                    characters[place] = self._swaps.get(value[place], value[place])
+                    if stand_in := self._swaps.get(value[place]):
+                        characters[place] = stand_in
+                        self._swapped.add(value[place])
                 return "".join(characters)
             return value
         if isinstance(value, dict):
             return {self.hide(key): self.hide(part) for key, part in value.items()}
         return [self.hide(part) for part in value] if isinstance(value, list) else value
 
-    def restore(self, text: str) -> str:
-        return text.translate(self._back) if self._back and not text.isascii() else text
+    def restore(self, spans: list[Span]) -> list[Span]:
+        """The same spans with the characters that have stand-ins."""
+        for character in sorted(self._swapped):
+            stand_in = self._swaps[character]
+            spans = [
+                span if span.special else span._replace(text=span.text.replace(stand_in, character)) for span in spans
+            ]
+        return spans
+
+    def unquiet(self, text: str) -> tuple[str, list[_Place] | None]:
+        """Rendered text without any marks, and where those around reasoning were; None where one is without another."""
+        before, after = self._quiet
+        parts: list[str] = []
+        places: list[_Place] = []
+        length, begun = 0, -1
+        for part in re.split(f"([{before}{after}])", text.replace(self.marks[0], "").replace(self.marks[1], "")):
+            if part == before and begun < 0:
+                begun = length
+            elif part == after and begun >= 0:
+                places.append((begun, length))
+                begun = -1
+            elif part in self._quiet:
+                return "", None
+            else:
+                parts.append(part)
+                length += len(part)
+        return "".join(parts), places if begun < 0 else None
 
     def unmark(self, text: str) -> tuple[str, list[tuple[int, int]]]:
         """Rendered text without the marks of generation blocks, and where these began and ended."""
@@ -330,6 +512,13 @@ class _StandIns:
         return "".join(parts), places
 
 
+def _stripped(text: str) -> tuple[str, str, str]:
+    """Text without the whitespace at its ends, between that whitespace: templates strip it off."""
+    core = text.strip()
+    before = text[: len(text) - len(text.lstrip())]
+    return before, core, text[len(before) + len(core) :]
+
+
 def _strings(value: Json) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -337,7 +526,7 @@ def _strings(value: Json) -> Iterator[str]:
         for key, part in value.items():
             yield key
             yield from _strings(part)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for part in value:
             yield from _strings(part)
 

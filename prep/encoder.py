@@ -11,7 +11,7 @@ from pipelines import schema
 from prep.conversation import Json, RecordError
 from prep.formats.fault import RecordFault
 from prep.records import record_map
-from prep.spans import Span
+from prep.spans import Span, audible
 from prep.store import LOSS_BIT
 from prep.template import Template
 from prep.tokenizer import SpecialTokenError, load_tokenizer
@@ -89,27 +89,36 @@ class Encoder:
             raise RecordError("", str(error)) from error
 
     def _tokenized(self, rendered: Sequence[_Rendered]) -> Iterator[tuple[int, Marked]]:
+        spans = [span for _, spans in rendered for span in spans]
         try:
-            runs = self._runs([span for _, spans in rendered for span in spans])
+            tokens = self._runs(spans)
         except SpecialTokenError as error:
             if len(rendered) == 1:
                 raise RecordFault(rendered[0][0], str(error)) from error
             for one in rendered:
                 yield from self._tokenized([one])
             return
-        for number, spans in rendered:
-            parts = [runs[span.text, span.opens] if not span.special else self._special[span.text] for span in spans]
-            marked = [part | LOSS_BIT if span.loss else part for part, span in zip(parts, spans, strict=True)]
-            yield number, np.concatenate([np.zeros(0, np.uint32), *marked])
+        begin = end = 0
+        bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum([run.size for run in tokens], dtype=np.int64)])
+        marked = np.concatenate([np.zeros(0, np.uint32), *tokens])
+        loss = np.array([span.loss for span in spans], np.uint32) << 31
+        marked |= np.repeat(loss, np.diff(bounds))
+        for index in [index for index, span in enumerate(spans) if span.mute]:
+            run = marked[bounds[index] : bounds[index + 1]]
+            run[~np.array(audible(spans[index], tokens[index].tolist(), self._tokenizer), bool)] &= ~LOSS_BIT
+        for number, own in rendered:
+            begin, end = end, end + len(own)
+            yield number, marked[bounds[begin] : bounds[end]]
 
-    def _runs(self, spans: Iterable[Span]) -> Mapping[tuple[str, bool], Marked]:
-        """Tokens of every plain run, each text tokenized once."""
-        runs = {(span.text, span.opens): self._known.get((span.text, span.opens)) for span in spans if not span.special}
-        missing = [key for key, tokens in runs.items() if tokens is None]
+    def _runs(self, spans: Sequence[Span]) -> list[Marked]:
+        """Tokens of every span, each text tokenized once."""
+        known = self._known
+        wanted = {(span.text, span.opens): None for span in spans if not span.special}
+        missing = [key for key in wanted if key not in known]
         found = self._tokenizer.encode_batch([text for text, _ in missing], [opens for _, opens in missing])
-        known = {key: tokens for key, tokens in runs.items() if tokens is not None}
-        for key, ids in zip(missing, found, strict=True):
-            known[key] = np.array(ids, np.uint32)
-            if len(key[0]) <= _SHORT and len(self._known) < _REMEMBERED:
-                self._known[key] = known[key]
-        return known
+        runs = dict(zip(missing, (np.asarray(ids, np.uint32) for ids in found), strict=True))
+        runs |= {key: known[key] for key in wanted if key in known}
+        for key in missing:
+            if len(key[0]) <= _SHORT and len(known) < _REMEMBERED:
+                known[key] = runs[key].copy()  # which may be a view into all of the batch
+        return [self._special[span.text] if span.special else runs[span.text, span.opens] for span in spans]

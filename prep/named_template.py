@@ -18,13 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli
 
 from pipelines.errors import ConfigError
 from prep.conversation import Conversation, RecordError
-from prep.spans import Span, cut, joined
+from prep.spans import Span, cut, extend
 from prep.tokenizer import Tokenizer
 
 
@@ -97,6 +97,8 @@ class NamedTemplate:
             raise ConfigError(
                 f"template.name = {layout.name!r} ends answers with EOS, and the tokenizer has no eos_token"
             )
+        self._counts_rounds = any("{round}" in text for text in layout.user)
+        self._constants: dict[tuple[str, bool, bool], list[Span]] = {}
         if layout.closing_is_eos and layout.closing not in tokenizer.special_tokens:
             raise ConfigError(
                 f"template.name = {layout.name!r} ends answers with {layout.closing!r}, which is not a special token "
@@ -120,24 +122,24 @@ class NamedTemplate:
             RecordError: for a message that has no place in turns.
         """
         spans: list[Span] = []
-        turns = [*self._turns(conversation, trained)]
-        for number, turn in enumerate(turns, 1):
+        for number, turn in enumerate(self._turns(conversation, trained), 1):
             if turn.answer is None:
                 raise RecordError(
                     f"messages[{len(conversation.messages) - 1}]",
                     "the conversation ends before an answer; remove what follows the last assistant message",
                 )
-            spans += self._question(turn, number)
-            spans += self._answer(*turn.answer)
-        return joined(spans)
+            self._question(spans, turn, number)
+            self._answer(spans, *turn.answer)
+        return spans
 
     def prompt(self, conversation: Conversation) -> list[Span]:
         """The conversation up to where the next answer begins."""
         spans: list[Span] = []
         for number, turn in enumerate(self._turns(conversation, [False] * len(conversation.messages)), 1):
-            spans += self._question(turn, number)
-            spans += self._answer(*turn.answer) if turn.answer else []
-        return joined(spans)
+            self._question(spans, turn, number)
+            if turn.answer:
+                self._answer(spans, *turn.answer)
+        return spans
 
     def _turns(self, conversation: Conversation, trained: Sequence[bool]) -> Iterator["_Turn"]:
         if conversation.tools:
@@ -170,40 +172,49 @@ class NamedTemplate:
         if turn.user or turn.system:
             yield turn
 
-    def _question(self, turn: "_Turn", number: int) -> Iterator[Span]:
+    def _question(self, spans: list[Span], turn: "_Turn", number: int) -> None:
         if number == 1 or self._appends_eos:
-            yield from (Span(text, special=True) for text in self._bos)
-        before, behind = (text.replace("{round}", str(number)) for text in self._layout.user)
+            spans += (Span(text, special=True) for text in self._bos)
+        before, behind = self._layout.user
+        if self._counts_rounds:
+            before, behind = before.replace("{round}", str(number)), behind.replace("{round}", str(number))
         parts: list[_Part] = []
         if turn.system:
             assert self._layout.system is not None  # checked with the turns
             parts += [_Part(self._layout.system[0]), _Part(*turn.system, ours=False), _Part(self._layout.system[1])]
         if turn.user:
             parts.append(_Part(before))
-        parts += [_Part(text, train, ours=False) for text, train in turn.user]
-        if self._end_of_turn and turn.user and turn.user[-1][1] and self._layout.closing:
+            parts += [_Part(text, train, ours=False) for text, train in turn.user]
             closing = self._layout.closing
-            if behind.startswith(closing):
+            if self._end_of_turn and closing and turn.user[-1][1] and behind.startswith(closing):
                 parts.append(_Part(closing, True))
                 behind = behind.removeprefix(closing)
-        yield from self._text([*parts, _Part(behind)])
+        parts.append(_Part(behind))
+        self._text(spans, parts)
 
-    def _answer(self, content: str, train: bool) -> Iterator[Span]:
+    def _answer(self, spans: list[Span], content: str, train: bool) -> None:
         closes = train and self._end_of_turn
-        yield from self._text([_Part(content, train, ours=False), _Part(self._layout.closing, closes)])
+        self._text(spans, (_Part(content, train, ours=False), _Part(self._layout.closing, closes)))
         if self._eos:
-            yield Span(self._eos, closes, special=True)
-        yield from self._text([_Part(self._layout.separator)])
+            spans.append(Span(self._eos, closes, special=True))
+        self._text(spans, (_Part(self._layout.separator),))
 
-    def _text(self, parts: Iterable["_Part"]) -> Iterator[Span]:
-        """Parts that are tokenized as one text."""
+    def _text(self, spans: list[Span], parts: Iterable["_Part"]) -> None:
+        """Append parts that are tokenized as one text."""
         opens = True
-        for part in parts:
-            meant = part.ours or not self._escape
-            plain = [Span(part.text, part.loss, opens=opens)] if part.text else []
-            for span in cut(part.text, self._tokenizer, opens=opens, loss=part.loss) if meant else plain:
-                yield span
-                opens = span.special and self._tokenizer.prefix == "always"
+        for text, loss, ours in parts:
+            if not text:
+                continue
+            if ours:
+                more = self._constants.get((text, loss, opens))
+                if more is None:
+                    more = self._constants[text, loss, opens] = cut(text, self._tokenizer, opens=opens, loss=loss)
+            elif self._escape:
+                more = [Span(text, loss, opens=opens)]
+            else:
+                more = cut(text, self._tokenizer, opens=opens, loss=loss)
+            extend(spans, more)
+            opens = more[-1].special and self._tokenizer.prefix == "always"
 
     @cached_property
     def jinja(self) -> str:
@@ -289,8 +300,7 @@ class _Turn:
     answer: tuple[str, bool] | None = None
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     text: str
     loss: bool = False
     ours: bool = True

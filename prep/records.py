@@ -187,6 +187,9 @@ _MESSAGE_KEYS = ("role", "content", "loss", "weight", "name", "reasoning_content
 def _openai_message(message: Json, path: str) -> Message:
     if not isinstance(message, dict):
         raise RecordError(path, f"expected an object, found {kind(message)}")
+    role, content = message.get("role"), message.get("content")
+    if len(message) == 2 and isinstance(role, str) and isinstance(content, str):
+        return Message(role, content)  # most are like this
     given = {key: value for key, value in message.items() if value is not None}
     if unknown := [key for key in given if key not in _MESSAGE_KEYS]:
         raise RecordError(

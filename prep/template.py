@@ -17,7 +17,7 @@ from prep.chat_template import ChatTemplate
 from prep.conversation import Conversation, Json, Message, RecordError
 from prep.named_template import NamedTemplate, layouts
 from prep.plain_text import PlainText
-from prep.spans import Span
+from prep.spans import Span, audible
 from prep.tokenizer import Tokenizer
 
 
@@ -59,7 +59,12 @@ class Template:
         spans = self._renderer.spans(conversation, _trained(conversation.messages, self._settings.loss))
         rendered = spans[1:] if spans[:1] and spans[0].special else spans  # BOS is never trained
         if self._settings.name != "none" and rendered and all(span.loss for span in rendered):
-            raise RecordError("", "every token would carry loss; does the template mark everything as generated?")
+            raise RecordError(
+                "",
+                "every token would carry loss; does a generation block of the template enclose more than the answers, "
+                "do template.loss.roles and the messages' own loss leave no message out, or is it plain text, which "
+                'wants template = "none"?',
+            )
         return spans
 
     def sample(self, conversation: Conversation) -> tuple[list[int], list[bool]]:
@@ -90,7 +95,7 @@ class Template:
         for span in spans:
             ids = [special[span.text]] if span.special else next(runs)
             tokens += ids
-            loss += [span.loss] * len(ids)
+            loss += audible(span, ids, self._tokenizer) if span.mute else [span.loss] * len(ids)
         return tokens, loss
 
     def _prepared(self, conversation: Conversation) -> Conversation:
@@ -146,7 +151,15 @@ def _renderer(settings: schema.Template, tokenizer: Tokenizer) -> _Renderer:
             "use one of the named templates"
         )
     source, origin = _chat_template(settings, tokenizer)
-    return ChatTemplate(source, tokenizer, end_of_turn=end_of_turn, escape=escape, origin=origin)
+    return ChatTemplate(
+        source,
+        tokenizer,
+        end_of_turn=end_of_turn,
+        tool_calls=settings.loss.tool_calls,
+        reasoning=settings.loss.reasoning,
+        escape=escape,
+        origin=origin,
+    )
 
 
 def _chat_template(settings: schema.Template, tokenizer: Tokenizer) -> tuple[str, str]:

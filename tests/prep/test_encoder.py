@@ -17,6 +17,7 @@ from prep.encoder import Encoder
 from prep.formats.fault import RecordFault
 from prep.store import LOSS_BIT
 from tests.prep.folders import byte_level, configured, internlm2, spm, texts
+from tests.prep.test_template import AGENT
 
 ALPACA = [{"instruction": text, "input": "", "output": f"{text} {text}"} for text in texts()]
 
@@ -47,6 +48,31 @@ def test_a_batch_equals_its_records_one_by_one(make: Any, tmp_path: Path) -> Non
     assert encoded(made, ALPACA[::-1])[::-1] == [
         (5 + len(ALPACA) - 1 - i, tokens) for i, (_, tokens) in enumerate(expected)
     ]
+
+
+def test_a_batch_with_untrained_parts_of_answers_equals_its_records_one_by_one(tmp_path: Path) -> None:
+    folder = byte_level(tmp_path, config={"chat_template": AGENT})
+    made = Encoder(folder, schema.Template(loss=schema.Loss(reasoning=False, tool_calls=False)), "openai")
+    call = {"function": {"name": "add", "arguments": "{}"}}
+    asked: dict[str, Any] = {"role": "user", "content": "x"}
+    said: dict[str, Any] = {"role": "assistant", "content": "yes"}
+    records: list[dict[str, Any]] = [
+        {"messages": [asked, said]},
+        {"messages": [asked, said | {"reasoning_content": "the dog"}, asked, said | {"tool_calls": [call]}]},
+        {"messages": [asked, said | {"reasoning_content": "the fox", "tool_calls": [call]}]},
+    ]
+    for (_, sample), record in zip(made.encode(enumerate(records)), records, strict=True):
+        tokens, loss = made.encode_record(record)
+        assert sample is not None
+        assert (sample & ~LOSS_BIT).tolist() == tokens
+        assert (sample >> 31).tolist() == loss
+
+
+def test_keys_are_read_from_the_columns_that_have_them(tmp_path: Path) -> None:
+    made = Encoder(byte_level(tmp_path), schema.Template(name="none"), "pretrain", columns={"text": "body"})
+    assert made.encode_record({"body": "the dog", "text": 7}) == made.encode_record({"body": "the dog"})
+    with pytest.raises(RecordError, match=r"body: no such key among text, but prep\.source\.columns"):
+        made.encode_record({"text": "x"})
 
 
 def test_samples_are_token_ids_with_loss_in_the_highest_bit(tmp_path: Path) -> None:

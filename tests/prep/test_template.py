@@ -193,7 +193,10 @@ def test_blocks_that_are_not_answers_cannot_be_chosen_from(tmp_path: Path) -> No
 
 def test_a_template_that_marks_everything_is_an_error(tmp_path: Path) -> None:
     source = "{% generation %}" + WITHOUT_BLOCKS + "{% endgeneration %}"
-    with pytest.raises(RecordError, match="every token would carry loss"):
+    with pytest.raises(
+        RecordError,
+        match=r"every token would carry loss; does a generation block .*, do template\.loss\.roles .*, or is",
+    ):
         chat(tmp_path, source).render(conversation(("user", "x"), ("assistant", "y")))
 
 
@@ -223,6 +226,170 @@ def test_arguments_of_calls_are_json_once_whatever_the_template_does_with_them(
             f"{{%- generation -%}}{{{{- {expression} -}}}}{{%- endgeneration -%}}{{%- endfor -%}}{{%- endfor -%}}"
         )
         assert trained(chat(tmp_path, source).render(turns)) == ['{"a": 1, "b": "加"}']
+
+
+AGENT = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{%- if message.role == 'assistant' -%}
+{%- generation -%}
+{%- if message.reasoning_content -%}
+{{- '<think>\\n' + message.reasoning_content | trim + '\\n</think>\\n\\n' -}}
+{%- endif -%}
+{{- message.content or '' -}}
+{%- for call in message.tool_calls or [] -%}
+{{- '\\n<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' -}}
+{%- endfor -%}
+{{- '<|im_end|>' -}}
+{%- endgeneration -%}
+{%- else -%}{{- message.content + '<|im_end|>' -}}{%- endif -%}
+{{- '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+"""A template with reasoning and tool calls, as current models have it."""
+
+AGENTS = [AGENT, AGENT.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")]
+
+CALL = {"function": {"name": "add", "arguments": {"a": 1}}}
+CALLED = '\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+
+
+def agent_talk(content: str = "Let me.", reasoning: str = "\nHm. I add.\n") -> Conversation:
+    """A question, a call with reasoning, its result, and an answer."""
+    extra = {"reasoning_content": reasoning, "tool_calls": [CALL, CALL]}
+    return Conversation(
+        (
+            Message("user", "1 + 1?"),
+            Message("assistant", content, None, extra),
+            Message("tool", "2"),
+            Message("assistant", "It is 2.", None, {"reasoning_content": "done"}),
+        )
+    )
+
+
+def heard(template: Template, folder: Path, turns: Conversation) -> list[str]:
+    """Text of every stretch of tokens that carries loss."""
+    tokenizer = load_tokenizer(folder)
+    tokens, loss = template.sample(turns)
+    runs: list[list[int]] = []
+    for index, (token, train) in enumerate(zip(tokens, loss, strict=True)):
+        if train and not (index and loss[index - 1]):
+            runs.append([])
+        if train:
+            runs[-1].append(token)
+    return [tokenizer.decode(run) for run in runs]
+
+
+@pytest.mark.parametrize("source", AGENTS)
+def test_reasoning_can_be_left_untrained(source: str, tmp_path: Path) -> None:
+    template = chat(tmp_path, source, loss={"reasoning": False})
+    assert heard(template, tmp_path, agent_talk()) == [
+        "<think>\n",
+        "\n</think>\n\nLet me." + 2 * CALLED + "<|im_end|>",
+        "<think>\n",
+        "\n</think>\n\nIt is 2.<|im_end|>",
+    ]
+
+
+@pytest.mark.parametrize("source", AGENTS)
+@pytest.mark.parametrize("content", ["Let me.", ""])
+def test_tool_calls_can_be_left_untrained(source: str, content: str, tmp_path: Path) -> None:
+    template = chat(tmp_path, source, loss={"tool_calls": False})
+    assert heard(template, tmp_path, agent_talk(content)) == [
+        "<think>\nHm. I add.\n</think>\n\n" + content,
+        "<|im_end|>",
+        "<think>\ndone\n</think>\n\nIt is 2.<|im_end|>",
+    ]
+
+
+@pytest.mark.parametrize("source", AGENTS)
+def test_calls_that_are_all_of_a_message_leave_its_end_to_be_trained(source: str, tmp_path: Path) -> None:
+    messages = (Message("user", "x"), Message("assistant", None, None, {"tool_calls": [CALL]}))
+    marked = source.replace("'\\n<tool_call>", "'<|im_start|>call")  # begins like the token that closes the answer
+    template = chat(tmp_path, marked, loss={"tool_calls": False})
+    assert heard(template, tmp_path, Conversation(messages)) == ["<|im_end|>"]
+
+
+@pytest.mark.parametrize("source", AGENTS)
+def test_which_tokens_a_sample_has_does_not_depend_on_what_of_it_is_trained(source: str, tmp_path: Path) -> None:
+    every, loss = chat(tmp_path, source).sample(agent_talk())
+    for rule in ({"reasoning": False}, {"tool_calls": False}, {"reasoning": False, "tool_calls": False}):
+        tokens, fewer = chat(tmp_path, source, loss=rule).sample(agent_talk())
+        assert tokens == every
+        assert sum(fewer) < sum(loss)
+        assert all(one or not other for one, other in zip(loss, fewer, strict=True))
+
+
+def test_a_token_that_reaches_into_untrained_text_is_not_trained(tmp_path: Path) -> None:
+    source = AGENT.replace("'<think>\\n' + ", "'he' + ").replace("'\\n</think>\\n\\n'", "'og '")
+    template = chat(tmp_path, source, loss={"reasoning": False})
+    messages = (Message("user", "x"), Message("assistant", "x", None, {"reasoning_content": "llo d"}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert [tokenizer.decode([token]) for token in tokenizer.encode("hello dog x")] == ["h", "ello", " dog", " ", "x"]
+    assert heard(template, tmp_path, Conversation(messages)) == ["h", " x<|im_end|>"]
+
+
+def test_untrained_messages_have_nothing_to_be_left_out(tmp_path: Path) -> None:
+    source = AGENT.replace("message.reasoning_content | trim", "message.reasoning_content | upper | reverse")
+    messages = [*agent_talk().messages]
+    messages[1] = Message("assistant", "x", False, messages[1].extra)
+    template = chat(tmp_path, source, loss={"reasoning": False, "tool_calls": False})
+    with pytest.raises(RecordError, match=r"messages\[3\].reasoning_content: the chat template changes it"):
+        template.render(Conversation(tuple(messages)))
+    messages[3] = Message("assistant", "y")
+    assert heard(template, tmp_path, Conversation(tuple(messages))) == ["y<|im_end|>"]
+
+
+def test_calls_whose_text_cannot_be_told_are_refused(tmp_path: Path) -> None:
+    source = AGENT.replace("message.content or ''", "'calls' if message.tool_calls else 'none'")
+    template = chat(tmp_path, source, loss={"tool_calls": False})
+    with pytest.raises(RecordError, match=r"messages\[1\]\.tool_calls: .* set template\.loss\.tool_calls = true"):
+        template.render(agent_talk())
+
+
+def test_a_template_that_insists_on_the_order_of_messages_shows_its_calls_too(tmp_path: Path) -> None:
+    source = (
+        "{%- for message in messages -%}{%- if message.role == 'tool' and not messages[loop.index0 - 1].tool_calls -%}"
+        "{{- raise_exception('a result without a call') -}}{%- endif -%}{%- endfor -%}" + AGENT
+    )
+    template = chat(tmp_path, source, loss={"tool_calls": False})
+    assert heard(template, tmp_path, agent_talk())[0].endswith("Let me.")
+
+
+def test_a_template_without_a_form_for_calls_has_none_to_leave_out(tmp_path: Path) -> None:
+    source = CHATML.replace("message['content'] +", "(message['content'] or '') +")
+    calls = Message("assistant", "y", None, {"tool_calls": [CALL], "reasoning_content": "Hm."})
+    template = chat(tmp_path, source, loss={"tool_calls": False, "reasoning": False})
+    assert heard(template, tmp_path, Conversation((Message("user", "x"), calls))) == ["y<|im_end|>"]
+
+
+@given(
+    texts=st.lists(st.sampled_from([*SPECIAL, "<|im_", "\U000f0000", "\n", " ", "e", "the dog", "。", '"', "\\"]))
+    .map("".join)
+    .flatmap(lambda one: st.tuples(st.just(one), st.sampled_from(["", one, one[::-1]])))
+)
+def test_untrained_text_is_never_trained_whatever_it_says(agent: tuple[Template, Template], texts: Any) -> None:
+    every, quiet = agent
+    reasoning, content = texts
+    call = {"function": {"name": "add", "arguments": {content: reasoning}}}
+    extra = {"reasoning_content": reasoning, "tool_calls": [call]}
+    turns = Conversation((Message("user", "x"), Message("assistant", content, None, extra)))
+    assert quiet.sample(turns)[0] == every.sample(turns)[0]
+    spans = [span for span in quiet.render(turns) if span.loss]
+    left = "".join(
+        "".join(c for i, c in enumerate(span.text) if not any(begin <= i < end for begin, end in span.mute))
+        for span in spans
+    )
+    opening = "<think>\n\n</think>\n\n" if reasoning else ""
+    assert left == f"{opening}{content}<|im_end|>"
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> tuple[Template, Template]:
+    """All of an answer trained, and neither its reasoning nor its calls."""
+    folder = tmp_path_factory.mktemp("agent")
+    return chat(folder, AGENT), chat(folder, AGENT, loss={"reasoning": False, "tool_calls": False})
 
 
 def test_a_default_system_text_is_rendered_and_exported(tmp_path: Path, auto_tokenizer: Callable[[Path], Any]) -> None:
