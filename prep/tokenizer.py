@@ -19,12 +19,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import sentencepiece
 import tokenizers
 
 from pipelines import sentencepiece_json
 from pipelines.errors import ConfigError
 from pipelines.sentencepiece_model import Kind, SentencePieceModel, changed
+from prep.encoded import Encoded
+from prep.fast_tokenizer import CheckedTokenizer, Unsupported, open_fast
 
 Prefix = Literal["none", "first", "always"]
 """Where a tokenizer puts a space of its own: nowhere, before a text, or also after each special token within it."""
@@ -48,9 +52,17 @@ class AddedToken:
 
 
 class Tokenizer:
-    """Text to token ids and back. Equal folders give equal ids; pickles as its folder."""
+    """Text to token ids and back. Equal folders give equal ids; pickles as its folder.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: a tokenizer directory.
+        fast: let the fast library tokenize, checked as it works (`prep.fast_tokenizer`).
+    Raises:
+        ConfigError: if there is no tokenizer in the folder, or one that cannot be served exactly.
+        Unsupported: if the fast library is asked for and cannot serve it.
+    """
+
+    def __init__(self, folder: Path, *, fast: bool = False) -> None:
         self.folder = folder
         self.files = tuple(folder / name for name in _FILES if (folder / name).is_file())
         """What has to travel with a model for others to get the same ids."""
@@ -64,9 +76,26 @@ class Tokenizer:
         """Every id is below it."""
         self.prefix: Prefix = self._backend.prefix
         self._special_ids = frozenset(self.special_tokens.values()) - {self._backend.unknown_id}
+        self._fast = self.fast() if fast else None
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Path]]:
-        return Tokenizer, (self.folder,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.folder, self._fast is not None)
+
+    @property
+    def library(self) -> str:
+        """Library whose ids are the right ones."""
+        return self._backend.library
+
+    def fast(self) -> CheckedTokenizer:
+        """The fast library with this tokenizer, held against the exact one.
+
+        Raises:
+            Unsupported: if it cannot serve this tokenizer.
+        """
+        table = self._backend.table()
+        if table is None or self.prefix != "none":
+            raise Unsupported(f"served by {self.library}" if table is None else "a space of its own before a text")
+        return CheckedTokenizer(open_fast(table), lambda texts: self._backend.encode(texts, prefixed=True))
 
     @cached_property
     def named_tokens(self) -> Mapping[str, str]:
@@ -138,19 +167,42 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], opens: Sequence[bool] | None = None) -> list[list[int]]:
         """`encode` of many texts."""
-        if self.prefix == "none" or opens is None or all(opens):
-            ids = self._backend.encode(texts, prefixed=True)
-        else:
-            ids = [[]] * len(texts)
-            for prefixed in (True, False):
-                chosen = [index for index, opening in enumerate(opens) if opening is prefixed]
-                found = self._backend.encode([texts[index] for index in chosen], prefixed=prefixed)
-                for index, tokens in zip(chosen, found, strict=True):
-                    ids[index] = tokens
+        return self.encode_all(texts, opens).lists()
+
+    def encode_all(self, texts: Sequence[str], opens: Sequence[bool] | None = None) -> Encoded:
+        """`encode` of many texts, in one array.
+
+        Raises:
+            Differs: if the fast library is at work and found to give other ids.
+        """
+        encoded = self._encode(texts, opens)
+        if not self._is_special[encoded.ids].any():
+            return encoded
+        ids = encoded.lists()
         for index, tokens in enumerate(ids):
             if not self._special_ids.isdisjoint(tokens):
                 ids[index] = self._encode_apart(texts[index], opens is None or opens[index])
-        return ids
+        return Encoded.of_lists(ids)
+
+    def _encode(self, texts: Sequence[str], opens: Sequence[bool] | None) -> Encoded:
+        if self._fast is not None:
+            return self._fast.encode(texts)
+        if self.prefix == "none" or opens is None or all(opens):
+            return self._backend.encode(texts, prefixed=True)
+        ids: list[list[int]] = [[]] * len(texts)
+        for prefixed in (True, False):
+            chosen = [index for index, opening in enumerate(opens) if opening is prefixed]
+            found = self._backend.encode([texts[index] for index in chosen], prefixed=prefixed).lists()
+            for index, tokens in zip(chosen, found, strict=True):
+                ids[index] = tokens
+        return Encoded.of_lists(ids)
+
+    @cached_property
+    def _is_special(self) -> npt.NDArray[np.bool_]:
+        """[vocab_size] whether no plain text may have the id."""
+        special = np.zeros(self.vocab_size, np.bool_)
+        special[list(self._special_ids)] = True
+        return special
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens included."""
@@ -197,7 +249,7 @@ class Tokenizer:
         ids = [
             token
             for index, piece in enumerate(pieces)
-            for token in self._backend.encode([piece], prefixed=opens and index == 0)[0]
+            for token in self._backend.encode([piece], prefixed=opens and index == 0).ids.tolist()
         ]
         if not self._special_ids.isdisjoint(ids):
             raise SpecialTokenError(next(token for token in ids if token in self._special_ids))
@@ -211,16 +263,21 @@ class SpecialTokenError(ValueError):
         super().__init__(f"the tokenizer makes special token {token} of plain text; remove that text from the record")
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read the tokenizer directory `folder`.
+def load_tokenizer(folder: Path, *, fast: bool = False) -> Tokenizer:
+    """Read the tokenizer directory `folder`, see `Tokenizer`.
 
     Raises:
         ConfigError: if there is no tokenizer in it, or one that cannot be served exactly.
     """
-    return Tokenizer(folder)
+    return Tokenizer(folder, fast=fast)
+
+
+def _reopened(folder: Path, fast: bool) -> Tokenizer:
+    return Tokenizer(folder, fast=fast)
 
 
 class _Backend(Protocol):
+    library: str
     added: Sequence[AddedToken]
     vocab_size: int
     prefix: Prefix
@@ -228,7 +285,11 @@ class _Backend(Protocol):
     unknown_id: int | None
     """What text without a token of its own becomes."""
 
-    def encode(self, texts: Sequence[str], *, prefixed: bool) -> list[list[int]]: ...
+    def encode(self, texts: Sequence[str], *, prefixed: bool) -> Encoded: ...
+    def table(self) -> Mapping[str, Any] | None:
+        """What a tokenizer.json of it holds, or None where there is none."""
+        ...
+
     def decode(self, ids: list[int]) -> str: ...
     def id_of(self, text: str) -> int | None: ...
 
@@ -246,6 +307,8 @@ def _open(folder: Path, config: Mapping[str, Any]) -> _Backend:
 
 class _Json:
     """A tokenizer.json, served by the tokenizers library."""
+
+    library = "tokenizers"
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         try:
@@ -270,9 +333,14 @@ class _Json:
         bare = _without_prefix(table)
         self._bare = self._prefixed if self.prefix == "none" else _load_json(json.dumps(bare), config)
 
-    def encode(self, texts: Sequence[str], *, prefixed: bool) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], *, prefixed: bool) -> Encoded:
         tokenizer = self._prefixed if prefixed else self._bare
-        return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return Encoded.of_lists([found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)])
+
+    def table(self) -> Mapping[str, Any]:
+        # With the tokens that tokenizer_config.json adds.
+        table: Mapping[str, Any] = json.loads(self._prefixed.to_str())
+        return table
 
     def decode(self, ids: list[int]) -> str:
         return str(self._prefixed.decode(ids, skip_special_tokens=False))
@@ -353,6 +421,8 @@ def _steps(table: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
 class _SentencePiece:
     """A sentencepiece tokenizer.model, served by the sentencepiece library."""
 
+    library = "sentencepiece"
+
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         data = path.read_bytes()
         try:
@@ -392,12 +462,15 @@ class _SentencePiece:
         self._plain_pattern = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
         self._text_of = {token.id: token.text for token in self.added}
 
-    def encode(self, texts: Sequence[str], *, prefixed: bool) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], *, prefixed: bool) -> Encoded:
         pattern = self._plain_pattern
         if pattern is None or not any(map(pattern.search, texts)):
             processor = self._prefixed if prefixed else self._bare
-            return list(processor.encode(list(texts), num_threads=1))
-        return [self._encode_with_added(text, prefixed) for text in texts]
+            return Encoded.of_lists(processor.encode(list(texts), num_threads=1))
+        return Encoded.of_lists([self._encode_with_added(text, prefixed) for text in texts])
+
+    def table(self) -> None:
+        return None
 
     def _encode_with_added(self, text: str, prefixed: bool) -> list[int]:
         assert self._plain_pattern is not None
