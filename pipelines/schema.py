@@ -727,3 +727,12 @@ class Pipeline(Table):
         if self.tokenizer.name_or_path is None and self.model.name_or_path is None:
             raise fault("missing; a [model.scratch] model has no tokenizer of its own", "tokenizer", "name_or_path")
         return self
+
+    @model_validator(mode="after")
+    def _xtuner_keeps_every_sample(self) -> Self:
+        if self.prep.order.shuffle == "xtuner" and self.template.loss.on_empty == "drop":
+            raise fault(
+                'prep.order.shuffle = "xtuner" gives the packs of XTuner, which leaves no record out; set "keep"',
+                "template", "loss", "on_empty",
+            )  # fmt: skip
+        return self
