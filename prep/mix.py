@@ -128,7 +128,15 @@ def source_orders(
         passes: list[Int64] = []
         left = amount.number
         while left > 0:
-            order = sample_order(samples, inputs, part, shuffle=prep.order.shuffle, seed=seed, turn=len(passes))
+            order = sample_order(
+                samples,
+                inputs,
+                part,
+                shuffle=prep.order.shuffle,
+                seed=seed,
+                turn=len(passes),
+                every_record=not prep.min_length,
+            )
             lengths = samples.lengths[order] if amount.unit == "tokens" else np.ones(order.size, np.int32)
             end, left = _take(lengths, left)
             passes.append(order[:end])

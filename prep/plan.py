@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.errors import DataError
 from pipelines.schema import PackTable, Pipeline
 from prep.held_out import divide
 from prep.inputs import Input
@@ -38,7 +39,8 @@ def make_plan(samples: Samples, inputs: Sequence[Input], pipeline: Pipeline) -> 
     """Divide, order, mix and pack.
 
     Raises:
-        DataError: if a source, or one side of the division, is left without a sample.
+        DataError: if a source, or one side of the division, is left without a sample; or no pack is full where only
+            full ones are kept.
         ConfigError: if the mix asks a source for more than it may.
     """
     prep = pipeline.prep
@@ -46,6 +48,11 @@ def make_plan(samples: Samples, inputs: Sequence[Input], pipeline: Pipeline) -> 
     train = samples.taken(trained)
     arrangement = arrange(train, inputs, prep, seed=pipeline.run.seed)
     packing = pack(train.lengths[arrangement.sequence], prep.pack, _groups(prep.pack, train, arrangement))
+    if not packing.packs:
+        raise DataError(
+            f"no full pack: nothing in one scope comes to prep.pack.capacity = {prep.pack.capacity} tokens, and "
+            "prep.pack.drop_last leaves out what is less; lower the one, or set the other to false"
+        )
     part = Part(train, arrangement.sequence, packing)
     return Plan(part, arrangement, _held_out(samples.taken(held_out), prep.pack) if held_out.size else None)
 

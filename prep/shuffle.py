@@ -7,6 +7,7 @@ the order of two that stay.
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,14 @@ UInt64 = npt.NDArray[np.uint64]
 
 
 def sample_order(
-    samples: Samples, inputs: Sequence[Input], part: range, *, shuffle: str, seed: int, turn: int
+    samples: Samples,
+    inputs: Sequence[Input],
+    part: range,
+    *,
+    shuffle: str,
+    seed: int,
+    turn: int,
+    every_record: bool = True,
 ) -> Int64:
     """One pass over a source.
 
@@ -30,9 +38,12 @@ def sample_order(
         part: the numbers of the source's samples.
         shuffle: "hash", "none" or "xtuner", as prep.order.shuffle.
         turn: the pass, from 0.
+        every_record: with "xtuner": whether records that gave no sample take part in the permutation, as those
+            without tokens do in XTuner unless its min_length leaves them out beforehand.
     Returns:
         int64[samples of the part], their numbers in order. "hash": by key, equal keys in the data's order. "xtuner":
-        file by file, each as `numpy.random.RandomState(seed + turn).shuffle` leaves it (modulo 2^32).
+        file by file, each file's records as `numpy.random.RandomState(seed + turn).shuffle` leaves them (modulo 2^32),
+        the pieces of a record together.
     """
     if shuffle == "hash":
         order = hash_order(sample_keys(samples, inputs, part, seed=seed, turn=turn))
@@ -40,10 +51,25 @@ def sample_order(
         return order
     order = np.arange(part.start, part.stop, dtype=np.int64)
     if shuffle == "xtuner":
-        file = samples.file[part.start : part.stop]
-        for of_file in np.split(order, np.flatnonzero(np.diff(file)) + 1):
-            np.random.RandomState((seed + turn) % 2**32).shuffle(of_file)
+        firsts = np.flatnonzero(np.diff(samples.file[part.start : part.stop].astype(np.int64), prepend=-1))
+        for begin, end in pairwise([*(firsts + part.start).tolist(), part.stop]):
+            place = _xtuner_places(samples, begin, end, seed=(seed + turn) % 2**32, every_record=every_record)
+            order[begin - part.start : end - part.start] = begin + np.argsort(place, kind="stable")
     return order
+
+
+def _xtuner_places(samples: Samples, begin: int, end: int, *, seed: int, every_record: bool) -> Int64:
+    """int64[samples begin..end, which one file gave]: where XTuner's permutation puts the record of each."""
+    record: npt.NDArray[np.integer] = samples.record[begin:end]
+    count = int(samples.records[samples.file[begin]])
+    if not every_record:
+        kept, record = np.unique(record, return_inverse=True)
+        count = kept.size
+    permutation = np.arange(count)
+    np.random.RandomState(seed).shuffle(permutation)
+    place = np.empty(count, np.int64)
+    place[permutation] = np.arange(count)
+    return np.asarray(place[record])
 
 
 def sample_keys(samples: Samples, inputs: Sequence[Input], part: range, *, seed: int, turn: int) -> UInt64:

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tests.prep.samples import identities, made_up
 FILES = [("a", "x.jsonl", 40), ("a", "y/z.jsonl", 25), ("b", "x.jsonl", 30)]
 
 
-def order(samples: Samples, inputs: Sequence[Input], part: range, shuffle: str = "hash", **of: int) -> list[int]:
+def order(samples: Samples, inputs: Sequence[Input], part: range, shuffle: str = "hash", **of: Any) -> list[int]:
     numbers: list[int] = sample_order(samples, inputs, part, shuffle=shuffle, **{"seed": 1, "turn": 0, **of}).tolist()
     return numbers
 
@@ -131,6 +132,34 @@ def test_xtuner_shuffles_each_file_by_itself(seed: int) -> None:
         np.random.RandomState(seed=seed).shuffle(indices)
         expected += [first + index for index in indices]
     assert order(samples, inputs, range(65), "xtuner", seed=seed) == expected
+
+
+def test_in_xtuners_order_a_record_without_a_sample_takes_its_turn() -> None:
+    samples, inputs = made_up([("a", "x.bin", 3), ("a", "y.bin", 20)])
+    whole = order(samples, inputs, range(3, 23), "xtuner")
+    kept = np.flatnonzero(~np.isin(np.arange(23), [5, 9, 22]))
+    fewer = samples.taken(kept)
+    after = order(fewer, inputs, range(3, 20), "xtuner")
+    assert kept[after].tolist() == [number for number in whole if number not in (5, 9, 22)]
+    others_alone, _ = made_up([("a", "x.bin", 3), ("a", "y.bin", 17)])
+    assert order(fewer, inputs, range(3, 20), "xtuner", every_record=False) == order(
+        others_alone, inputs, range(3, 20), "xtuner"
+    )
+
+
+def test_in_xtuners_order_the_pieces_of_a_record_stay_together() -> None:
+    samples, inputs = made_up([("a", "x.bin", 12)])
+    pieces = replace(
+        samples,
+        record=np.repeat(np.arange(4, dtype=np.uint32), 3),
+        start=np.tile(np.arange(3, dtype=np.uint32), 4),
+        records=np.array([4]),
+    )
+    whole, inputs = made_up([("a", "x.bin", 4)])
+    expected = [3 * record + piece for record in order(whole, inputs, range(4), "xtuner") for piece in range(3)]
+    for every_record in (True, False):
+        found = sample_order(pieces, inputs, range(12), shuffle="xtuner", seed=1, turn=0, every_record=every_record)
+        assert found.tolist() == expected
 
 
 def test_xtuners_order_never_changes() -> None:

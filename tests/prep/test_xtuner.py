@@ -1,21 +1,57 @@
-"""The packs of an XTuner run, from the folder and the order file that it had."""
+"""The packs of an XTuner or InternEvo run, from the folder and the order file that it had.
+
+What those two do is written down here in plain loops, from their rules; the stage as a whole has to give the same.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.config import load
-from pipelines.shards import ShardReader
+from pipelines.errors import ConfigError, DataError
+from pipelines.shards import IGNORE, Pack, ShardReader
 from prep.run import run
-
-TOKENIZER = Path(__file__).parents[2] / "pipelines" / "quickstart" / "tokenizer"
-PACKED_LENGTH = 64
-SEED = 1024
+from tests.prep.small import TOKENIZER
 
 Record = Sequence[int]
 """Token ids, negated where no loss is taken."""
+Files = Mapping[str, Sequence[Record]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One pack as the other project's data set gives it."""
+
+    ids: list[int]
+    """Signed, as in the file."""
+    ends: list[int]
+    """0, then the end of each sample or fragment; an empty sample repeats the end of the one before."""
+
+
+def packs_of_xtuner(files: Files, *, seed: int, packed_length: int, min_length: int = 0) -> list[Expected]:
+    """XTuner 0.1's packs, and InternEvo's: file by file, all records permuted, end to end, cut, the rest left out."""
+    packs = []
+    for records in files.values():
+        records = [record for record in records if len(record) >= min_length]
+        order = np.arange(len(records))
+        np.random.RandomState(seed).shuffle(order)
+        stream = [(turn, id_) for turn, record in enumerate(order) for id_ in records[record]]
+        last = [turn for turn, record in enumerate(order) if not records[record]]
+        for begin in range(0, len(stream) - packed_length + 1, packed_length):
+            inside = stream[begin : begin + packed_length]
+            first_turn, last_turn = inside[0][0], inside[-1][0]
+            turns = sorted({turn for turn, _ in inside} | {turn for turn in last if first_turn < turn < last_turn})
+            lengths = [sum(of == turn for of, _ in inside) for turn in turns]
+            packs.append(Expected([id_ for _, id_ in inside], [0, *accumulate(lengths)]))
+    return packs
 
 
 def write_ftdp(path: Path, records: Sequence[Record]) -> None:
@@ -29,18 +65,75 @@ def write_ftdp(path: Path, records: Sequence[Record]) -> None:
         np.save(file, np.array(rows, np.int64))
 
 
-def packs_of_xtuner(files: Mapping[str, Sequence[Record]]) -> list[tuple[list[int], list[int]]]:
-    """Its rules, written down: every pack's signed ids and where its pieces begin and end."""
-    packs = []
-    for records in files.values():
-        order = list(range(len(records)))
-        np.random.RandomState(SEED).shuffle(order)
-        stream = [token for index in order for token in records[index]]
-        ends = np.cumsum([len(records[index]) for index in order]).tolist()
-        for begin in range(0, len(stream) - PACKED_LENGTH + 1, PACKED_LENGTH):
-            inside = [end - begin for end in ends if begin < end < begin + PACKED_LENGTH]
-            packs.append((stream[begin : begin + PACKED_LENGTH], [0, *inside, PACKED_LENGTH]))
-    return packs
+def write_run(folder: Path, files: Files, *, seed: int = 1024, capacity: int = 64, on_empty: str = "keep",
+              min_length: int = 0, pack: str = "", prep: str = "") -> Path:  # fmt: skip
+    """The data, their order as given and the TOML that asks for XTuner's packs."""
+    for name, records in files.items():
+        write_ftdp(folder / "data" / name, records)
+    (folder / "data_order.txt").write_text("".join(f"{name}\n" for name in files), encoding="utf-8")
+    toml = folder / "run.toml"
+    toml.write_text(
+        f'schema_version = 1\n[run]\nname = "r"\nseed = {seed}\n[model.scratch]\nmodel_type = "llama"\n'
+        f'[tokenizer]\nname_or_path = "{TOKENIZER}"\n[template.loss]\non_empty = "{on_empty}"\n'
+        f"[prep]\nmin_length = {min_length}\n{prep}\n"
+        '[prep.order]\nshuffle = "xtuner"\n'
+        f'[prep.pack]\ncapacity = {capacity}\nstrategy = "concat_split"\nscope = "file"\ndrop_last = true\n{pack}\n'
+        '[[prep.source]]\nname = "all"\npath = "data"\nfiles = ["**/*.bin"]\nmap = "none"\n',
+        encoding="utf-8",
+    )
+    return toml
+
+
+def packs_in(toml: Path, **how: Any) -> list[Pack]:
+    run(load(toml), **{"workers": 1, **how})
+    return list(ShardReader(load(toml).home / "prep"))
+
+
+def labels_of(pack: Expected) -> list[int]:
+    """The other project's labels, but for the first of each fragment, which nothing in its fragment predicts."""
+    begins = set(pack.ends[:-1])
+    return [id_ if id_ > 0 and place not in begins else IGNORE for place, id_ in enumerate(pack.ids)]
+
+
+def assert_same(found: Sequence[Pack], expected: Sequence[Expected]) -> None:
+    assert len(found) == len(expected)
+    for pack, other in zip(found, expected, strict=True):
+        assert pack.tokens.tolist() == [abs(id_) for id_ in other.ids]
+        assert pack.cu_seqlens.tolist() == sorted(set(other.ends))
+        assert pack.labels.tolist() == labels_of(other)
+
+
+some_records = st.lists(
+    st.one_of(
+        st.just([]),
+        st.lists(st.integers(-500, 500), max_size=30),
+        st.lists(st.integers(-500, 0), min_size=1, max_size=30),  # nothing to train
+        st.lists(st.integers(1, 500), min_size=20, max_size=60),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60)
+@given(
+    files=st.lists(some_records, min_size=1, max_size=3),
+    seed=st.sampled_from([0, 1, 1024, 2**32 - 1]),
+    capacity=st.integers(1, 40),
+    min_length=st.sampled_from([0, 0, 1, 5, 20]),
+)
+def test_any_folder_gives_xtuners_packs(
+    tmp_path_factory: Any, files: list[list[list[int]]], seed: int, capacity: int, min_length: int
+) -> None:
+    named = {f"part-{number}.bin": records for number, records in enumerate(files)}
+    expected = packs_of_xtuner(named, seed=seed, packed_length=capacity, min_length=min_length)
+    toml = write_run(
+        tmp_path_factory.mktemp("run"), named, seed=seed, capacity=capacity, min_length=min(min_length, 2**31 - 1)
+    )
+    if expected:
+        assert_same(packs_in(toml), expected)
+    else:
+        with pytest.raises(DataError, match=r"no sample to train on|no full pack"):
+            packs_in(toml)
 
 
 def test_an_xtuner_run_is_reproduced_token_for_token(tmp_path: Path) -> None:
@@ -50,26 +143,29 @@ def test_an_xtuner_run_is_reproduced_token_for_token(tmp_path: Path) -> None:
     for name, count in (("en/beta.bin", 40), ("en/alpha.bin", 25), ("cn/数据.bin", 33), ("cn/tiny.bin", 1)):
         files[name] = [
             (random.integers(1, 500, length) * random.choice([-1, 1], length)).tolist()
-            for length in random.integers(8, 150, count)
+            for length in random.integers(0, 150, count)
         ]
-        files[name] = [[*record[:-1], abs(record[-1])] for record in files[name]]  # some loss in each
-        write_ftdp(tmp_path / "data" / name, files[name])
-    (tmp_path / "data_order.txt").write_text("".join(f"{name}\n" for name in files), encoding="utf-8")
-    (tmp_path / "run.toml").write_text(
-        f'schema_version = 1\n[run]\nname = "r"\nseed = {SEED}\n[model.scratch]\nmodel_type = "llama"\n'
-        f'[tokenizer]\nname_or_path = "{TOKENIZER}"\n[prep]\nmax_length = 1000\n'
-        '[prep.order]\nshuffle = "xtuner"\n'
-        f'[prep.pack]\ncapacity = {PACKED_LENGTH}\nstrategy = "concat_split"\nscope = "file"\ndrop_last = true\n'
-        '[[prep.source]]\nname = "all"\npath = "data"\nfiles = ["**/*.bin"]\nmap = "none"\n',
-        encoding="utf-8",
-    )
-    run(load(tmp_path / "run.toml"), workers=1)
+        files[name][0] = [-id_ for id_ in range(1, 30)]  # no loss at all
+    expected = packs_of_xtuner(files, seed=1024, packed_length=64)
+    assert len(expected) > 50
+    assert_same(packs_in(write_run(tmp_path, files), workers=2), expected)
 
-    expected = packs_of_xtuner(files)
-    found = list(ShardReader(tmp_path / "work" / "r" / "prep"))
-    assert len(found) == len(expected) > 50
-    for pack, (ids, bounds) in zip(found, expected, strict=True):
-        assert pack.tokens.tolist() == [abs(id_) for id_ in ids]
-        assert pack.cu_seqlens.tolist() == bounds
-        begins = set(bounds[:-1])  # a piece's first token is no target: nothing before it predicts it
-        assert pack.loss.tolist() == [id_ > 0 and place not in begins for place, id_ in enumerate(ids)]
+
+def test_a_sample_of_an_xtuner_run_that_has_no_tokens_takes_its_turn(tmp_path: Path) -> None:
+    # Of 3 records seed 1024 puts the second first, the third next: worked by hand, so that both sides can be wrong.
+    order = np.arange(3)
+    np.random.RandomState(1024).shuffle(order)
+    records = [[1, 2], [], [3, 4]]
+    stream = [id_ for record in order for id_ in records[record]]
+    (pack,) = packs_in(write_run(tmp_path, {"a.bin": records}, capacity=4))
+    assert pack.tokens.tolist() == stream
+
+
+def test_xtuners_order_with_records_left_out_for_want_of_loss_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'template\.loss\.on_empty = "drop".*"keep"'):
+        load(write_run(tmp_path, {"a.bin": [[1, 2]]}, on_empty="drop"))
+
+
+def test_a_stream_shorter_than_a_pack_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no full pack"):
+        packs_in(write_run(tmp_path, {"a.bin": [[1, 2], [3]]}))
