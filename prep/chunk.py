@@ -11,6 +11,7 @@ from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from pipelines.schema import Template
 from prep.encoder import Encoder
 from prep.formats import FORMATS, ftdp
 from prep.formats.fault import Outcome, RecordFault
-from prep.inputs import Input
+from prep.inputs import Input, unchanged
 from prep.rendering import template_of
 from prep.store import LOSS_BIT
 
@@ -71,21 +72,43 @@ def chunks_of(inputs: Sequence[Input]) -> list[Chunk]:
 
 
 def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | None:
-    """Tokenize one chunk into `target`; a fault is returned, since the caller knows what came before the chunk."""
+    """Tokenize one chunk into `target`; a fault is returned, since the caller knows what came before the chunk.
+
+    Raises:
+        DataError: if the input is not what was digested any more.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     try:
         result = _as_it_is(chunk, rules) or _one_by_one(chunk, rules)
     except RecordFault as fault:
         return fault
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}")  # others may be at the same chunk, on any machine
     temporary.mkdir()
     result.tokens.astype("<u4", copy=False).tofile(temporary / "tokens.u32")
     np.save(temporary / "samples.npy", result.rows)
     counts = {"dropped": result.dropped, "rejects": result.rejects, "records": result.records}
     write_atomic(temporary / "counts.json", json.dumps(counts).encode())
-    temporary.rename(target)
+    unchanged([chunk.input])  # what has its name was made from the digested file
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(temporary)  # another was first, with the same bytes
     return None
+
+
+def count_records(chunk: Chunk, rules: Rules) -> int:
+    """How many records a chunk takes, without tokenizing them.
+
+    Raises:
+        RecordFault: for one behind which nothing can be read.
+    """
+    where, begin, end = chunk.input.where, chunk.begin, chunk.end
+    if chunk.input.format == "ftdp":
+        return end - begin
+    records = FORMATS[chunk.input.format].records(where, begin, end, max_bytes=rules.max_record_bytes)
+    return max((number + 1 for number, _ in records), default=0)
 
 
 @dataclass(frozen=True)

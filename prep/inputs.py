@@ -64,7 +64,10 @@ def unchanged(inputs: Sequence[Input]) -> None:
         DataError: naming the first such file.
     """
     for one in inputs:
-        state = one.where.stat()
+        try:
+            state = one.where.stat()
+        except OSError as error:
+            raise DataError(f"{one.where}: cannot be read any more ({error.strerror}); run prep again") from error
         if (state.st_size, state.st_mtime_ns) != (one.size, one.modified_ns):
             raise DataError(f"{one.where}: changed while prep was reading it; run prep again when it is complete")
 

@@ -91,9 +91,13 @@ def open_job(pipeline: Pipeline, *, workers: int) -> Job:
         ConfigError: if the tokenizer cannot be served.
         DataError: if an input is missing, or differs from data_order.txt.
     """
-    folder = pipeline.home / "prep"
+    known = known_digests(pipeline.home / "prep")
     tokenizer = load_tokenizer(pipeline.tokenizer_dir)
-    inputs = digest(inputs_in_order(pipeline), workers=workers, known=known_digests(folder))
+    return job_of(pipeline, tokenizer, digest(inputs_in_order(pipeline), workers=workers, known=known))
+
+
+def job_of(pipeline: Pipeline, tokenizer: Tokenizer, inputs: list[Input]) -> Job:
+    """The job that the bytes of these inputs, with digests, make of a pipeline."""
     files = list(map(input_facts, inputs))
     records = identity("records", FORMAT_VERSION, _record_settings(pipeline), files, tokenizer.digest, versions())
     tokens = identity("tokens", records, pipeline.prep.longest_sample, pipeline.prep.overlength)

@@ -19,12 +19,14 @@ from pipelines.schema import Pipeline
 from pipelines.shards import FORMAT_VERSION
 from prep import lengths
 from prep.assemble import ShardFacts, assemble
-from prep.chunk import chunks_of
+from prep.executors import executor
+from prep.executors.slurm import NotTokenized
+from prep.frozen import freeze
 from prep.inputs import Input, unchanged
 from prep.job import Job, input_facts, open_job, places, settings, versions
 from prep.plan import Part, Plan, alternatives, make_plan
 from prep.plan import facts as plan_facts
-from prep.tokenize import Tokenized, tokenize
+from prep.tokenize import Tokenized, missing, tokenize
 from prep.tokenizer_files import write_tokenizer_files
 
 log = logging.getLogger(__name__)
@@ -88,7 +90,10 @@ def processes(pipeline: Pipeline) -> int:
 
 
 def _tokenized(job: Job, *, workers: int) -> Tokenized:
-    tokenized = tokenize(chunks_of(job.inputs), job.rules, job.chunks, workers=workers)
+    chunks, name = freeze(job), job.pipeline.prep.executor
+    if name == "slurm" and (left := missing(job.chunks, len(chunks))):
+        raise NotTokenized(len(left), len(chunks))
+    tokenized = tokenize(chunks, job.rules, job.chunks, execute=executor(name, workers=workers))
     unchanged(job.inputs)
     _usable(tokenized, job.pipeline, job.inputs)
     return tokenized

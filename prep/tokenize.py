@@ -1,15 +1,15 @@
-"""Records to tokenized samples on disk, chunk by chunk, on any number of processes.
+"""Records to tokenized samples on disk, chunk by chunk, on any number of processes and machines.
 
 A chunk is a pure function of its input file and `Rules`, and its directory appears by rename. So worker count and
 scheduling change no byte, and a run that was killed tokenizes only the chunks it had not finished.
 """
 
 import json
-import multiprocessing
+import os
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.errors import DataError, MachineError
-from prep.chunk import Chunk, Rules, tokenize_chunk
+from prep.chunk import Chunk, Rules, count_records
+from prep.executors import Execute
 from prep.formats.fault import RecordFault
 from prep.store import Samples
 
@@ -35,50 +36,79 @@ class Tokenized:
     records: int
 
 
-def tokenize(chunks: Sequence[Chunk], rules: Rules, folder: Path, *, workers: int) -> Tokenized:
+def tokenize(chunks: Sequence[Chunk], rules: Rules, folder: Path, *, execute: Execute) -> Tokenized:
     """Tokenize what is not in `folder` yet, and return all samples.
 
     Raises:
-        DataError: for the first faulty record in data order, whatever the number of workers.
+        DataError: for the first faulty record in data order, whatever the executor.
+        MachineError: if a disk, memory or a machine gives out.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    targets = [folder / f"chunk-{number:06d}" for number in range(len(chunks))]
-    missing = [(chunk, target) for chunk, target in zip(chunks, targets, strict=True) if not target.is_dir()]
-    with tqdm(
-        total=len(chunks), initial=len(chunks) - len(missing), desc="tokenize", unit="chunk", disable=None, leave=False
-    ) as progress:
-        for fault, (chunk, _) in zip(_tokenize_each(missing, rules, workers), missing, strict=True):
-            if fault is not None:
-                raise _located(fault, chunk, chunks, targets)
-            progress.update()
-    return _gather(chunks, targets)
+    for half_written in folder.glob(".chunk-*"):  # a run that was killed left them
+        shutil.rmtree(half_written, ignore_errors=True)
+    tokenize_chunks(chunks, missing(folder, len(chunks)), rules, folder, execute=execute)
+    return _gather(chunks, [folder / chunk_name(number) for number in range(len(chunks))])
 
 
-def _tokenize_each(work: Sequence[tuple[Chunk, Path]], rules: Rules, workers: int) -> Iterator[RecordFault | None]:
-    # In data order, so that the fault reported is the first one and not the fastest one.
-    if workers == 1 or len(work) <= 1:
-        yield from (tokenize_chunk(chunk, target, rules) for chunk, target in work)
-        return
-    pool = ProcessPoolExecutor(min(workers, len(work)), multiprocessing.get_context("spawn"))
-    try:
-        yield from pool.map(tokenize_chunk, *zip(*work, strict=True), [rules] * len(work))
-    except BrokenProcessPool as error:
-        raise MachineError(
-            "a worker process died while tokenizing, probably out of memory; lower prep.workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def tokenize_chunks(
+    chunks: Sequence[Chunk], numbers: Sequence[int], rules: Rules, folder: Path, *, execute: Execute
+) -> None:
+    """Tokenize the chunks with these rising numbers into `folder`.
+
+    Raises:
+        DataError: for the first faulty record of theirs in data order.
+        MachineError: if a disk, memory or a machine gives out.
+    """
+    work = [(chunks[number], folder / chunk_name(number)) for number in numbers]
+    with (
+        closing(execute(work, rules)) as faults,
+        tqdm(total=len(work), desc="tokenize", unit="chunk", disable=None, leave=False) as progress,
+    ):
+        try:
+            for number, fault in zip(numbers, faults, strict=True):
+                if fault is not None:
+                    raise _located(fault, number, chunks, rules, folder)
+                progress.update()
+        except OSError as error:
+            raise MachineError(
+                f"{error.filename or folder}: {error.strerror or error} while tokenizing; on every machine that works "
+                "here the inputs have to stay readable and run.work_dir writable, at the same path"
+            ) from error
+        except MemoryError as error:
+            raise MachineError("out of memory while tokenizing; lower prep.workers") from error
 
 
-def _located(fault: RecordFault, chunk: Chunk, chunks: Sequence[Chunk], targets: Sequence[Path]) -> DataError:
-    # Results come in data order, so what lies before the fault has been tokenized and counted.
-    before = sum(
-        _counts(target)["records"]
-        for other, target in zip(chunks, targets, strict=True)
-        if other.file == chunk.file and other.begin < chunk.begin
-    )
+def missing(folder: Path, chunks: int) -> list[int]:
+    """Numbers of the chunks that are not tokenized yet."""
+    # One look at the folder: a shared file system may remember for a while that a single name was not there.
+    there = {entry.name for entry in os.scandir(folder)}
+    return [number for number in range(chunks) if chunk_name(number) not in there]
+
+
+def chunk_name(number: int) -> str:
+    """What a tokenized chunk is called."""
+    return f"chunk-{number:06d}"
+
+
+def _located(fault: RecordFault, number: int, chunks: Sequence[Chunk], rules: Rules, folder: Path) -> DataError:
+    chunk, before = chunks[number], 0
+    for other in range(number):
+        if chunks[other].file == chunk.file:
+            try:
+                before += _records(chunks[other], rules, folder / chunk_name(other))
+            except RecordFault as earlier:  # a part meets a later fault first where others work on the chunks before it
+                fault = earlier
+                break
     place = f"{chunk.input.where}:{before + fault.record + 1}"
     return DataError(f"{place}:{fault.byte}: {fault.message}" if fault.byte else f"{place}: {fault.message}")
+
+
+def _records(chunk: Chunk, rules: Rules, target: Path) -> int:
+    """Records of a chunk, read again where it is not tokenized."""
+    try:
+        return int(_counts(target)["records"])
+    except FileNotFoundError:
+        return count_records(chunk, rules)
 
 
 def _counts(target: Path) -> dict[str, Any]:
