@@ -1,5 +1,6 @@
 """Record maps: what each makes of a record, and how it says what is wrong with one."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from pipelines import schema
 from pipelines.errors import ConfigError
 from prep.conversation import Conversation, Message, RecordError
-from prep.records import MAPS, record_map
+from prep.records import MAPS, map_digest, record_map
 
 SYSTEM_TEXTS = {
     "arxiv": "If you are an expert in writing papers, please generate a good paper title for this paper based on other "
@@ -292,3 +293,45 @@ def test_a_map_of_ones_own_returns_the_openai_shape(tmp_path: Path, monkeypatch:
 def test_a_map_that_does_not_exist_is_named(name: str, finding: str) -> None:
     with pytest.raises(ConfigError, match=f"prep.source.map = '{name}': .*{finding}"):
         record_map(name)
+
+
+def test_columns_take_the_names_that_the_map_reads() -> None:
+    by = {"instruction": "ask", "output": "reply"}
+    found = record_map("alpaca", by)({"ask": "1?", "reply": "2", "input": "", "instruction": "unread"})
+    assert found == Conversation((Message("user", "1?\n"), Message("assistant", "2")))
+    swapped = record_map("default", {"input": "output", "output": "input"})({"input": "a", "output": "q"})
+    assert swapped == Conversation((Message("user", "q"), Message("assistant", "a")))
+    assert record_map("openai", {"tools": "functions"})({"messages": [{"role": "user", "content": "x"}],
+                                                         "functions": None}) is not None  # fmt: skip
+
+
+def test_a_record_without_a_named_column_is_faulty() -> None:
+    with pytest.raises(RecordError) as caught:
+        record_map("default", {"input": "ask"})({"input": "x", "output": "y"})
+    assert str(caught.value) == (
+        "ask: no such key among input, output, but prep.source.columns takes input from it"
+    )  # the map's own name does not stand in for it
+
+
+def test_a_map_of_ones_own_has_the_digest_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "digested_maps.py"
+    file.write_text("def turn(record):\n    return None\n")
+    (tmp_path / "reexported_maps.py").write_text("from digested_maps import turn\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert map_digest("python:digested_maps:turn") == expected
+    assert map_digest("python:reexported_maps:turn") == expected  # where the function lives, not who passes it on
+    assert map_digest("openai") is None
+    with pytest.raises(ConfigError, match="its module has no Python source file to tell a change by"):
+        map_digest("python:math:sqrt")
+
+
+def test_a_map_that_cannot_be_imported_or_called_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    (tmp_path / "failing_maps.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="importing it failed: ZeroDivisionError: division by zero"):
+        record_map("python:failing_maps:turn")
+    (tmp_path / "table_maps.py").write_text("turn = {}\n")
+    with pytest.raises(ConfigError, match="'python:table_maps:turn': is no function but dict"):
+        record_map("python:table_maps:turn")
