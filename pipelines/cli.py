@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,16 @@ class WithDefault(Commands):
         self.format_commands(ctx, formatter)
 
 
+def as_part(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """I/N, counted from 0, as numbers."""
+    if text is None:
+        return None
+    part, slash, of = text.partition("/")
+    if not (slash and part.isdecimal() and of.isdecimal() and int(part) < int(of)):
+        raise click.BadParameter(f"expected I/N such as 0/16, the first of sixteen, up to 15/16; found {text!r}")
+    return int(part), int(of)
+
+
 @main.group(cls=WithDefault)
 def prep() -> None:
     """Tokenize, order, mix and pack the data of the pipeline FILE into shards."""
@@ -93,19 +104,40 @@ def prep() -> None:
 @pipeline_file
 @click.option("--workers", type=click.IntRange(min=0), help="Processes now, instead of prep.workers; same bytes.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the plan of the packs and write no shards.")
+@click.option("--part", metavar="I/N", callback=as_part, help="Tokenize part I of N of the plan that slurm froze.")
 @json_output
-def prep_run(file: Path, overrides: tuple[str, ...], workers: int | None, plan_only: bool, as_json: bool) -> None:
+def prep_run(
+    file: Path,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    plan_only: bool,
+    part: tuple[int, int] | None,
+    as_json: bool,
+) -> None:
     """Tokenize, order, mix and pack the data of the pipeline FILE into shards."""
+    from prep import part as parts
     from prep import plan
-    from prep.run import dry_run, run, summary
+    from prep.executors import slurm
+    from prep.run import dry_run, processes, run, summary
 
     pipeline = read(file, overrides)
-    if plan_only:
-        found = dry_run(pipeline, workers=workers)
-        show(found, plan.summary(found), as_json=as_json)
-        return
-    facts = run(pipeline, workers=workers)
-    show(facts, summary(facts), as_json=as_json)
+    if part is None and pipeline.prep.executor == "slurm":
+        part = slurm.part_of(os.environ)
+    try:
+        if plan_only:
+            found = dry_run(pipeline, workers=workers)
+            show(found, plan.summary(found), as_json=as_json)
+        elif part is not None:
+            found = parts.run_part(pipeline, *part, workers=workers or processes(pipeline))
+            show(found, parts.summary(found), as_json=as_json)
+        else:
+            facts = run(pipeline, workers=workers)
+            show(facts, summary(facts), as_json=as_json)
+    except slurm.NotTokenized as waiting:
+        lines = slurm.submission(file, overrides, waiting.left)
+        found = {"chunks": waiting.chunks, "left": waiting.left, "submit": lines}
+        show(found, "\n".join(lines), as_json=as_json)
+        raise
 
 
 @main.command()
