@@ -85,7 +85,7 @@ class WithDefault(Commands):
         self.format_commands(ctx, formatter)
 
 
-def as_part(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+def as_part(_ctx: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
     """I/N, counted from 0, as numbers."""
     if text is None:
         return None
