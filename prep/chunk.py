@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from operator import itemgetter
@@ -16,14 +17,17 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.artifacts import write_atomic
+from pipelines.artifacts import Json, write_atomic
 from pipelines.schema import Template
+from prep.backend import Backend
 from prep.encoder import Encoder
+from prep.fast_tokenizer import Differs, Unsupported
 from prep.formats import FORMATS, ftdp
 from prep.formats.fault import Outcome, RecordFault
 from prep.inputs import Input, unchanged
 from prep.rendering import template_of
 from prep.store import LOSS_BIT
+from prep.tokenizer import Tokenizer, load_tokenizer
 
 _BATCH = 256
 """Records rendered and tokenized together."""
@@ -44,6 +48,8 @@ class Rules:
     overlength: str
     on_bad_record: str
     max_record_bytes: int
+    backend: Backend | None = None
+    """The library that tokenizes, where it is chosen yet; changes no token."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +85,14 @@ def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | No
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     try:
-        result = _as_it_is(chunk, rules) or _one_by_one(chunk, rules)
+        result, made = _tokenized(chunk, rules)
     except RecordFault as fault:
         return fault
     temporary = target.with_name(f".{target.name}.{uuid4().hex}")  # others may be at the same chunk, on any machine
     temporary.mkdir()
     result.tokens.astype("<u4", copy=False).tofile(temporary / "tokens.u32")
     np.save(temporary / "samples.npy", result.rows)
-    counts = {"dropped": result.dropped, "rejects": result.rejects, "records": result.records}
+    counts = {"dropped": result.dropped, "rejects": result.rejects, "records": result.records, **made}
     write_atomic(temporary / "counts.json", json.dumps(counts).encode())
     unchanged([chunk.input])  # what has its name was made from the digested file
     try:
@@ -121,6 +127,37 @@ class _Result:
     dropped: Counter[str]
     rejects: list[dict[str, Any]]
     records: int
+
+
+def plain_texts(chunk: Chunk, rules: Rules) -> Iterator[str]:
+    """Texts that the tokenizer is to get of a chunk, from one record in four, in their order."""
+    encoder = _encoder_of(chunk.input, rules)
+    records = FORMATS[chunk.input.format].records(
+        chunk.input.where, chunk.begin, chunk.end, max_bytes=rules.max_record_bytes
+    )
+    with suppress(RecordFault):  # behind which nothing can be read; who tokenizes it says so
+        for number, record in records:
+            if isinstance(record, dict) and number * 0x9E3779B1 & 0xC0000000 == 0:
+                yield from encoder.plain_texts(record)
+
+
+def _tokenized(chunk: Chunk, rules: Rules) -> tuple[_Result, Mapping[str, Json]]:
+    """What a chunk gives, which library made it, and what the fast one was found to do otherwise.
+
+    A record that is at fault with the fast library's ids is so with the exact one's, or it is no fault.
+    """
+    differs = None
+    if rules.backend is not None and rules.backend.fast:
+        try:
+            return _as_it_is(chunk, rules) or _one_by_one(chunk, rules), {"backend": rules.backend.facts()}
+        except Differs as found:
+            differs = str(found)
+        except RecordFault:
+            pass
+        tokenizer = _tokenizer(rules.tokenizer, fast=False)
+        rules = replace(rules, backend=Backend.exact(tokenizer.library, differs or ""))
+    made = {"backend": rules.backend.facts() if rules.backend else {}, "differs": differs}
+    return _as_it_is(chunk, rules) or _one_by_one(chunk, rules), made
 
 
 def _as_it_is(chunk: Chunk, rules: Rules) -> _Result | None:
@@ -174,8 +211,7 @@ def outcomes(chunk: Chunk, rules: Rules, only: Container[int] | None = None) -> 
     if chunk.input.format == "ftdp":
         found: Iterator[tuple[int, _Outcome]] = ftdp.samples(where, begin, end, vocab_size=rules.vocab_size)
     else:
-        template = template_of(rules.template, chunk.input.template, chunk.input.system)
-        encoder = _encoder(rules.tokenizer, template.model_dump_json(), chunk.input.map, chunk.input.columns)
+        encoder = _encoder_of(chunk.input, rules)
         records = FORMATS[chunk.input.format].records(where, begin, end, max_bytes=rules.max_record_bytes)
         records = (pair for pair in records if only is None or pair[0] in only)  # what is not asked for costs no tokens
         found = (pair for batch in iter(lambda: list(islice(records, _BATCH)), []) for pair in _encode(encoder, batch))
@@ -249,7 +285,23 @@ def fit(tokens: Marked | None, rules: Rules) -> tuple[list[str], list[tuple[int,
     return reasons, kept
 
 
+def _encoder_of(one: Input, rules: Rules) -> Encoder:
+    template = template_of(rules.template, one.template, one.system).model_dump_json()
+    fast = rules.backend is not None and rules.backend.fast
+    return _encoder(rules.tokenizer, template, one.map, one.columns, fast=fast)
+
+
+# One of each per process: loading a tokenizer takes longer than a chunk does.
 @lru_cache(maxsize=8)
-def _encoder(tokenizer: Path, template: str, map_name: str, columns: tuple[tuple[str, str], ...]) -> Encoder:
-    # One per process: loading a tokenizer takes longer than a chunk does.
-    return Encoder(tokenizer, Template.model_validate(json.loads(template)), map_name, columns=dict(columns))
+def _encoder(
+    tokenizer: Path, template: str, map_name: str, columns: tuple[tuple[str, str], ...], *, fast: bool
+) -> Encoder:
+    made = Template.model_validate(json.loads(template))
+    return Encoder(_tokenizer(tokenizer, fast=fast), made, map_name, columns=dict(columns))
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(folder: Path, *, fast: bool) -> Tokenizer:
+    with suppress(Unsupported):  # a machine without the library does its share without it
+        return load_tokenizer(folder, fast=fast)
+    return load_tokenizer(folder)

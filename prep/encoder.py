@@ -14,7 +14,7 @@ from prep.records import record_map
 from prep.spans import Span, audible
 from prep.store import LOSS_BIT
 from prep.template import Template
-from prep.tokenizer import SpecialTokenError, load_tokenizer
+from prep.tokenizer import SpecialTokenError, Tokenizer, load_tokenizer
 
 _SHORT = 48
 """Characters of a run that is worth remembering: role headers, separators, short answers."""
@@ -31,7 +31,7 @@ class Encoder:
     """Built from what pickles cheaply, one per process.
 
     Args:
-        tokenizer: a tokenizer directory.
+        tokenizer: a tokenizer, or its directory.
         template: the [template] table.
         map_name: name of the record map.
         columns: the record's own name of a key that the map reads, by key.
@@ -41,13 +41,13 @@ class Encoder:
 
     def __init__(
         self,
-        tokenizer: Path,
+        tokenizer: Path | Tokenizer,
         template: schema.Template,
         map_name: str,
         *,
         columns: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._tokenizer = load_tokenizer(tokenizer)
+        self._tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
         self._template = Template(template, self._tokenizer)
         self._map = record_map(map_name, columns)
         self._special = {text: np.array([id_], np.uint32) for text, id_ in self._tokenizer.special_tokens.items()}
@@ -75,6 +75,15 @@ class Encoder:
             yield number, None if number in left_out else sample
         if fault is not None:
             raise fault
+
+    def plain_texts(self, record: Mapping[str, Json]) -> list[str]:
+        """The texts of one record that are tokenized by themselves; none if it cannot be rendered."""
+        try:
+            conversation = self._map(record)
+            spans = self._template.render(conversation) if conversation else []
+        except RecordError:
+            return []
+        return [span.text for span in spans if not span.special]
 
     def encode_record(self, record: Mapping[str, Json]) -> tuple[list[int], list[bool]]:
         """Token ids of one record, and whether each carries loss; empty where the map leaves it out.
@@ -115,8 +124,8 @@ class Encoder:
         known = self._known
         wanted = {(span.text, span.opens): None for span in spans if not span.special}
         missing = [key for key in wanted if key not in known]
-        found = self._tokenizer.encode_batch([text for text, _ in missing], [opens for _, opens in missing])
-        runs = dict(zip(missing, (np.asarray(ids, np.uint32) for ids in found), strict=True))
+        found = self._tokenizer.encode_all([text for text, _ in missing], [opens for _, opens in missing])
+        runs = dict(zip(missing, found.parts(), strict=True))
         runs |= {key: known[key] for key in wanted if key in known}
         for key in missing:
             if len(key[0]) <= _SHORT and len(known) < _REMEMBERED:

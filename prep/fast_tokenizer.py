@@ -60,6 +60,8 @@ class CheckedTokenizer:
     def __init__(self, fast: Fast, exact: Callable[[Sequence[str]], Encoded]) -> None:
         self._fast = fast
         self._exact = exact
+        self.name = fast.name
+        self.version = fast.version
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Ids of plain texts.

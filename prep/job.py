@@ -15,6 +15,7 @@ from pathlib import Path
 from pipelines.artifacts import Json, Manifest, canonical_json, identity, write_atomic
 from pipelines.schema import Pipeline
 from pipelines.shards import FORMAT_VERSION
+from prep.backend import Backend
 from prep.chunk import Rules
 from prep.inputs import Input, digest
 from prep.order import inputs_in_order
@@ -28,6 +29,7 @@ _ELSEWHERE = {"workers", "executor", "fast_tokenizer", "source", "order"}
 _OF_RECORDS = {"min_length", "on_bad_record", "max_record_bytes"}
 _OF_A_PLACE = {"path", "files", "format", "sha256"}
 _OF_THE_MIX = {"weight", "repeat", "samples", "tokens"}
+_OFF = 'prep.fast_tokenizer = "off"'
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def rules_of(pipeline: Pipeline, tokenizer: Tokenizer) -> Rules:
         overlength=prep.overlength,
         on_bad_record=prep.on_bad_record,
         max_record_bytes=prep.max_record_bytes,
+        backend=Backend.exact(tokenizer.library, _OFF) if prep.fast_tokenizer == "off" else None,
     )
 
 

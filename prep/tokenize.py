@@ -10,7 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.errors import DataError, MachineError
+from prep.backend import Backend
 from prep.chunk import Chunk, Rules, count_records
 from prep.executors import Execute
 from prep.formats.fault import RecordFault
+from prep.gate import distrusted, settled
 from prep.store import Samples
 
 
@@ -34,6 +36,8 @@ class Tokenized:
     rejects: Sequence[Mapping[str, Any]]
     """Faulty records that were skipped: source, path, record, byte and reason."""
     records: int
+    backend: Mapping[str, str] = field(default_factory=dict)
+    """Which library made the ids; they would be the same by another."""
 
 
 def tokenize(chunks: Sequence[Chunk], rules: Rules, folder: Path, *, execute: Execute) -> Tokenized:
@@ -46,8 +50,11 @@ def tokenize(chunks: Sequence[Chunk], rules: Rules, folder: Path, *, execute: Ex
     folder.mkdir(parents=True, exist_ok=True)
     for half_written in folder.glob(".chunk-*"):  # a run that was killed left them
         shutil.rmtree(half_written, ignore_errors=True)
-    tokenize_chunks(chunks, missing(folder, len(chunks)), rules, folder, execute=execute)
-    return _gather(chunks, [folder / chunk_name(number) for number in range(len(chunks))])
+    targets = [folder / chunk_name(number) for number in range(len(chunks))]
+    while True:
+        tokenize_chunks(chunks, missing(folder, len(chunks)), rules, folder, execute=execute)
+        if not distrusted(folder, targets):
+            return _gather(chunks, targets)
 
 
 def tokenize_chunks(
@@ -60,22 +67,24 @@ def tokenize_chunks(
         MachineError: if a disk, memory or a machine gives out.
     """
     work = [(chunks[number], folder / chunk_name(number)) for number in numbers]
-    with (
-        closing(execute(work, rules)) as faults,
-        tqdm(total=len(work), desc="tokenize", unit="chunk", disable=None, leave=False) as progress,
-    ):
-        try:
+    try:
+        if work:
+            rules = settled(rules, chunks, folder)
+        with (
+            closing(execute(work, rules)) as faults,
+            tqdm(total=len(work), desc="tokenize", unit="chunk", disable=None, leave=False) as progress,
+        ):
             for number, fault in zip(numbers, faults, strict=True):
                 if fault is not None:
                     raise _located(fault, number, chunks, rules, folder)
                 progress.update()
-        except OSError as error:
-            raise MachineError(
-                f"{error.filename or folder}: {error.strerror or error} while tokenizing; on every machine that works "
-                "here the inputs have to stay readable and run.work_dir writable, at the same path"
-            ) from error
-        except MemoryError as error:
-            raise MachineError("out of memory while tokenizing; lower prep.workers") from error
+    except OSError as error:
+        raise MachineError(
+            f"{error.filename or folder}: {error.strerror or error} while tokenizing; on every machine that works "
+            "here the inputs have to stay readable and run.work_dir writable, at the same path"
+        ) from error
+    except MemoryError as error:
+        raise MachineError("out of memory while tokenizing; lower prep.workers") from error
 
 
 def missing(folder: Path, chunks: int) -> list[int]:
@@ -120,10 +129,12 @@ def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> Tokenized:
     dropped: Counter[str] = Counter()
     rejects: list[Mapping[str, Any]] = []
     tables, files, numbers, offsets = [], [], [], []
+    backends: list[Mapping[str, str]] = []
     records = dict.fromkeys((chunk.file for chunk in chunks), 0)
     for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True)):
         counts = _counts(target)
         dropped.update(counts["dropped"])
+        backends.append(counts["backend"])
         before = records[chunk.file]
         place = {"source": chunk.input.name, "path": chunk.input.path}
         rejects += [{**place, **reject, "record": before + reject["record"]} for reject in counts["rejects"]]
@@ -146,4 +157,6 @@ def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> Tokenized:
         token_files=[target / "tokens.u32" for target in targets],
         records=np.array([records.get(file, 0) for file in range(1 + max(records, default=-1))], np.int64),
     )
-    return Tokenized(samples, dropped, rejects, sum(records.values()))
+    fast = (one for one in backends if one and Backend(**one).fast)
+    backend = next(fast, backends[0] if backends else {})  # which made any of them, if one did
+    return Tokenized(samples, dropped, rejects, sum(records.values()), backend)

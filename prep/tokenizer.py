@@ -86,6 +86,11 @@ class Tokenizer:
         """Library whose ids are the right ones."""
         return self._backend.library
 
+    @property
+    def added_texts(self) -> list[str]:
+        """Text of every token outside the model's own vocabulary, special or not."""
+        return [token.text for token in self._backend.added]
+
     def fast(self) -> CheckedTokenizer:
         """The fast library with this tokenizer, held against the exact one.
 
