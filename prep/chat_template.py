@@ -68,6 +68,7 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"{origin}:{error.lineno}: {error.message}") from error
+        self._formless = [key for key, names in _FORMS.items() if not any(name in source for name in names)]
         self._marks_answers = bool(re.search(r"\{%[-+]?\s*generation\b", source))
         self._closing = self._closing_token()
 
@@ -92,6 +93,7 @@ class ChatTemplate:
                     f"messages[{index}].loss",
                     f"{self._origin} shows only which text is the assistant's, not that of role {message.role!r}",
                 )
+        self._refuse_formless(conversation)
         flags = [train for message, train in zip(conversation.messages, trained, strict=True) if _answers(message)]
         stand_ins = self._shield.stand_ins(conversation)
         if self._marks_answers:
@@ -111,6 +113,7 @@ class ChatTemplate:
         Raises:
             RecordError: as for `spans`.
         """
+        self._refuse_formless(conversation)
         flags = [False for message in conversation.messages if _answers(message)]
         stand_ins = self._shield.stand_ins(conversation)
         text, answers = stand_ins.unmark(self._render(conversation, conversation.messages, stand_ins, prompt=True))
@@ -126,6 +129,16 @@ class ChatTemplate:
         stand_ins = self._shield.stand_ins(conversation)
         text, _ = stand_ins.unmark(self._render(conversation, conversation.messages, stand_ins, prompt=True))
         return self._cut(text, [], stand_ins)
+
+    def _refuse_formless(self, conversation: Conversation) -> None:
+        for key in self._formless:
+            paths = [f"messages[{i}].{key}" for i, message in enumerate(conversation.messages) if key in message.extra]
+            if paths or (key == "tools" and conversation.tools):
+                raise RecordError(
+                    paths[0] if paths else key,
+                    f"{self._origin} has no form for it and would leave it out; name a template that has, or let a "
+                    "python map take it out of the record",
+                )
 
     def _marked(
         self, conversation: Conversation, stand_ins: "_StandIns", flags: Sequence[bool]
@@ -331,6 +344,12 @@ def _call(call: Mapping[str, Json], as_text: bool) -> Mapping[str, Json]:
     return call
 
 
+_FORMS: Mapping[str, Sequence[str]] = {
+    "tools": ("tools",),
+    "tool_calls": ("tool_calls",),
+    "reasoning_content": ("reasoning_content", "thinking"),
+}
+"""What a record may have, and the names by which a template that has a form for it reads it."""
 _Answer = tuple[int, int, bool]
 """Begin and end of an answer in the rendered text, and whether it is trained."""
 _Place = tuple[int, int]

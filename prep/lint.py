@@ -1,5 +1,6 @@
 """`packtrain check`: everything about a pipeline that can be known before work, its first samples included."""
 
+from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
@@ -11,29 +12,34 @@ from prep.chunk import chunks_of, outcomes
 from prep.formats.fault import RecordFault
 from prep.job import rules_of
 from prep.order import inputs_in_order
+from prep.rendering import check_rendering, renders_chats, template_of
 from prep.store import LOSS_BIT
-from prep.tokenizer import load_tokenizer
+from prep.template_check import check_template
+from prep.tokenizer import Tokenizer, load_tokenizer
 
 _TRIED = 20
 """Samples of each source that are rendered and tokenized."""
 
 
 def lint(pipeline: Pipeline) -> dict[str, str]:
-    """Paths, data order, template and loss masks of the first records of each source.
+    """Paths, data order, templates on probe conversations, and loss masks of the first records of each source.
 
     Returns:
         What was looked at, by name, in words.
     Raises:
         ConfigError: with every problem of the file and its paths.
         DataError: for the first record that could not be trained on.
+        CheckError: if a template does not serve what it trains; see `check_template`.
     """
     if problems := preflight(pipeline):
         raise ConfigError(*problems)
     tokenizer = load_tokenizer(pipeline.tokenizer_dir)
+    check_rendering(pipeline, tokenizer)
     inputs = inputs_in_order(pipeline)
     found = {
         "tokenizer": f"{tokenizer.vocab_size:,} ids, {len(tokenizer.special_tokens)} special tokens",
         "data order": f"{len(inputs):,} files",
+        **dict(_templates(pipeline, tokenizer)),
     }
     rules = rules_of(pipeline, tokenizer)
     for number, source in enumerate(pipeline.prep.source):
@@ -52,3 +58,15 @@ def lint(pipeline: Pipeline) -> dict[str, str]:
             else "no sample in its first file"
         )
     return found
+
+
+def _templates(pipeline: Pipeline, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """What each template makes of the probes."""
+    if renders_chats(pipeline):
+        yield "template", str(check_template(pipeline.template, tokenizer))
+    for source in pipeline.prep.source:
+        settings = template_of(pipeline.template, source.template, source.system)
+        if source.map != "none" and settings != pipeline.template:
+            exported = settings.name in (pipeline.template.name, "none")
+            note = "" if exported else "not the one that is exported; "
+            yield f"template of {source.name}", note + str(check_template(settings, tokenizer))

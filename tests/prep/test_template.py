@@ -357,11 +357,22 @@ def test_a_template_that_insists_on_the_order_of_messages_shows_its_calls_too(tm
     assert heard(template, tmp_path, agent_talk())[0].endswith("Let me.")
 
 
-def test_a_template_without_a_form_for_calls_has_none_to_leave_out(tmp_path: Path) -> None:
-    source = CHATML.replace("message['content'] +", "(message['content'] or '') +")
-    calls = Message("assistant", "y", None, {"tool_calls": [CALL], "reasoning_content": "Hm."})
-    template = chat(tmp_path, source, loss={"tool_calls": False, "reasoning": False})
-    assert heard(template, tmp_path, Conversation((Message("user", "x"), calls))) == ["y<|im_end|>"]
+@pytest.mark.parametrize(
+    ("tools", "extra", "path"),
+    [
+        (({"name": "add"},), {}, "tools"),
+        ((), {"tool_calls": [CALL]}, r"messages\[1\]\.tool_calls"),
+        ((), {"reasoning_content": "Hm."}, r"messages\[1\]\.reasoning_content"),
+    ],
+)
+def test_what_a_template_would_leave_out_in_silence_is_refused(
+    tools: Any, extra: dict[str, Any], path: str, tmp_path: Path
+) -> None:
+    template = chat(tmp_path)
+    turns = Conversation((Message("user", "x"), Message("assistant", "y", None, extra), Message("user", "z")), tools)
+    for render in (template.render, template.prompt):
+        with pytest.raises(RecordError, match=f"^{path}: the chat template has no form for it and would leave it out"):
+            render(turns)
 
 
 @given(
