@@ -399,6 +399,9 @@ class PackTable(Table):
     cross_sample_attention: bool = False
     """With concat_split: a pack is one document, its samples attend to each other, as with InternEvo's
     pack_sample_into_one."""
+    attention_window: PositiveInt | None = None
+    """With concat_split: attention and positions begin anew after so many tokens of a sample, or of a pack that is one
+    document, as with InternEvo's seq_len below its packed_length."""
 
     @model_validator(mode="after")
     def _no_key_without_effect(self) -> Self:
@@ -406,7 +409,11 @@ class PackTable(Table):
             raise fault(f'is for strategy = "in_order" or "best_fit"; use "global" with "{self.strategy}"', "scope")
         if self.scope != "window" and "window" in self.model_fields_set:
             raise fault(f'has no effect with scope = "{self.scope}"; set scope = "window" or remove it', "window")
-        for key in ("drop_last", "cross_sample_attention"):
+        if self.attention_window is not None and self.attention_window >= self.capacity:
+            raise fault(
+                f"has no effect, since a pack takes {self.capacity} tokens; lower or remove it", "attention_window"
+            )
+        for key in ("drop_last", "cross_sample_attention", "attention_window"):
             if getattr(self, key) and self.strategy != "concat_split":
                 raise fault(f'is for strategy = "concat_split", not "{self.strategy}"; remove it', key)
         return self

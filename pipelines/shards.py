@@ -11,6 +11,8 @@ One row is one pack. Columns, without schema metadata (its bytes would depend on
 
 Position ids and labels are derived. A bit of `loss_mask` belongs to the token itself, so the trainer shifts. The first
 token of a segment is never a target, as nothing in its segment predicts it: its bit is always clear.
+
+Attention ends where segments do, unless the manifest's fact `attention` says otherwise; see `Attention`.
 """
 
 import hashlib
@@ -66,6 +68,30 @@ class Packs:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """What a document is: tokens that attend to each other, those before them alone, and count their positions.
+
+    Without either key every segment is one.
+    """
+
+    across_samples: bool = False
+    """A pack is one document. Where samples meet there is no target all the same."""
+    window: int | None = None
+    """Documents end after so many tokens and the next begins. Here the next document's first token can be a target,
+    which the last one before it predicts: both are of one segment."""
+
+    def documents(self, segments: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """The documents' boundaries, int32[documents + 1], in a pack whose segments have these, int32[segments + 1]."""
+        bounds = segments[[0, -1]] if self.across_samples else segments
+        if self.window is None:
+            return bounds
+        pieces = -(-np.diff(bounds) // self.window)
+        within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        starts = np.repeat(bounds[:-1], pieces) + self.window * within
+        return np.append(starts, bounds[-1]).astype(np.int32)
+
+
+@dataclass(frozen=True)
 class Pack:
     """One pack: segments end to end. All but `loss` are views of the memory map."""
 
@@ -74,7 +100,10 @@ class Pack:
     loss: npt.NDArray[np.bool_]
     """[tokens] whether the token is a target; a segment's first never is."""
     cu_seqlens: npt.NDArray[np.int32]
-    """[segments + 1], strictly rising from 0."""
+    """[documents + 1], strictly rising from 0: attention stays, and positions count, within a document."""
+    segments: npt.NDArray[np.int32]
+    """[segments + 1], strictly rising from 0: what `file`, `record` and `start` are about. Each is a document where
+    the manifest does not say otherwise."""
     file: npt.NDArray[np.uint32]
     """[segments]"""
     record: npt.NDArray[np.uint32]
@@ -91,7 +120,7 @@ class Pack:
 
     @property
     def positions(self) -> npt.NDArray[np.int32]:
-        """[tokens] from 0 in every segment."""
+        """[tokens] from 0 in every document."""
         return np.arange(self.tokens.size, dtype=np.int32) - np.repeat(self.cu_seqlens[:-1], np.diff(self.cu_seqlens))
 
 
@@ -175,6 +204,7 @@ class ShardReader:
         if facts is None:
             raise DataError(f"{folder}: holds no samples back; set prep.eval.fraction and run `packtrain prep` again")
         self.manifest = manifest
+        self._attention = Attention(**manifest.facts.get("attention", {}))
         self._folder = folder
         shards = "shards/" if part == "train" else f"{part}/shards/"
         self._files = [record for record in manifest.files if record.path.startswith(shards)]
@@ -190,7 +220,9 @@ class ShardReader:
         number = bisect_right(self._firsts, index) - 1
         first, end = self._firsts[number : number + 2]
         if number not in self._shards:
-            self._shards[number] = _Shard(self._folder, self._files[number], packs=end - first)
+            self._shards[number] = _Shard(
+                self._folder, self._files[number], packs=end - first, attention=self._attention
+            )
         return self._shards[number][index - first]
 
     def __iter__(self) -> Iterator[Pack]:
@@ -200,8 +232,9 @@ class ShardReader:
 class _Shard:
     """One memory-mapped shard. Reading finds a damaged structure; a damaged token shows only in the file's digest."""
 
-    def __init__(self, folder: Path, record: FileRecord, *, packs: int) -> None:
+    def __init__(self, folder: Path, record: FileRecord, *, packs: int, attention: Attention) -> None:
         self._path = folder / record.path
+        self._attention = attention
         self._columns = _columns(self._path)
         size, (_, _, (_, boundaries), *origin) = self._path.stat().st_size, self._columns
         rows = self._columns[0][0].size - 1
@@ -215,18 +248,19 @@ class _Shard:
         (token_ends, tokens), (mask_ends, masks), (ends, boundaries), (_, file), (_, record), (_, start) = self._columns
         tokens = tokens[token_ends[row] : token_ends[row + 1]]
         mask = masks[mask_ends[row] : mask_ends[row + 1]]
-        cu_seqlens = boundaries[ends[row] : ends[row + 1]]
+        segments = boundaries[ends[row] : ends[row + 1]]
         if not (
-            cu_seqlens.size > 1
-            and cu_seqlens[0] == 0
-            and cu_seqlens[-1] == tokens.size
-            and (cu_seqlens[1:] > cu_seqlens[:-1]).all()
+            segments.size > 1
+            and segments[0] == 0
+            and segments[-1] == tokens.size
+            and (segments[1:] > segments[:-1]).all()
             and mask.size == (tokens.size + 7) // 8
         ):
             raise _damaged(self._path, f"pack {row} does not hold together")
         loss = np.unpackbits(mask, count=tokens.size, bitorder="little").view(np.bool_)
-        segments = slice(ends[row] - row, ends[row + 1] - row - 1)  # a pack has one boundary more than segments
-        return Pack(tokens, loss, cu_seqlens, file[segments], record[segments], start[segments])
+        here = slice(ends[row] - row, ends[row + 1] - row - 1)  # a pack has one boundary more than segments
+        documents = self._attention.documents(segments)
+        return Pack(tokens, loss, documents, segments, file[here], record[here], start[here])
 
 
 class _Digester:

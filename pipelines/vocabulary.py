@@ -114,7 +114,7 @@ DESCRIBED: Mapping[str, str] = {
     "prep": """max_length min_length overlength max_samples workers executor on_bad_record max_bad_fraction
         max_record_bytes""",
     "prep.order": "file mode follow_symlinks shuffle interleave",
-    "prep.pack": "strategy capacity scope window cross_sample_attention drop_last",
+    "prep.pack": "strategy capacity scope window cross_sample_attention attention_window drop_last",
     "prep.output": "shard_tokens",
     "prep.source": """name path format files map columns split template system weight repeat samples
         tokens sha256""",

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from numba import njit
 
 from pipelines.schema import PackTable
+from pipelines.shards import Attention
 from prep.best_fit import best_fit
 from prep.concat_split import concat_split
 from prep.in_order import in_order
@@ -53,6 +54,13 @@ class Packing:
     def fill(self) -> float:
         """Share of the packs' capacity that holds tokens."""
         return self.tokens / (self.packs * self.capacity) if self.packs else 1.0
+
+    def longest_document(self, attention: Attention) -> int:
+        """Tokens of the longest run that attends to itself."""
+        longest = self.length
+        if attention.across_samples:
+            longest = np.add.reduceat(longest, np.cumsum(self.segments_per_pack) - self.segments_per_pack)
+        return min(int(longest.max(initial=0)), attention.window or self.capacity)
 
 
 def pack(lengths: Int32, table: PackTable, groups: Int32 | None = None) -> Packing:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, write_atomic
 from pipelines.errors import DataError
 from pipelines.schema import Pipeline
-from pipelines.shards import FORMAT_VERSION
+from pipelines.shards import FORMAT_VERSION, Attention
 from prep import lengths
 from prep.assemble import ShardFacts, assemble
 from prep.executors import executor
@@ -161,12 +161,14 @@ def _usable(tokenized: Tokenized, pipeline: Pipeline, inputs: Sequence[Input]) -
 def _facts(
     job: Job, tokenized: Tokenized, plan: Plan, train: Sequence[ShardFacts], held_out: Sequence[ShardFacts]
 ) -> dict[str, Json]:
-    packing = plan.train.packing
+    packing, table = plan.train.packing, job.pipeline.prep.pack
+    attention = Attention(table.cross_sample_attention, table.attention_window)
     facts: dict[str, Json] = {
         "samples": int(plan.arrangement.sequence.size),
         "packs_lower_bound": packing.lower_bound,
         "capacity": packing.capacity,
-        **_part_facts(plan.train, train),
+        "attention": asdict(attention),
+        **_part_facts(plan.train, train, attention),
         "vocab_size": job.tokenizer.vocab_size,
         "max_token_id": max(shard.max_token_id for shard in (*train, *held_out)),
         "records": tokenized.records,
@@ -179,11 +181,11 @@ def _facts(
         "versions": versions(),
     }
     if plan.held_out:
-        facts["eval"] = {"samples": int(plan.held_out.sequence.size), **_part_facts(plan.held_out, held_out)}
+        facts["eval"] = {"samples": int(plan.held_out.sequence.size), **_part_facts(plan.held_out, held_out, attention)}
     return facts
 
 
-def _part_facts(part: Part, shards: Sequence[ShardFacts]) -> dict[str, Json]:
+def _part_facts(part: Part, shards: Sequence[ShardFacts], attention: Attention) -> dict[str, Json]:
     packing = part.packing
     return {
         "tokens": packing.tokens,
@@ -191,7 +193,7 @@ def _part_facts(part: Part, shards: Sequence[ShardFacts]) -> dict[str, Json]:
         "packs": packing.packs,
         "fill": round(packing.fill, 6),
         "segments": int(packing.length.size),
-        "longest_segment": int(packing.length.max()),
+        "longest_segment": packing.longest_document(attention),
         "packs_per_shard": [shard.packs for shard in shards],
     }
 

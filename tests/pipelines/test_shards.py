@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipelines.errors import DataError
 from pipelines.shards import (
     FORMAT_VERSION,
     IGNORE,
+    Attention,
     Packs,
     ShardReader,
     loss_bits,
@@ -57,7 +58,7 @@ def golden_packs() -> Packs:
     )
 
 
-def prep_directory(folder: Path, shards: Sequence[Packs]) -> Path:
+def prep_directory(folder: Path, shards: Sequence[Packs], attention: Attention | None = None) -> Path:
     """A finished prep directory with these shards."""
     (folder / "shards").mkdir(parents=True)
     records = []
@@ -65,7 +66,9 @@ def prep_directory(folder: Path, shards: Sequence[Packs]) -> Path:
         path = folder / "shards" / f"shard-{number:05}.arrow"
         write_shard(path, packs)
         records.append(FileRecord.of(folder, path))
-    facts = {"packs_per_shard": [packs.segments_per_pack.size for packs in shards]}
+    facts: dict[str, Any] = {"packs_per_shard": [packs.segments_per_pack.size for packs in shards]}
+    if attention:
+        facts["attention"] = asdict(attention)
     Manifest("prep", FORMAT_VERSION, "0", {}, records, facts).write(folder)
     return folder
 
@@ -102,6 +105,23 @@ def test_every_pack_is_read_by_its_index(tmp_path_factory: Any, lengths: list[li
         for name in ("file", "record", "start"):
             np.testing.assert_array_equal(getattr(pack, name), getattr(packs, name)[segment : segment + len(expected)])
         token, segment, byte = token + size, segment + len(expected), byte + (size + 7) // 8
+
+
+@given(some_packs, st.booleans(), st.one_of(st.none(), st.integers(1, 40)))
+def test_documents_are_segments_or_packs_cut_at_the_window(
+    tmp_path_factory: Any, lengths: list[list[int]], across_samples: bool, window: int | None
+) -> None:
+    folder = prep_directory(tmp_path_factory.mktemp("prep"), [packs_of(lengths)], Attention(across_samples, window))
+    for pack, segments in zip(ShardReader(folder), lengths, strict=True):
+        assert pack.segments.tolist() == [0, *np.cumsum(segments)]
+        assert pack.file.size == pack.record.size == pack.start.size == len(segments)
+        positions: list[int] = []
+        for document in [sum(segments)] if across_samples else segments:
+            positions += [position % (window or document) for position in range(document)]
+        assert pack.positions.tolist() == positions
+        begins = [place for place, position in enumerate(positions) if position == 0]
+        assert pack.cu_seqlens.tolist() == [*begins, len(positions)]
+        assert not pack.loss[pack.segments[:-1]].any()  # where samples meet there is no target, whatever they attend to
 
 
 def test_packs_are_numbered_across_shards(tmp_path: Path) -> None:

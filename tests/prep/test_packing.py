@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipelines.schema import PackTable
+from pipelines.shards import Attention
 from prep.packing import Packing, pack
 
 CAPACITY = 16
@@ -89,6 +90,17 @@ def test_concat_split_cuts_the_stream_every_capacity_tokens() -> None:
     assert (dropped.tokens, dropped.fill, packing.fill) == (16, 1.0, 30 / 32)
 
 
+@pytest.mark.parametrize(
+    ("attention", "longest"),
+    [(Attention(), 10), (Attention(across_samples=True), 16), (Attention(window=4), 4), (Attention(True, 15), 15)],
+)
+def test_the_longest_document_is_what_attends_to_itself(attention: Attention, longest: int) -> None:
+    packing = pack(np.array([10, 10, 10], np.int32), table(strategy="concat_split"))
+    assert packing.longest_document(attention) == longest
+    nothing = pack(np.zeros(0, np.int32), table(strategy="concat_split"))
+    assert nothing.longest_document(attention) == 0
+
+
 def test_none_puts_every_sample_into_a_pack_of_its_own() -> None:
     assert lists(pack(np.array([5, 16], np.int32), table(strategy="none"))) == [[(0, 0, 5)], [(1, 0, 16)]]
     with pytest.raises(ValueError, match="17 tokens, but a pack takes 16"):
@@ -107,6 +119,8 @@ def test_nothing_makes_no_packs(strategy: str) -> None:
         ({"scope": "window", "strategy": "concat_split"}, 'is for strategy = "in_order" or "best_fit"'),
         ({"scope": "global", "window": 100}, 'has no effect with scope = "global"'),
         ({"drop_last": True}, 'is for strategy = "concat_split"'),
+        ({"attention_window": 8}, 'is for strategy = "concat_split"'),
+        ({"attention_window": 16, "strategy": "concat_split"}, "has no effect, since a pack takes 16 tokens"),
     ],
 )
 def test_a_key_without_effect_is_refused(keys: dict[str, Any], finding: str) -> None:

@@ -6,7 +6,7 @@ What those two do is written down here in plain loops, from their rules; the sta
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +169,41 @@ def test_xtuners_order_with_records_left_out_for_want_of_loss_is_refused(tmp_pat
 def test_a_stream_shorter_than_a_pack_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no full pack"):
         packs_in(write_run(tmp_path, {"a.bin": [[1, 2], [3]]}))
+
+
+def documents_of_internevo(pack: Expected, *, into_one: bool, seq_len: int) -> list[int]:
+    """Its cu_seqlens: both forms cut attention every seq_len tokens, of the pack or of each fragment."""
+    ends = [0]
+    for begin, end in [(0, len(pack.ids))] if into_one else list(pairwise(pack.ends)):
+        ends += [*range(begin + seq_len, end, seq_len), end]
+    return ends
+
+
+@pytest.mark.parametrize("into_one", [False, True])
+@pytest.mark.parametrize("micro_bsz", [1, 4])
+def test_an_internevo_run_is_reproduced(tmp_path: Path, into_one: bool, micro_bsz: int) -> None:
+    random = np.random.default_rng(6)
+    files = {
+        name: [
+            (random.integers(1, 500, length) * random.choice([-1, 1], length)).tolist()
+            for length in random.integers(0, 150, count)
+        ]
+        for name, count in (("cn/a.bin", 40), ("en/a.bin", 25))
+    }
+    seq_len = 16
+    keys = f"cross_sample_attention = {str(into_one).lower()}\n"
+    keys += f"attention_window = {seq_len}\n" if micro_bsz > 1 else ""
+    toml = write_run(tmp_path, files, capacity=micro_bsz * seq_len, min_length=50, pack=keys)
+    found = packs_in(toml)
+    expected = packs_of_xtuner(files, seed=1024, packed_length=micro_bsz * seq_len, min_length=50)
+    assert len(found) == len(expected) > 20
+    for pack, other in zip(found, expected, strict=True):
+        assert pack.tokens.tolist() == [abs(id_) for id_ in other.ids]
+        documents = documents_of_internevo(other, into_one=into_one, seq_len=seq_len)
+        assert pack.cu_seqlens.tolist() == documents
+        assert pack.positions.tolist() == [p for begin, end in pairwise(documents) for p in range(end - begin)]
+        # It shifts within each fragment, so where samples meet nothing is trained in either form.
+        assert pack.labels.tolist() == labels_of(other)
+        assert pack.segments.tolist() == other.ends
+    facts = ShardReader(load(toml).home / "prep").manifest.facts
+    assert facts["longest_segment"] == max(np.diff(pack.cu_seqlens).max() for pack in found)

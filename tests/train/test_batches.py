@@ -69,6 +69,7 @@ def test_targets_are_shifted_inside_each_document() -> None:
         tokens=np.array([10, 11, 12, 20, 30, 31], np.uint16),
         loss=np.array([False, False, True, False, False, True]),
         cu_seqlens=np.array([0, 3, 4, 6], np.int32),
+        segments=np.array([0, 3, 4, 6], np.int32),
         file=np.zeros(3, np.uint32),
         record=np.zeros(3, np.uint32),
         start=np.zeros(3, np.uint32),
