@@ -37,7 +37,7 @@ class Segment:
     def tokens(self) -> UInt32:
         """[tokens], bit 31 set where one is a target."""
         pack = self.reader[self.pack]
-        begin, end = pack.cu_seqlens[self.number : self.number + 2]
+        begin, end = pack.segments[self.number : self.number + 2]
         loss = pack.loss[begin:end]
         return pack.tokens[begin:end].astype(np.uint32) | np.where(loss, LOSS_BIT, np.uint32(0))
 
