@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -138,6 +138,42 @@ def prep_run(
         found = {"chunks": waiting.chunks, "left": waiting.left, "submit": lines}
         show(found, "\n".join(lines), as_json=as_json)
         raise
+
+
+@prep.command(name="convert")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("form", "--to", required=True, type=click.Choice(["hf", "ftdp", "xtuner"]), help="What is to read it.")
+@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where to write it.")
+@json_output
+def prep_convert(folder: Path, form: Literal["hf", "ftdp", "xtuner"], out: Path, as_json: bool) -> None:
+    """Write the packs in DIR for other trainers.
+
+    DIR is a finished prep output; what is written holds the same packs, or with ftdp the same documents.
+
+    \b
+    hf      a dataset for datasets.load_from_disk, with labels, position_ids and seq_lengths
+    ftdp    .bin and .bin.meta, a line a document, for XTuner 0.1 and InternEvo
+    xtuner  preset packs, for XTuner 1
+    """
+    from prep.convert import convert, summary
+
+    facts = convert(folder, out, form=form)
+    show(facts, summary(facts), as_json=as_json)
+
+
+@prep.command(name="verify")
+@pipeline_file
+@click.option("--resample", "count", required=True, type=click.IntRange(min=1), help="Samples to derive again.")
+@json_output
+def prep_verify(file: Path, overrides: tuple[str, ...], count: int, as_json: bool) -> None:
+    """Derive samples of FILE again from raw data.
+
+    Exit 4 where its shards hold another token or target, or were made with other settings, tokenizer or inputs.
+    """
+    from prep.resample import resample, summary
+
+    result = resample(read(file, overrides), count)
+    show(result, summary(result), as_json=as_json)
 
 
 @main.command()

@@ -82,9 +82,11 @@ def convert(folder: Path, out: Path, *, form: Form) -> Json:
 
 def summary(facts: Mapping[str, Any]) -> str:
     """What was converted, a line for each part."""
+    told = ("packs", "documents", "tokens", "targets")
     return "\n".join(
-        f"{name}: " + ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in counts.items())
-        for name, counts in facts["parts"].items()
+        f"{name}: "
+        + ", ".join(f"{counts[what]:,} {what.replace('_', ' ')}" for what in (*told, *sorted(counts.keys() - {*told})))
+        for name, counts in sorted(facts["parts"].items(), reverse=True)
     )
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from pipelines.artifacts import Json
+from pipelines.cli import main
 from pipelines.config import load
 from pipelines.errors import CheckError, DataError
 from pipelines.schema import Pipeline
@@ -313,3 +315,14 @@ def test_another_tokenizer_is_named(make_pipeline: MakePipeline, tmp_path: Path)
 def test_without_shards_there_is_nothing_to_compare(make_pipeline: MakePipeline) -> None:
     with pytest.raises(DataError, match="no finished prep output here"):
         resample(load(make_pipeline(conversations(5))), 1)
+
+
+def test_the_command_says_what_it_compared_and_exits_4_at_a_difference(make_pipeline: MakePipeline) -> None:
+    file = make_pipeline(conversations(5))
+    prepared(file)
+    answer = CliRunner().invoke(main, ["prep", "verify", str(file), "--resample", "3", "--json"])
+    assert answer.exit_code == 0
+    assert json.loads(answer.output)["samples"] == 3
+    answer = CliRunner().invoke(main, ["prep", "verify", str(file), "--resample", "3", "--set", "prep.min_length=2"])
+    assert answer.exit_code == 4
+    assert "prep.min_length is 2" in answer.stderr

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from click.testing import CliRunner
 
 from pipelines.artifacts import Manifest
+from pipelines.cli import main
 from pipelines.errors import BusyError, CheckError, ConfigError, DataError, MachineError
 from pipelines.provenance import verify
 from prep.convert import Form, convert, summary
@@ -152,3 +154,12 @@ def test_a_second_process_is_refused(tmp_path: Path, prep: Path) -> None:
 
     with exclusive(tmp_path / ".out.partial"), pytest.raises(BusyError):
         convert(prep, tmp_path / "out", form="hf")
+
+
+def test_the_command_says_what_it_wrote(tmp_path: Path, prep: Path) -> None:
+    answer = CliRunner().invoke(main, ["prep", "convert", str(prep), "--to", "ftdp", "--out", str(tmp_path / "out")])
+    assert answer.exit_code == 0
+    assert answer.output.splitlines() == [
+        "train: 2 packs, 3 documents, 8 tokens, 4 targets, 0 lost targets",
+        "eval: 1 packs, 2 documents, 5 tokens, 3 targets, 0 lost targets",
+    ]
