@@ -37,21 +37,62 @@ HARMLESS = {
 
 @dataclass(frozen=True)
 class Segments:
-    """The documents of one micro-batch, end to end."""
+    """Documents end to end: those of one micro-batch, or the stretch of them whose queries a kernel computes.
+
+    A stretch may begin inside a document. Its queries see the keys before them all the same, so that document has more
+    keys than queries here; its last query is at its last key.
+    """
 
     lengths: list[int]
-    """[docs] tokens of each document, on the host."""
+    """[docs] queries of each document, on the host."""
     cu_seqlens: Tensor
+    """int32[docs + 1] on the device, strictly rising from 0."""
+    key_lengths: list[int]
+    """[docs] keys of each document: as many as queries, or more."""
+    cu_seqlens_k: Tensor
     """int32[docs + 1] on the device, strictly rising from 0."""
 
     @classmethod
-    def of(cls, lengths: list[int], device: torch.device | str = "cpu") -> "Segments":
-        ends = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(torch.int32)
-        return cls(lengths, ends.to(device, non_blocking=True))
+    def of(
+        cls, lengths: list[int], device: torch.device | str = "cpu", *, key_lengths: list[int] | None = None
+    ) -> "Segments":
+        ends = _ends(lengths, device)
+        if key_lengths is None or key_lengths == lengths:
+            return cls(lengths, ends, lengths, ends)
+        return cls(lengths, ends, key_lengths, _ends(key_lengths, device))
 
     @property
     def longest(self) -> int:
         return max(self.lengths)
+
+    @property
+    def longest_k(self) -> int:
+        return max(self.key_lengths)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    def padded(self, multiple: int) -> "Segments":
+        """With padding up to a multiple of so many tokens as a document of its own, which no other attends to."""
+        padding = -self.tokens % multiple
+        return Segments.of([*self.lengths, padding], self.cu_seqlens.device) if padding else self
+
+    def stretch(self, start: int, stop: int) -> tuple["Segments", slice]:
+        """The queries start..stop of these documents, and where the keys that they see lie among all keys."""
+        queries, keys, first = [], [], stop
+        end = 0
+        for length in self.lengths:
+            begin, end = end, end + length
+            if begin < stop and end > start:
+                queries.append(min(end, stop) - max(begin, start))
+                keys.append(min(end, stop) - begin)
+                first = min(first, begin)
+        return Segments.of(queries, self.cu_seqlens.device, key_lengths=keys), slice(first, stop)
+
+
+def _ends(lengths: list[int], device: torch.device | str) -> Tensor:
+    return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(torch.int32).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -74,7 +115,7 @@ class Scores:
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Segments, Scores], Tensor]
-"""(query [tokens, heads, dim], key and value [tokens, kv heads, dim]) to [tokens, heads, dim]."""
+"""(query [queries, heads, dim], key and value [keys, kv heads, dim]) to [queries, heads, dim]."""
 
 
 class PackedAttention:
@@ -136,19 +177,26 @@ class PackedAttention:
         unknown = sorted(name for name, given in rest.items() if given is not None and name not in HARMLESS)
         if attention_mask is not None:
             unknown.insert(0, "attention_mask")
-        if unknown or query.shape[0] != 1 or not query.shape[2] == key.shape[2] == sum(segments.lengths):
+        if unknown or query.shape[0] != 1 or not query.shape[2] == key.shape[2] == self._tokens(segments):
             what = f"attention with {', '.join(unknown)}" if unknown else "attention between unequal sequences"
             raise ConfigError(f"{type(module).__name__}: {what} is not supported by packed training; use another model")
         self.calls += 1
         scores = Scores(
             scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-            window=sliding_window if sliding_window and sliding_window < segments.longest else None,
+            window=sliding_window if sliding_window and sliding_window < segments.longest_k else None,
             softcap=softcap,
             sinks=s_aux,
             dropout=dropout,
         )
         packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-        return self._kernel(scores)(packed[0], packed[1], packed[2], segments, scores)[None], None
+        return self._attend(packed[0], packed[1], packed[2], segments, scores)[None], None
+
+    def _tokens(self, segments: Segments) -> int:
+        """How many tokens of the documents are here."""
+        return segments.tokens
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, segments: Segments, scores: Scores) -> Tensor:
+        return self._kernel(scores)(query, key, value, segments, scores)
 
     def _kernel(self, scores: Scores) -> Kernel:
         lacking = sorted(scores.features() - OFFERED[self.backend])
@@ -197,19 +245,22 @@ def by_document(query: Tensor, key: Tensor, value: Tensor, segments: Segments, s
     similar length with padding was measured and is slower: gathering costs more than the calls it saves.
     """
     one = _plain if scores.softcap is None and scores.sinks is None else _explicit
-    parts = (torch.split(tensor.transpose(0, 1)[None], segments.lengths, dim=2) for tensor in (query, key, value))
+    sides = ((query, segments.lengths), (key, segments.key_lengths), (value, segments.key_lengths))
+    parts = (torch.split(tensor.transpose(0, 1)[None], lengths, dim=2) for tensor, lengths in sides)
     outs = [one(q, k, v, scores) for q, k, v in zip(*parts, strict=True)]
     return torch.cat(outs, dim=2)[0].transpose(0, 1)
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-    windowed = scores.window is not None and scores.window < query.shape[2]
+    queries, keys = query.shape[2], key.shape[2]
+    windowed = scores.window is not None and scores.window < keys
+    causal = not windowed and queries == keys  # PyTorch would align the first query with the first key
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
-        attn_mask=_visible(query.shape[2], scores.window, query.device) if windowed else None,
-        is_causal=not windowed,
+        attn_mask=None if causal else _visible(queries, keys, scores.window, query.device),
+        is_causal=causal,
         dropout_p=scores.dropout,
         scale=scores.scale,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -218,22 +269,23 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
 
 def _explicit(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
     # Caps and sinks change the scores, which the fused kernels of PyTorch do not offer.
-    length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    queries, keys, groups = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     logits = (query @ key.transpose(2, 3)).float() * scores.scale
     if scores.softcap is not None:
         logits = scores.softcap * torch.tanh(logits / scores.softcap)
-    logits = logits.masked_fill(~_visible(length, scores.window, query.device), float("-inf"))
+    logits = logits.masked_fill(~_visible(queries, keys, scores.window, query.device), float("-inf"))
     if scores.sinks is not None:
-        logits = torch.cat([logits, scores.sinks.float().view(1, -1, 1, 1).expand(1, -1, length, 1)], dim=-1)
-    weights = logits.softmax(-1)[..., :length]
+        logits = torch.cat([logits, scores.sinks.float().view(1, -1, 1, 1).expand(1, -1, queries, 1)], dim=-1)
+    weights = logits.softmax(-1)[..., :keys]
     return F.dropout(weights.to(value.dtype), scores.dropout) @ value
 
 
-def _visible(length: int, window: int | None, device: torch.device) -> Tensor:
-    """bool[length, length]: whether a query (row) sees a key (column) of its own document."""
-    past = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return past if window is None else past.triu(1 - window)
+def _visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """bool[queries, keys]: whether a query (row) sees a key (column) of its own document, whose ends are aligned."""
+    before = keys - queries
+    past = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(before)
+    return past if window is None else past.triu(before + 1 - window)
 
 
 def torch_varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scores: Scores) -> Tensor:
@@ -252,9 +304,9 @@ def torch_varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, 
         key.contiguous(),
         _as_wide_as(query, value).contiguous(),
         segments.cu_seqlens,
-        segments.cu_seqlens,
+        segments.cu_seqlens_k,
         segments.longest,
-        segments.longest,
+        segments.longest_k,
         scale=scores.scale,
         window_size=_window(scores),
         **grouped,
@@ -272,9 +324,9 @@ def flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scores:
         key,
         _as_wide_as(query, value),
         segments.cu_seqlens,
-        segments.cu_seqlens,
+        segments.cu_seqlens_k,
         segments.longest,
-        segments.longest,
+        segments.longest_k,
         dropout_p=scores.dropout,
         softmax_scale=scores.scale,
         causal=True,
