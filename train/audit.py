@@ -13,6 +13,11 @@ from pipelines.errors import ConfigError
 from pipelines.shards import Pack
 from train.attention import NAME, Segments
 from train.engine import Engine
+from train.sequence_parallel import (
+    gather_for_sequence_parallel,
+    pad_for_sequence_parallel,
+    split_for_sequence_parallel,
+)
 
 PROBE_LENGTHS = (5, 1, 12, 7)
 """Documents of the probe, in tokens: one of a single token, and longer ones before and after it."""
@@ -22,6 +27,8 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}
 
 def audit(engine: Engine, pack: Pack) -> None:
     """Compare a packed probe with its documents run alone through Transformers' own attention.
+
+    Ranks that share packs share the probe as well.
 
     Args:
         pack: any pack of the data; its tokens serve as the probe's.
@@ -42,8 +49,8 @@ def audit(engine: Engine, pack: Pack) -> None:
                 "attention that keeps documents apart; use another model"
             )
         alone = _logits_alone(engine, tokens)
-    difference = float((packed - alone).abs().max() / alone.std().clamp(min=1e-6))
-    found = torch.tensor(difference, device=engine.device)
+    whole = gather_for_sequence_parallel(packed, engine.parallel, dim=0)[: len(alone)]
+    found = (whole - alone).abs().max() / alone.std().clamp(min=1e-6)
     dist.all_reduce(found, dist.ReduceOp.MAX)  # so that all ranks agree
     if not found.item() <= TOLERANCE[engine.precision]:
         raise ConfigError(
@@ -54,8 +61,12 @@ def audit(engine: Engine, pack: Pack) -> None:
 
 def _packed_logits(engine: Engine, tokens: Tensor) -> Tensor:
     positions = torch.cat([torch.arange(length) for length in PROBE_LENGTHS]).to(engine.device)
+    here = [
+        split_for_sequence_parallel(pad_for_sequence_parallel(whole, engine.parallel), engine.parallel)
+        for whole in (tokens, positions)
+    ]
     with engine.attention.over(Segments.of(list(PROBE_LENGTHS), engine.device)):
-        return _logits(engine, tokens, positions)
+        return _logits(engine, *here)
 
 
 def _logits_alone(engine: Engine, tokens: Tensor) -> Tensor:

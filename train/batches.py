@@ -21,7 +21,7 @@ from train.attention import Segments
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One pack, or nothing, as the model takes it."""
+    """One pack, or nothing, as the model takes it; of a pack that several ranks share, this rank's part of it."""
 
     input_ids: Tensor
     """int64[1, tokens]"""
@@ -32,8 +32,10 @@ class MicroBatch:
     targets: Tensor
     """int64[targets]: that next token."""
     segments: Segments
+    """The documents of the whole pack."""
     seed: int
-    """Of everything random in this micro-batch (dropout): a function of the position in the data, not of the rank."""
+    """Of everything random in this micro-batch (dropout): a function of the position in the data, not of the rank. Of
+    the parts of a pack, each draws its own."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,12 @@ class StepBatch:
 
 
 class Batches:
-    """The global batches of a run, as one rank sees them."""
+    """The global batches of a run, as one rank sees them.
+
+    Args:
+        rank, ranks: this one among those, or among the groups of ranks, that train on packs of their own.
+        part, parts: which part of its packs' tokens this rank gets.
+    """
 
     def __init__(
         self,
@@ -62,6 +69,8 @@ class Batches:
         seed: int,
         rank: int = 0,
         ranks: int = 1,
+        part: int = 0,
+        parts: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
         self.packs = packs
@@ -71,6 +80,7 @@ class Batches:
         self._order = PackOrder(len(packs), shuffle=shuffle, seed=seed)
         self._seed = seed
         self._rank, self._ranks = rank, ranks
+        self._part, self._parts = part, parts
         self._device = torch.device(device)
 
     def __getitem__(self, step: int) -> StepBatch:
@@ -79,7 +89,12 @@ class Batches:
         positions = range(first, first + self.global_batch_size)
         packs = [self.packs[self._order[position]] for position in positions]
         mine = list(zip(positions, packs, strict=True))[self._rank :: self._ranks]
-        micro_batches = [micro_batch(pack, self._device, seed=_seed_at(at, self._seed)) for at, pack in mine]
+        micro_batches = [
+            micro_batch(
+                pack, self._device, seed=_seed_at(at, self._seed, self._part), part=self._part, parts=self._parts
+            )
+            for at, pack in mine
+        ]
         micro_batches += [empty(self._device)] * (self.accumulation - len(micro_batches))
         return StepBatch(
             micro_batches,
@@ -109,17 +124,26 @@ class PackOrder:
         return self._permutation.at(at)
 
 
-def micro_batch(pack: Pack, device: torch.device, *, seed: int = 0) -> MicroBatch:
-    """A pack as tensors on a device."""
-    targets = np.flatnonzero(pack.loss)  # never a document's first token, so the one before is of the same document
+def micro_batch(pack: Pack, device: torch.device, *, seed: int = 0, part: int = 0, parts: int = 1) -> MicroBatch:
+    """A pack, or one of equal parts of it, as tensors on a device.
+
+    What a pack lacks to a multiple of the parts is padding at its end, without targets: a document of its own.
+    """
+    padding = np.arange(-pack.tokens.size % parts)
+    length = (pack.tokens.size + padding.size) // parts
+    here = slice(part * length, (part + 1) * length)
+    # Shifted before the pack is parted: the token after a part's last one is in the next part. A target is never a
+    # document's first token, so the one before it is of the same document.
+    targets = np.flatnonzero(pack.loss)
+    targets = targets[(here.start < targets) & (targets <= here.stop)]
 
     def tensor(values: npt.NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(device, non_blocking=True)
 
     return MicroBatch(
-        input_ids=tensor(pack.tokens)[None],
-        position_ids=tensor(pack.positions)[None],
-        predictors=tensor(targets - 1),
+        input_ids=tensor(np.concatenate([pack.tokens, 0 * padding])[here])[None],
+        position_ids=tensor(np.concatenate([pack.positions, padding])[here])[None],
+        predictors=tensor(targets - 1 - here.start),
         targets=tensor(pack.tokens[targets]),
         segments=Segments.of(np.diff(pack.cu_seqlens).tolist(), device),
         seed=seed,
@@ -133,6 +157,7 @@ def empty(device: torch.device) -> MicroBatch:
     return MicroBatch(token, token, nothing, nothing, Segments.of([1], device), seed=0)
 
 
-def _seed_at(position: int, seed: int) -> int:
-    digest = hashlib.blake2b(f"dropout {seed} {position}".encode(), digest_size=8).digest()
+def _seed_at(position: int, seed: int, part: int) -> int:
+    key = f"dropout {seed} {position}" + (f" {part}" if part else "")
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1  # as a signed 64-bit integer holds it

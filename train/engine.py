@@ -13,9 +13,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from pipelines.errors import ConfigError
 from pipelines.schema import Optimizer, Pipeline, Train
-from train.attention import PackedAttention
 from train.batches import StepBatch
 from train.loss import computes_chosen_logits, loss_sum
+from train.sequence_parallel import SequenceParallelAttention
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +41,15 @@ class StepStats:
 class Engine:
     """A model under DeepSpeed, with what one training step of ours needs around it."""
 
-    def __init__(self, model: nn.Module, train: Train, pipeline: Pipeline, attention: PackedAttention) -> None:
+    def __init__(
+        self, model: nn.Module, train: Train, pipeline: Pipeline, attention: SequenceParallelAttention
+    ) -> None:
         self.attention = attention
+        self.parallel = attention.parallel
         self.precision = choose_precision(train.precision)
         self.zero_stage = train.deepspeed.zero_stage
         self.ranks = dist.get_world_size()
-        self.accumulation = -(-train.global_batch_size // self.ranks)
+        self.accumulation = -(-train.global_batch_size // self.parallel.data.size)
         if self.zero_stage == 0 and self.precision != "fp32":
             # DeepSpeed's ZeRO 0 would add up micro-batches in half precision. ZeRO 1 computes the same in float32.
             log.info("zero_stage = 0 with %s runs as ZeRO 1, which accumulates gradients in float32", self.precision)
@@ -86,7 +89,8 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.model.train()
-        # DeepSpeed divides by accumulation and ranks; this makes the result the mean over the global batch's targets.
+        # DeepSpeed divides by accumulation and ranks, also those that share a pack; this makes the result the mean over
+        # the global batch's targets.
         scale = self.ranks * self.accumulation / max(1, batch.loss_tokens)
         total = torch.zeros((), device=self.device)
         norm = None

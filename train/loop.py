@@ -18,7 +18,7 @@ import torch.distributed as dist
 from pipelines.checkpoints import finished
 from pipelines.errors import InterruptedRun, MachineError, PacktrainError
 from pipelines.shards import ShardReader
-from train.attention import PackedAttention, choose_backend
+from train.attention import choose_backend
 from train.audit import audit
 from train.batches import Batches, StepBatch
 from train.checkpoint import load_newest, save
@@ -29,6 +29,7 @@ from train.metrics import Metrics, Row, duration, memory_gb, peak_flops, trainin
 from train.model import build_model
 from train.plan import Plan
 from train.schedule import learning_rate
+from train.sequence_parallel import SequenceParallelAttention, init_sequence_parallel
 from train.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,12 @@ log = logging.getLogger(__name__)
 def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
     """Take the steps of the plan that are not done yet, saving on the way."""
     began = time.monotonic()
+    plan.check_ranks(ranks.ranks)
     packs = ShardReader(plan.shards)
+    parallel = init_sequence_parallel(plan.train.parallel.sequence_parallel_size)
     asked, half = plan.pipeline.model.attn_implementation, choose_precision(plan.train.precision) != "fp32"
-    attention = PackedAttention(choose_backend(asked, device_of(ranks), half=half), strict=asked != "auto")
+    backend = choose_backend(asked, device_of(ranks), half=half)
+    attention = SequenceParallelAttention(parallel, backend, strict=asked != "auto")
     attention.register()
     model = build_model(plan.pipeline, packs.manifest.facts)
     initial = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -57,8 +61,10 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
         global_batch_size=plan.train.global_batch_size,
         shuffle=plan.train.shuffle == "hash",
         seed=plan.pipeline.run.seed,
-        rank=ranks.rank,
-        ranks=ranks.ranks,
+        rank=parallel.data.rank,
+        ranks=parallel.data.size,
+        part=parallel.rank,
+        parts=parallel.size,
         device=engine.device,
     )
     announce(plan, ranks, engine, first)
@@ -157,6 +163,7 @@ def announce(plan: Plan, ranks: Ranks, engine: Engine, first: int) -> None:
         "torch": torch.__version__,
         "device": where,
         "ranks": ranks.ranks,
+        "sequence_parallel_size": engine.parallel.size,
         "threads": torch.get_num_threads(),
         "zero_stage": engine.zero_stage,
         "precision": engine.precision,
@@ -167,8 +174,10 @@ def announce(plan: Plan, ranks: Ranks, engine: Engine, first: int) -> None:
     if ranks.rank == 0:
         write_run_json(plan.home / "run.json", facts)
         log.info(
-            "training %.1fM parameters on %d x %s: ZeRO %d, %s, %s attention",
-            engine.parameters / 1e6, ranks.ranks, where, engine.zero_stage, engine.precision, engine.attention.backend,
+            "training %.1fM parameters on %d x %s%s: ZeRO %d, %s, %s attention",
+            engine.parameters / 1e6, ranks.ranks, where,
+            "" if engine.parallel.size == 1 else f", {engine.parallel.size} to a pack",
+            engine.zero_stage, engine.precision, engine.attention.backend,
         )  # fmt: skip
         log.info(
             "%s step %d of %d: %d packs a step of %d, %.2f epochs in all",

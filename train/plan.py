@@ -59,6 +59,16 @@ class Plan:
             settings=_settings(pipeline, train),
         )
 
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse a number of ranks that cannot share packs as asked for."""
+        size = self.train.parallel.sequence_parallel_size
+        if ranks % size:
+            *most, last = [str(number) for number in range(1, ranks + 1) if ranks % number == 0]
+            raise ConfigError(
+                f"{self.pipeline.cite('train.parallel.sequence_parallel_size')}: does not divide the {ranks} ranks of "
+                f"this run; use {', '.join(most)}{' or ' if most else ''}{last}, or another number of ranks"
+            )
+
     @property
     def identity(self) -> str:
         """The same for every run that computes the same numbers."""

@@ -43,6 +43,7 @@ def run(pipeline: Pipeline, *, resume: bool | None = None, command: Sequence[str
         plan.prep.verify(plan.shards, hashes=ranks is None or (ranks.rank == 0 and not started_here()))
         if ranks is None:
             count = ranks_to_start(plan.train)
+            plan.check_ranks(count)
             if count > 1:
                 start_ranks(count, sys.argv[1:] if command is None else command)
                 return
