@@ -116,3 +116,19 @@ def test_the_first_samples_alone_are_packed(make_pipeline: MakePipeline) -> None
     file = make_pipeline(conversations(50), "max_samples = 7")
     assert run(load(file), workers=1)["samples"] == 7
     assert len(records(load(file).home / "prep", "train")) == 7
+
+
+def test_a_change_of_a_users_map_is_a_change(
+    make_pipeline: MakePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "def shape(record):\n    return record\n"
+    (tmp_path / "a_map_of_mine.py").write_text(source)
+    file = make_pipeline(conversations(5))
+    file.write_text(file.read_text().replace('path = "data"', 'path = "data"\nmap = "python:a_map_of_mine:shape"'))
+    first = run(load(file), workers=1)
+    assert first["samples"] == 5
+    before = written(file)["manifest.json"]
+    (tmp_path / "a_map_of_mine.py").write_text(source + "# another\n")
+    run(load(file), workers=1)
+    assert written(file)["manifest.json"] != before
