@@ -148,11 +148,11 @@ def prep_run(
 def prep_convert(folder: Path, form: Literal["hf", "ftdp", "xtuner"], out: Path, as_json: bool) -> None:
     """Write the packs in DIR for other trainers.
 
-    DIR is a finished prep output; what is written holds the same packs, or with ftdp the same documents.
+    DIR is a finished prep output; what is written holds the same packs, or with ftdp the same segments.
 
     \b
     hf      a dataset for datasets.load_from_disk, with labels, position_ids and seq_lengths
-    ftdp    .bin and .bin.meta, a line a document, for XTuner 0.1 and InternEvo
+    ftdp    .bin and .bin.meta, a line a segment, for XTuner 0.1 and InternEvo
     xtuner  preset packs, for XTuner 1
     """
     from prep.convert import convert, summary

@@ -18,8 +18,7 @@ from tqdm import tqdm
 from pipelines.artifacts import Json, canonical_json, digest_file
 from pipelines.errors import CheckError
 from pipelines.schema import Pipeline
-from prep.chunk import Chunk, Marked, Rules, chunks_of, fit, outcomes
-from prep.formats import FORMATS
+from prep.chunk import Chunk, Marked, Rules, chunks_of, count_records, fit, outcomes
 from prep.formats.columnar import rows_of_groups
 from prep.formats.fault import RecordFault
 from prep.formats.lines import lines
@@ -161,7 +160,11 @@ class _Check:
             by_record[segment.record].append(segment)
         tokens = before = 0
         for chunk in chunks_of([one]):
-            count = _records(chunk, self.rules)
+            try:
+                count = _records(chunk, self.rules)
+            except RecordFault as fault:  # behind which nothing can be read
+                finding = f"record {before + fault.record + 1:,} is faulty now: {fault.message}"
+                self._differ(next(iter(by_record.values()))[0], one, finding)
             wanted = {record - before for record in by_record if before <= record < before + count}
             if wanted:
                 for record, outcome in outcomes(chunk, self.rules, wanted):
@@ -237,11 +240,8 @@ class _Check:
 def _records(chunk: Chunk, rules: Rules) -> int:
     """The record numbers that a chunk takes, without what rendering and tokenizing them would cost."""
     where, begin, end = chunk.input.where, chunk.begin, chunk.end
-    if chunk.input.format == "ftdp":
-        return end - begin
     if chunk.input.format in ("parquet", "arrow", "hf_disk"):
         return sum(rows_of_groups(where)[begin:end])
     if chunk.input.format in ("jsonl", "text"):
         return sum(1 for _ in lines(where, begin, end, max_bytes=rules.max_record_bytes))
-    records = FORMATS[chunk.input.format].records(where, begin, end, max_bytes=rules.max_record_bytes)
-    return max((number + 1 for number, _ in records), default=0)
+    return count_records(chunk, rules)

@@ -82,7 +82,7 @@ def convert(folder: Path, out: Path, *, form: Form) -> Json:
 
 def summary(facts: Mapping[str, Any]) -> str:
     """What was converted, a line for each part."""
-    told = ("packs", "documents", "tokens", "targets")
+    told = ("packs", "segments", "tokens", "targets")
     return "\n".join(
         f"{name}: "
         + ", ".join(f"{counts[what]:,} {what.replace('_', ' ')}" for what in (*told, *sorted(counts.keys() - {*told})))

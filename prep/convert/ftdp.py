@@ -1,9 +1,9 @@
-"""Packs as ftdp, the token files of InternEvo and XTuner 0.1: a document a line, in a folder for each source.
+"""Packs as ftdp, the token files of InternEvo and XTuner 0.1: a segment a line, in a folder for each source.
 
 `<part>/<source>/shard-00000.bin` has lines `{"tokens": [...]}`, a token without loss negated; beside it, with `.meta`,
 an int64 array of (byte offset of the line, tokens) by line. InternEvo tells kinds of data by the folder, so each source
-has its own; a pack that is one document goes with the source it begins with. What fills a pack up is packed anew by
-those trainers, so only the documents are kept, in the order of the packs.
+has its own. Those trainers pack anew and have their own keys for how far attention reaches, so the segments are kept in
+the order of the packs, and where packs end is not.
 
 Id 0 has no sign, and both trainers take no loss from it: targets of that id are counted as lost.
 """
@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +22,7 @@ import orjson
 
 from pipelines.artifacts import Json
 from pipelines.shards import Pack
-from prep.convert.part import Part, counts, documents
+from prep.convert.part import Part, counts
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def _write_part(part: Part, folder: Path) -> dict[str, int]:
             for pack in packs:
                 total.update(counts(pack))
                 total["lost_targets"] += int(np.count_nonzero(pack.loss & (pack.tokens == 0)))
-                for source, tokens in _samples(pack, part):
+                for source, tokens in _segments(pack, part):
                     if source not in files:
                         path = folder / source / f"shard-{shard:05}.bin"
                         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,13 +62,12 @@ def _write_part(part: Part, folder: Path) -> dict[str, int]:
     return {**total}
 
 
-def _samples(pack: Pack, part: Part) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
-    """Each document's source, and its tokens with their signs."""
+def _segments(pack: Pack, part: Part) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+    """Each segment's source, and its tokens with their signs."""
     signed = pack.tokens.astype(np.int64)
     np.negative(signed, out=signed, where=~pack.loss)
-    files = pack.file.tolist()
-    for document, (begin, end) in enumerate(documents(pack)):
-        yield part.sources[files[document]], signed[begin:end]
+    for file, (begin, end) in zip(pack.file.tolist(), pairwise(pack.segments.tolist()), strict=True):
+        yield part.sources[file], signed[begin:end]
 
 
 class _Lines:

@@ -5,6 +5,8 @@
     position_ids  from 0 in every document
     seq_lengths   tokens of each document, which is how TRL's padding-free collator is told where documents end
 
+A document is what attention stays inside of: a segment, unless prep.pack says otherwise.
+
 Such a directory is Arrow streams and three small JSON files, so it takes pyarrow alone, and one record batch at a time.
 No features are written: `datasets` takes them from the Arrow schema, whose names it has changed less often.
 """

@@ -1,8 +1,7 @@
-"""One part of the shards, to be written in another form: its packs shard by shard, and their documents."""
+"""One part of the shards, to be written in another form: its packs, shard by shard."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +43,7 @@ def parts_of(folder: Path) -> dict[str, Part]:
     return parts
 
 
-def documents(pack: Pack) -> Iterator[tuple[int, int]]:
-    """Where each document of a pack begins and ends: attention stays inside of it, positions count from its start."""
-    bounds = pack.cu_seqlens.tolist()
-    return pairwise(bounds)
-
-
 def counts(pack: Pack) -> dict[str, int]:
     """What one pack adds to the numbers that every form reports."""
     targets = int(np.count_nonzero(pack.loss))
-    return {"packs": 1, "documents": pack.cu_seqlens.size - 1, "tokens": pack.tokens.size, "targets": targets}
+    return {"packs": 1, "segments": pack.file.size, "tokens": pack.tokens.size, "targets": targets}

@@ -8,14 +8,16 @@
     <part>/order.npy                int64[packs], the packs in the order in which to train on them
     packtrain_samples.py            gives XTuner the samples as they are, since they are tokenized already
 
-XTuner refuses packs that are not full, so a slice of the padding fills each up; no token of it is a target. After the
-directory has been moved, converting again writes paths.json anew.
+A document is what attention stays inside of: a segment, unless prep.pack says otherwise. XTuner refuses packs that are
+not full, so a slice of the padding fills each up; no token of it is a target. After the directory has been moved,
+converting again writes paths.json anew.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.resources import files as resources
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,7 +28,7 @@ import orjson
 
 from pipelines.artifacts import Json, write_atomic
 from pipelines.shards import IGNORE, Pack
-from prep.convert.part import Part, counts, documents
+from prep.convert.part import Part, counts
 
 VERSION = 1
 
@@ -80,7 +82,7 @@ def _write_part(part: Part, folder: Path) -> Json:
 
 def _lines(pack: Pack) -> Iterator[bytes]:
     tokens, labels = pack.tokens.astype(np.int64), pack.labels
-    for begin, end in documents(pack):
+    for begin, end in pairwise(pack.cu_seqlens.tolist()):
         yield _line(tokens[begin:end], labels[begin:end])
 
 

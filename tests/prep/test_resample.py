@@ -139,10 +139,11 @@ def test_pieces_of_overlong_records_are_derived_as_they_were_cut(tmp_path: Path,
 
 
 @pytest.mark.parametrize("shuffle", ["hash", "xtuner"])
-def test_samples_cut_by_concat_split_are_derived_again(tmp_path: Path, shuffle: str) -> None:
+@pytest.mark.parametrize("attention", ["", "cross_sample_attention = true\nattention_window = 5"])
+def test_samples_cut_by_concat_split_are_derived_again(tmp_path: Path, shuffle: str, attention: str) -> None:
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "a", ROWS)
-    file = source(tmp_path, "pretrain", pack='capacity = 24\nstrategy = "concat_split"')
+    file = source(tmp_path, "pretrain", pack=f'capacity = 24\nstrategy = "concat_split"\n{attention}')
     file.write_text(file.read_text() + f'shuffle = "{shuffle}"\n')
     result = resample(prepared(file), EVERY)
     assert result["samples"] == result["segments"] > 90

@@ -1,17 +1,18 @@
 """Prep directories that tests make up, without any data behind them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
 
 from pipelines.artifacts import FileRecord, Manifest, identity
-from pipelines.shards import FORMAT_VERSION, Packs, loss_bits, write_shard
+from pipelines.shards import FORMAT_VERSION, Attention, Packs, loss_bits, write_shard
 
 CAPACITY = 12
 VOCABULARY = 300
+SEGMENTS = Attention()
 SOURCES = ("chat", "code", "chat")
 """Of the three input files."""
 
@@ -50,7 +51,7 @@ packs = st.lists(segments(CAPACITY // 3), min_size=1, max_size=3)
 shards = st.lists(st.lists(packs, min_size=1, max_size=4), min_size=1, max_size=3)
 
 
-def write_prep(folder: Path, train: Shards, held_out: Shards = ()) -> Path:
+def write_prep(folder: Path, train: Shards, held_out: Shards = (), attention: Attention = SEGMENTS) -> Path:
     """A finished prep directory with these shards."""
     parts = {"": train, "eval/": held_out}
     records = [
@@ -60,6 +61,7 @@ def write_prep(folder: Path, train: Shards, held_out: Shards = ()) -> Path:
     ]
     facts = {
         "capacity": CAPACITY,
+        "attention": asdict(attention),
         "vocab_size": VOCABULARY,
         "tokenizer": "0" * 64,
         "files": [{"source": source, "path": f"{number}.jsonl"} for number, source in enumerate(SOURCES)],

@@ -59,10 +59,10 @@ def test_a_converted_directory_is_verified_like_every_artefact(tmp_path: Path, p
 def test_both_parts_are_counted(tmp_path: Path, prep: Path) -> None:
     facts = convert(prep, tmp_path / "out", form="hf")
     assert facts["parts"] == {
-        "train": {"packs": 2, "documents": 3, "tokens": 8, "targets": 4},
-        "eval": {"packs": 1, "documents": 2, "tokens": 5, "targets": 3},
+        "train": {"packs": 2, "segments": 3, "tokens": 8, "targets": 4},
+        "eval": {"packs": 1, "segments": 2, "tokens": 5, "targets": 3},
     }
-    assert summary(facts).splitlines()[0] == "train: 2 packs, 3 documents, 8 tokens, 4 targets"
+    assert summary(facts).splitlines()[0] == "train: 2 packs, 3 segments, 8 tokens, 4 targets"
 
 
 def test_a_second_call_does_nothing(tmp_path: Path, prep: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -160,6 +160,6 @@ def test_the_command_says_what_it_wrote(tmp_path: Path, prep: Path) -> None:
     answer = CliRunner().invoke(main, ["prep", "convert", str(prep), "--to", "ftdp", "--out", str(tmp_path / "out")])
     assert answer.exit_code == 0
     assert answer.output.splitlines() == [
-        "train: 2 packs, 3 documents, 8 tokens, 4 targets, 0 lost targets",
-        "eval: 1 packs, 2 documents, 5 tokens, 3 targets, 0 lost targets",
+        "train: 2 packs, 3 segments, 8 tokens, 4 targets, 0 lost targets",
+        "eval: 1 packs, 2 segments, 5 tokens, 3 targets, 0 lost targets",
     ]

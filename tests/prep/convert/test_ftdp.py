@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from pipelines.config import load
-from pipelines.shards import ShardReader
+from pipelines.shards import Attention, ShardReader
 from prep.convert import convert
 from prep.formats import ftdp as reader
 from prep.run import run
@@ -62,6 +62,14 @@ def test_the_meta_file_is_int64_of_offsets_and_lengths(tmp_path: Path) -> None:
     meta = np.load(f"{file}.meta", allow_pickle=False)
     assert meta.dtype == np.int64
     assert meta.tolist() == [[0, 2], [20, 1]]
+
+
+def test_segments_stay_apart_in_packs_that_are_one_document(tmp_path: Path) -> None:
+    packs = [[Segment(0, [5, 6], [False, True]), Segment(1, [8, 9], [False, True])]]
+    attention = Attention(across_samples=True, window=3)
+    convert(write_prep(tmp_path / "prep", [packs], attention=attention), tmp_path / "out", form="ftdp")
+    assert (tmp_path / "out" / "train" / "chat" / "shard-00000.bin").read_bytes() == b'{"tokens":[-5,6]}\n'
+    assert (tmp_path / "out" / "train" / "code" / "shard-00000.bin").read_bytes() == b'{"tokens":[-8,9]}\n'
 
 
 def test_targets_of_id_0_are_counted_since_they_have_no_sign(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

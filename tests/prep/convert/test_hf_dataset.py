@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 
+from pipelines.shards import Attention
 from prep.convert import convert, hf_dataset
 from tests.prep.convert.made_up import Segment, Shards, shards, write_prep
 
@@ -54,6 +55,21 @@ def test_the_lengths_say_where_segments_are_so_nothing_is_lost(train: Shards) ->
             for begin, end in pairwise(ends):
                 found.append((row["input_ids"][begin:end], row["labels"][begin:end]))
         assert found == [(list(one.tokens), one.labels) for packs in train for pack in packs for one in pack]
+
+
+@pytest.mark.parametrize(
+    ("attention", "lengths"),
+    [(Attention(across_samples=True), [5]), (Attention(window=2), [2, 1, 2]), (Attention(True, 2), [2, 2, 1])],
+)
+def test_lengths_and_positions_are_of_what_attention_stays_inside_of(
+    tmp_path: Path, attention: Attention, lengths: list[int]
+) -> None:
+    packs = [[Segment(0, [5, 6, 7], [False, True, True]), Segment(1, [8, 9], [False, True])]]
+    convert(write_prep(tmp_path / "prep", [packs], attention=attention), tmp_path / "hf", form="hf")
+    [row] = read(tmp_path / "hf" / "train")
+    assert row["seq_lengths"] == lengths
+    assert row["position_ids"] == [position for length in lengths for position in range(length)]
+    assert row["labels"] == [-100, 6, 7, -100, 9]
 
 
 def test_large_shards_are_written_in_batches_of_whole_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from pipelines.shards import Attention
 from prep.convert import convert
 from tests.prep.convert.made_up import CAPACITY, Segment, Shards, shards, write_prep
 
@@ -66,6 +67,14 @@ def test_full_packs_need_no_padding(tmp_path: Path) -> None:
     facts = convert(write_prep(tmp_path / "prep", [FULL]), tmp_path / "out", form="xtuner")
     assert facts["parts"]["train"]["padding"] == 0
     assert [path.name for path in (tmp_path / "out" / "train" / "data").iterdir()] == ["shard-00000.jsonl"]
+
+
+def test_an_item_is_what_attention_stays_inside_of(tmp_path: Path) -> None:
+    attention = Attention(across_samples=True, window=7)
+    convert(write_prep(tmp_path / "prep", [FULL, SHORT], attention=attention), tmp_path / "out", form="xtuner")
+    full, short = read(tmp_path / "out" / "train")
+    assert full == [([7] * 7, [-100] + [7] * 6), ([7] * 5, [7] * 5)]
+    assert short == [([0, 1, 5], [-100, 1, -100]), ([0] * 9, [-100] * 9)]
 
 
 def test_a_directory_that_was_moved_finds_its_data_again(tmp_path: Path) -> None:
