@@ -78,11 +78,14 @@ def openai(record: Mapping[str, Json]) -> Conversation:
 
 
 def sharegpt(record: Mapping[str, Json]) -> Conversation | None:
-    """`conversations` of from and value, where from is system, human (or user) or gpt (or assistant); optionally
-    `system` and `tools` beside them. What stands before the first human message or after the last answer is left out.
+    """`conversations` of from and value, and optionally loss (or weight 0 or 1); optionally `system` and `tools`, as an
+    array or as the JSON text of one, beside them.
+
+    Of `from`: system; human or user; gpt or assistant; function_call, the assistant's too, its value the JSON text of
+    one call or an array of calls, each with name and arguments; observation, function_response or tool for what a call
+    returned. What stands before the first human message or after the last answer is left out.
     """
-    roles = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-    return _sharegpt(record, roles)
+    return _sharegpt(record, _SPEAKERS)
 
 
 def wizardlm(record: Mapping[str, Json]) -> Conversation | None:
@@ -107,6 +110,12 @@ def colors(record: Mapping[str, Json]) -> Conversation:
 
 def oasst1(record: Mapping[str, Json]) -> Conversation | None:
     """`text` of `### Human: ...` and `### Assistant: ...` in turn; a question left without an answer is left out."""
+    if "parent_id" in record:
+        raise RecordError(
+            "parent_id",
+            "a row of OpenAssistant's table of messages, which are no conversations yet; join them along parent_id "
+            'into messages and set map = "openai", or take the joined form, with ### Human: and ### Assistant: in text',
+        )
     lead, *parts = text(record, "text").strip().split("###")
     if lead:
         raise RecordError("text", "expected ### Human: at its beginning")
@@ -242,13 +251,26 @@ def _loss(message: Mapping[str, Json], path: str) -> bool | None:
     return None if loss is None else loss in (True, "true")
 
 
+_CALLS = "function_call"
+_SPEAKERS: Mapping[str, str] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    _CALLS: "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool": "tool",
+}
+_SAID_KEYS = ("from", "value", "loss", "weight")
+
+
 def _sharegpt(record: Mapping[str, Json], roles: Mapping[str, str]) -> Conversation | None:
-    messages: list[Message] = []
-    for index, entry in enumerate(objects(array(record, "conversations"), "conversations")):
-        path = f"conversations[{index}]"
-        if (speaker := text(entry, "from", path)) not in roles:
-            raise RecordError(f"{path}.from", f"expected one of {', '.join(roles)}, found {speaker!r}")
-        messages.append(Message(roles[speaker], text(entry, "value", path)))
+    messages = [
+        _said(entry, f"conversations[{index}]", roles)
+        for index, entry in enumerate(objects(array(record, "conversations"), "conversations"))
+    ]
     spoken = [index for index, message in enumerate(messages) if message.role == "user"]
     answered = [index for index, message in enumerate(messages) if message.role == "assistant"]
     if not spoken or not answered or answered[-1] < spoken[0]:
@@ -259,14 +281,37 @@ def _sharegpt(record: Mapping[str, Json], roles: Mapping[str, str]) -> Conversat
     return Conversation((*([Message("system", system)] if system else ()), *kept), tuple(_tools(record)))
 
 
+def _said(entry: Mapping[str, Json], path: str, roles: Mapping[str, str]) -> Message:
+    given = {key: value for key, value in entry.items() if value is not None}
+    if unknown := [key for key in given if key not in _SAID_KEYS]:
+        raise RecordError(f"{path}.{unknown[0]}", "unknown key; a message has from, value, loss and weight")
+    if (speaker := text(entry, "from", path)) not in roles:
+        raise RecordError(f"{path}.from", f"expected one of {', '.join(roles)}, found {speaker!r}")
+    value, loss = text(entry, "value", path), _loss(given, path)
+    if speaker != _CALLS:
+        return Message(roles[speaker], value, loss)
+    calls = _parsed(value, f"{path}.value")
+    extra = {
+        "tool_calls": [
+            {"type": "function", "function": _tool_call(call, f"{path}.value[{index}]")}
+            for index, call in enumerate(objects(calls if isinstance(calls, list) else [calls], f"{path}.value"))
+        ]
+    }
+    return Message(roles[speaker], None, loss, extra)
+
+
 def _tools(record: Mapping[str, Json]) -> list[Mapping[str, Json]]:
     tools = record.get("tools")
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as error:
-            raise RecordError("tools", f"not valid JSON: {error}") from error
+    if isinstance(tools, str):
+        tools = _parsed(tools, "tools") if tools.strip() else []
     return objects(tools, "tools") if tools else []
+
+
+def _parsed(value: str, path: str) -> Json:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(path, f"not valid JSON: {error}") from error
 
 
 class _Renamed:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -180,6 +180,69 @@ def test_sharegpt_leaves_out_what_no_answer_follows() -> None:
     unanswered = {"conversations": [{"from": "human", "value": "1?"}]}
     assert record_map("sharegpt")(unanswered) is None
     assert record_map("wizardlm")({"conversations": []}) is None
+
+
+def test_sharegpt_calls_and_their_results_are_the_assistants_and_the_tools() -> None:
+    called = {"name": "add", "arguments": {"a": 1}}
+    turns = [
+        ("system", "Be."),
+        ("human", "1 + 1?"),
+        ("function_call", json.dumps(called)),
+        ("observation", "2"),
+        ("function_call", json.dumps([called, called])),
+        ("tool", "2, 2"),
+        ("gpt", "Two."),
+        ("observation", "unread"),
+    ]
+    record = {
+        "conversations": [{"from": who, "value": said} for who, said in turns],
+        "tools": '[{"name": "add"}]',
+    }
+    call = {"type": "function", "function": called}
+    assert record_map("sharegpt")(record) == Conversation(
+        (
+            Message("system", "Be."),
+            Message("user", "1 + 1?"),
+            Message("assistant", None, None, {"tool_calls": [call]}),
+            Message("tool", "2"),
+            Message("assistant", None, None, {"tool_calls": [call, call]}),
+            Message("tool", "2, 2"),
+            Message("assistant", "Two."),
+        ),
+        ({"name": "add"},),
+    )
+
+
+@pytest.mark.parametrize("weights", [(0.0, 1.0, None), (0, 1, None)])
+def test_sharegpt_messages_say_themselves_whether_they_are_trained(weights: Sequence[float | None]) -> None:
+    turns = [
+        {"from": who, "value": "x", "weight": weight}
+        for who, weight in zip(("human", "gpt", "gpt"), weights, strict=True)
+    ]
+    found = record_map("sharegpt")({"conversations": turns})
+    assert found is not None
+    assert [message.loss for message in found.messages] == [False, True, None]
+
+
+@pytest.mark.parametrize(
+    ("entry", "finding"),
+    [
+        ({"from": "gpt", "value": "x", "train": False}, "conversations[1].train: unknown key; a message has from"),
+        ({"from": "gpt", "value": "x", "weight": 0.5}, "conversations[1].weight: expected 0 or 1, found 0.5"),
+        ({"from": "function_call", "value": "add(1)"}, "conversations[1].value: not valid JSON: Expecting value"),
+        ({"from": "function_call", "value": "[1]"}, "conversations[1].value[0]: expected an object, found a number"),
+        ({"from": "function_call", "value": "{}"}, "conversations[1].value[0].name: expected a string, found no such"),
+        ({"from": "function_call", "value": "[" * 100_000}, "conversations[1].value: not valid JSON"),
+    ],
+)
+def test_a_wrong_sharegpt_message_is_named_by_its_path(entry: Mapping[str, Any], finding: str) -> None:
+    turns = [{"from": "human", "value": "?"}, entry]
+    assert fault("sharegpt", {"conversations": turns}).startswith(finding)
+
+
+def test_oasst_rows_that_are_not_joined_are_refused_with_what_to_do() -> None:
+    row = {"message_id": "1", "parent_id": None, "text": "Hello", "role": "prompter"}
+    assert fault("oasst1", row).startswith("parent_id: a row of OpenAssistant's table of messages")
 
 
 def test_wizardlm_knows_two_speakers() -> None:
