@@ -5,19 +5,32 @@ essays. That fills a little better, but a step of few packs then sees few kinds 
 as they come, so a pack is a run of the order, with its gaps filled by later samples.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
+
+from prep.best_fit import best_fit, best_fit_reference
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 
+SLACK = 64
+"""A plan is poor if it is more than lower bound / SLACK packs, and more than two, above the lower bound."""
+RUN = 16_384
+"""Then runs of so many samples are packed by length, each by itself."""
+
+
 def in_order(lengths: Int32, bounds: Int64, capacity: int) -> tuple[Int32, Int32, Int32, int]:
     """Choose a pack for every sample in turn, cutting none: the fullest open pack that it fits into, else a new one.
 
-    Among equally full packs the most recently touched wins.
+    Among equally full packs the most recently touched wins. Where few samples share a pack, as with all lengths in
+    (capacity / 4, capacity / 2], that wastes a lot. So a group that it packs poorly is cut into runs of RUN samples,
+    each packed by `best_fit`, and the plan with fewer packs is taken: packs are mixed then as the runs are.
 
     Args:
         lengths: int32[samples], tokens of each, in 1..capacity.
@@ -25,58 +38,80 @@ def in_order(lengths: Int32, bounds: Int64, capacity: int) -> tuple[Int32, Int32
         capacity: tokens per pack.
     Returns:
         As `best_fit`: int32[samples] the pack of each sample; int32[packs] samples in each pack; int32[packs] the
-        samples that open the packs, in rising order; a number of packs that no way of packing can undercut.
+        samples where the packs stand, those that open them or else are their longest, in rising order; a number of
+        packs that no way of packing can undercut.
     """
     if lengths.size and not 1 <= lengths.min() <= lengths.max() <= capacity:
         raise ValueError(
             f"samples have {lengths.min()}..{lengths.max()} tokens, but a pack takes 1..{capacity} without a cut"
         )
-    pack_of, segments, opens = np.empty((3, lengths.size), np.int32)
-    packs, bound = _in_order(lengths, bounds, capacity, pack_of, segments, opens)
-    return pack_of, segments[:packs], opens[:packs], int(bound)
+    pack_of, segments, stands = np.empty((3, lengths.size), np.int32)
+    words = np.zeros(capacity // 64 + 1, np.uint64)
+    top = np.full(64 * words.size, -1, np.int32)
+    under = np.empty(int(np.diff(bounds).max(initial=0)), np.int32)
+    packs = bound = 0
+    for first, end in pairwise(bounds.tolist()):
+        group = lengths[first:end]
+        tokens, opened = _in_order(
+            group, capacity, top, under, words, pack_of[first:end], segments[packs:], stands[packs:]
+        )
+        fewest = -(-tokens // capacity)
+        if opened > fewest + max(2, fewest // SLACK):
+            found, sizes, longest, _ = best_fit(group, np.append(np.arange(0, group.size, RUN), group.size), capacity)
+            if sizes.size < opened:
+                opened = sizes.size
+                pack_of[first:end] = found
+                segments[packs : packs + opened], stands[packs : packs + opened] = sizes, longest
+        pack_of[first:end] += packs
+        stands[packs : packs + opened] += first
+        packs += opened
+        bound += fewest
+    return pack_of, segments[:packs], stands[:packs], bound
 
 
 @njit(cache=True)
 def _in_order(
-    lengths: Int32, bounds: Int64, capacity: int, pack_of: Int32, segments: Int32, opens: Int32
+    lengths: Int32,
+    capacity: int,
+    top: Int32,
+    under: Int32,
+    words: Words,
+    pack_of: Int32,
+    segments: Int32,
+    opens: Int32,
 ) -> tuple[int, int]:
-    # One stack of packs per amount of room: top[r] is the pack with r tokens free that was touched last, under[p] the
-    # pack beneath p, -1 ends a stack. `words` has a bit per amount whose stack is not empty, so the tightest fit is
-    # the next bit up from the sample's length. Unsigned indices spare the check for negative ones.
-    top = np.full(capacity + 1, -1, np.int32)
-    under = np.empty(lengths.size, np.int32)
-    words = np.zeros(capacity // 64 + 1, np.uint64)
-    packs = bound = 0
-    for group in range(bounds.size - 1):
-        tokens = 0
-        for sample in range(bounds[group], bounds[group + 1]):
-            length = np.uint64(lengths[sample])
-            tokens += lengths[sample]
-            room = _next_bit(words, length)
-            if room <= capacity:
-                chosen = np.uint64(top[room])
-                top[room] = under[chosen]
-                if top[room] < 0:
-                    words[room >> SIX] &= ~(ONE << (room & LAST_SIX))
-                segments[chosen] += 1
-            else:
-                room = np.uint64(capacity)
-                chosen = np.uint64(packs)
-                opens[packs] = sample
-                segments[packs] = 1
-                packs += 1
-            left = room - length
-            if left > 0:
-                under[chosen] = top[left]
-                top[left] = chosen
-                words[left >> SIX] |= ONE << (left & LAST_SIX)
-            pack_of[sample] = chosen
-        bound += -(-tokens // capacity)
-        for room in range(capacity + 1):
-            top[room] = -1
-        for at in range(words.size):
+    # The tokens and the packs. One stack of packs per amount of room: top[r] is the pack with r tokens free that was
+    # touched last, under[p] the pack beneath p, -1 ends a stack. `words` has a bit per amount whose stack is not empty,
+    # so the tightest fit is the next bit up from the sample's length. Both are left as they were, without a pack.
+    # Unsigned indices spare the check for negative ones.
+    tokens = packs = 0
+    for sample in range(lengths.size):
+        length = np.uint64(lengths[sample])
+        tokens += lengths[sample]
+        room = _next_bit(words, length)
+        if room <= capacity:
+            chosen = np.uint64(top[room])
+            top[room] = under[chosen]
+            if top[room] < 0:
+                words[room >> SIX] &= ~(ONE << (room & LAST_SIX))
+            segments[chosen] += 1
+        else:
+            room = np.uint64(capacity)
+            chosen = np.uint64(packs)
+            opens[packs] = sample
+            segments[packs] = 1
+            packs += 1
+        left = room - length
+        if left > 0:
+            under[chosen] = top[left]
+            top[left] = chosen
+            words[left >> SIX] |= ONE << (left & LAST_SIX)
+        pack_of[sample] = chosen
+    for at in range(words.size):
+        if words[at]:
+            top[64 * at : 64 * at + 64] = -1
             words[at] = 0
-    return packs, bound
+    return tokens, packs
 
 
 ONE, SIX, LAST_SIX = np.uint64(1), np.uint64(6), np.uint64(63)
@@ -109,18 +144,34 @@ def _trailing_zeros(word: np.uint64) -> np.uint64:
 def in_order_reference(lengths: Int32, bounds: Int64, capacity: int) -> tuple[Int32, Int32, Int32, int]:
     """`in_order` written the obvious way: slow, and right. The tests compare the two."""
     pack_of: list[int] = []
-    opens: list[int] = []
+    segments: list[int] = []
+    stands: list[int] = []
     bound = 0
-    for first, end in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
-        free: dict[int, int] = {}  # room of each pack of the group, most recently touched last
-        for sample in range(first, end):
-            length = int(lengths[sample])
-            fitting = [pack for pack in reversed(free) if length <= free[pack]]
-            chosen = min(fitting, key=free.__getitem__, default=len(opens))
-            if chosen == len(opens):
-                opens.append(sample)
-            free[chosen] = free.pop(chosen, capacity) - length
-            pack_of.append(chosen)
-        bound += -(-int(lengths[first:end].sum()) // capacity)
-    segments = [pack_of.count(pack) for pack in range(len(opens))]
-    return np.array(pack_of, np.int32), np.array(segments, np.int32), np.array(opens, np.int32), bound
+    for first, end in pairwise(bounds.tolist()):
+        group = lengths[first:end]
+        fewest = -(-int(group.sum()) // capacity)
+        packed, sizes, opens = _in_turn(group.tolist(), capacity)
+        if len(sizes) > fewest + max(2, fewest // SLACK):
+            runs = np.array([*range(0, group.size, RUN), group.size])
+            found, found_sizes, longest, _ = best_fit_reference(group, runs, capacity)
+            if found_sizes.size < len(sizes):
+                packed, sizes, opens = found.tolist(), found_sizes.tolist(), longest.tolist()
+        pack_of += [len(segments) + pack for pack in packed]
+        segments += sizes
+        stands += [first + sample for sample in opens]
+        bound += fewest
+    return np.array(pack_of, np.int32), np.array(segments, np.int32), np.array(stands, np.int32), bound
+
+
+def _in_turn(lengths: Sequence[int], capacity: int) -> tuple[list[int], list[int], list[int]]:
+    pack_of: list[int] = []
+    opens: list[int] = []
+    free: dict[int, int] = {}  # room of each pack, most recently touched last
+    for sample, length in enumerate(lengths):
+        fitting = [pack for pack in reversed(free) if length <= free[pack]]
+        chosen = min(fitting, key=free.__getitem__, default=len(opens))
+        if chosen == len(opens):
+            opens.append(sample)
+        free[chosen] = free.pop(chosen, capacity) - length
+        pack_of.append(chosen)
+    return pack_of, [pack_of.count(pack) for pack in range(len(opens))], opens

@@ -1,11 +1,13 @@
 """Packing in order agrees with its slow reference and keeps packs mixed."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prep.in_order import in_order, in_order_reference
+from prep.in_order import RUN, in_order, in_order_reference
 
 CAPACITY = 130  # more than two words of the bit set
 
@@ -24,6 +26,20 @@ def test_kernel_agrees_with_reference(group: tuple[list[int], list[int]]) -> Non
         in_order(lengths, bounds, CAPACITY), in_order_reference(lengths, bounds, CAPACITY), strict=True
     ):
         np.testing.assert_array_equal(found, expected)
+
+
+@given(groups(), st.integers(1, 30))
+def test_kernel_agrees_with_reference_where_runs_are_packed_by_length(
+    group: tuple[list[int], list[int]], run: int
+) -> None:
+    # Lengths of which two or three share a pack, so that many groups are packed poorly in turn.
+    lengths = np.array([CAPACITY // 4 + 1 + length // 4 for length in group[0]], np.int32)
+    bounds = np.array(group[1], np.int64)
+    with patch("prep.in_order.RUN", run):
+        for found, expected in zip(
+            in_order(lengths, bounds, CAPACITY), in_order_reference(lengths, bounds, CAPACITY), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
 
 
 @given(groups())
@@ -47,6 +63,23 @@ def test_packs_of_short_samples_are_runs_of_the_order() -> None:
     assert segments.size <= bound + 2
     spread = [np.ptp(np.flatnonzero(pack_of == pack)) for pack in range(segments.size - 1)]
     assert np.median(spread) < 64
+
+
+def test_where_pairs_and_triples_compete_packs_are_95_percent_full_and_as_mixed_as_runs() -> None:
+    lengths = np.random.default_rng(0).integers(1025, 2049, 40_000).astype(np.int32)
+    pack_of, segments, stands, _ = in_order(lengths, np.array([0, lengths.size]), 4096)
+    assert lengths.sum() / segments.size / 4096 >= 0.95
+    run_of = np.full(segments.size, -1)
+    run_of[pack_of] = np.arange(lengths.size) // RUN
+    assert np.array_equal(run_of[pack_of], np.arange(lengths.size) // RUN)
+    assert np.array_equal(np.sort(pack_of[stands]), np.arange(segments.size))
+    assert np.array_equal(stands, np.sort(stands))
+
+
+def test_a_plan_by_length_that_is_no_better_is_not_taken() -> None:
+    lengths = np.full(100, 600, np.int32)  # one a pack, whatever the plan
+    pack_of, *_ = in_order(lengths, np.array([0, 100]), 1024)
+    assert pack_of.tolist() == list(range(100))
 
 
 def test_a_sample_above_the_capacity_is_refused() -> None:
