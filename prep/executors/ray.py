@@ -37,6 +37,8 @@ def on_ray(work: Work, rules: Rules) -> Generator[RecordFault | None, None, None
     Raises:
         MachineError: if Ray is missing or unreachable, a machine has other versions than this one, or tasks keep dying.
     """
+    if not work:
+        return
     ray = _import_ray()
     with _connected(ray):
         try:

@@ -15,6 +15,7 @@ from pipelines.errors import DataError, MachineError
 from prep.executors import ray as executor
 from prep.formats import lines
 from prep.run import run
+from tests.prep.executors.maps import OBEDIENT
 from tests.prep.small import MakePipeline, conversations, written
 
 ROOT = str(Path(__file__).parents[3])
@@ -52,9 +53,8 @@ def test_a_node_lost_in_the_middle_of_its_task_changes_no_byte(
     monkeypatch.setattr(lines, "CHUNK_BYTES", 2000)
     victim = tmp_path / "victim"
     records = map(json.loads, conversations(300).splitlines())
-    file = make_pipeline("".join(json.dumps({**record, "victim": str(victim)}) + "\n" for record in records))
-    mapped = 'prep.source.a.map="python:tests.prep.executors.victim:stays_on_the_victim"'
-    run(load(file, [mapped]), workers=1)
+    file = make_pipeline("".join(json.dumps({**record, "stay": str(victim)}) + "\n" for record in records))
+    run(load(file, [OBEDIENT]), workers=1)
     once = written(file)
     (load(file).home / "prep" / "manifest.json").unlink()
 
@@ -71,7 +71,7 @@ def test_a_node_lost_in_the_middle_of_its_task_changes_no_byte(
 
     killer = Thread(target=kill)
     killer.start()
-    run(load(file, [mapped, ON_RAY]))
+    run(load(file, [OBEDIENT, ON_RAY]))
     killer.join()
     assert killed
     assert written(file) == once
@@ -79,21 +79,23 @@ def test_a_node_lost_in_the_middle_of_its_task_changes_no_byte(
 
 @pytest.mark.slow
 def test_faults_and_other_versions_are_told_in_one_line(
-    cluster: Any, make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
+    cluster: Any, make_pipeline: MakePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.add_node(num_cpus=1)
     monkeypatch.setattr(lines, "CHUNK_BYTES", 200)
     file = make_pipeline(conversations(10) + "\n\n{\n" + conversations(300) + "{\n")
     with pytest.raises(DataError, match=r"a\.jsonl:13:2: not valid JSON"):
         run(load(file, [ON_RAY]))
+    chunks = len(lines.chunks(tmp_path / "data" / "a.jsonl"))
+    assert len(list(load(file).home.glob("prep/.partial/*/chunk-*"))) < chunks / 2  # what comes later was not begun
     here = executor._versions()
     monkeypatch.setattr(executor, "_versions", lambda: {**here, "tokenizers": "0.0"})
     with pytest.raises(MachineError, match=r"ray: .* has tokenizers .* and not 0\.0; install the same"):
         run(load(file, [ON_RAY]))
 
 
-def test_a_cluster_that_does_not_answer_is_named(make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_is_none_is_named(make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
     with pytest.raises(MachineError, match=r"ray: .*check RAY_ADDRESS"):
         run(load(make_pipeline(conversations(3)), [ON_RAY]))

@@ -1,0 +1,39 @@
+"""A map for tests of what happens to processes in the middle of their work."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+OBEDIENT = 'prep.source.a.map="python:tests.prep.executors.maps:obedient"'
+
+
+def obedient(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record's messages, after doing what it asks for.
+
+    `note`: write this process's id to that file; `die`: be killed; `stay`: sleep, everywhere if it is true, or on the
+    Ray node whose id is in the file that it names.
+    """
+    if "note" in record:
+        note = Path(record["note"])
+        note.with_suffix(".new").write_text(str(os.getpid()))
+        note.with_suffix(".new").rename(note)
+    if "stay" in record and (record["stay"] is True or _is_on(record["stay"])):
+        time.sleep(600)
+    if "die" in record:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"messages": record["messages"]}
+
+
+def _is_on(node: str) -> bool:
+    if "ray" not in sys.modules or not Path(node).exists():
+        return False
+    import ray
+
+    if ray.get_runtime_context().get_node_id() != Path(node).read_text():
+        return False
+    Path(node).with_suffix(".works").touch()
+    return True
