@@ -154,8 +154,8 @@ def _tokenized(chunk: Chunk, rules: Rules) -> tuple[_Result, Mapping[str, Json]]
             differs = str(found)
         except RecordFault:
             pass
-        tokenizer = _tokenizer(rules.tokenizer, fast=False)
-        rules = replace(rules, backend=Backend.exact(tokenizer.library, differs or ""))
+        library = tokenizer_of(rules.tokenizer).library
+        rules = replace(rules, backend=Backend.exact(library, differs or ""))
     made = {"backend": rules.backend.facts() if rules.backend else {}, "differs": differs}
     return _as_it_is(chunk, rules) or _one_by_one(chunk, rules), made
 
@@ -287,21 +287,29 @@ def fit(tokens: Marked | None, rules: Rules) -> tuple[list[str], list[tuple[int,
 
 def _encoder_of(one: Input, rules: Rules) -> Encoder:
     template = template_of(rules.template, one.template, one.system).model_dump_json()
-    fast = rules.backend is not None and rules.backend.fast
-    return _encoder(rules.tokenizer, template, one.map, one.columns, fast=fast)
+    fast = rules.backend.version if rules.backend is not None and rules.backend.fast else ""
+    return _encoder(rules.tokenizer, fast, template, one.map, one.columns)
 
 
 # One of each per process: loading a tokenizer takes longer than a chunk does.
 @lru_cache(maxsize=8)
-def _encoder(
-    tokenizer: Path, template: str, map_name: str, columns: tuple[tuple[str, str], ...], *, fast: bool
-) -> Encoder:
+def _encoder(tokenizer: Path, fast: str, template: str, map_name: str, columns: tuple[tuple[str, str], ...]) -> Encoder:
     made = Template.model_validate(json.loads(template))
-    return Encoder(_tokenizer(tokenizer, fast=fast), made, map_name, columns=dict(columns))
+    return Encoder(_fast_tokenizer(tokenizer, fast), made, map_name, columns=dict(columns))
 
 
-@lru_cache(maxsize=2)
-def _tokenizer(folder: Path, *, fast: bool) -> Tokenizer:
-    with suppress(Unsupported):  # a machine without the library does its share without it
-        return load_tokenizer(folder, fast=fast)
+@lru_cache(maxsize=1)
+def _fast_tokenizer(folder: Path, wanted: str) -> Tokenizer:
+    """Served by the fast library if it has this version; a machine where it has not does its share without it."""
+    tokenizer = tokenizer_of(folder)
+    if wanted:
+        with suppress(Unsupported):
+            fast = tokenizer.fast()
+            return tokenizer.served_by(fast) if fast.version == wanted else tokenizer
+    return tokenizer
+
+
+@lru_cache(maxsize=1)
+def tokenizer_of(folder: Path) -> Tokenizer:
+    """The tokenizer of this process."""
     return load_tokenizer(folder)

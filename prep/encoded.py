@@ -1,6 +1,6 @@
 """Token ids of many texts in one array."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
@@ -22,6 +22,14 @@ class Encoded:
         bounds = np.zeros(len(lists) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, lists), np.int64, len(lists)), out=bounds[1:])
         return cls(np.fromiter(chain.from_iterable(lists), np.uint32, int(bounds[-1])), bounds)
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[npt.NDArray[np.uint32]]) -> "Encoded":
+        """One array of ids for each text."""
+        parts = list(parts)
+        bounds = np.zeros(len(parts) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)), out=bounds[1:])
+        return cls(np.concatenate([np.zeros(0, np.uint32), *parts]), bounds)
 
     def __len__(self) -> int:
         return self.bounds.size - 1

@@ -5,7 +5,6 @@ and a sample of the run's own texts (`prep.backend`); while it runs, both tokeni
 least one. The first difference ends the use of it, and the run goes on as if it had never been used.
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 from zlib import crc32
 
 import numpy as np
+import orjson
 
 from prep.encoded import Encoded
 
@@ -104,12 +104,10 @@ class CheckedTokenizer:
 
     def _around_folded(self, texts: Sequence[str]) -> Encoded:
         folded = [index for index, text in enumerate(texts) if _is_folded(text)]
-        plain = sorted(set(range(len(texts))) - set(folded))
-        lists: list[list[int]] = [[]] * len(texts)
-        for indices, encode in ((folded, self._exact), (plain, self.encode)):
-            for index, ids in zip(indices, encode([texts[index] for index in indices]).lists(), strict=True):
-                lists[index] = ids
-        return Encoded.of_lists(lists)
+        plain = [index for index, text in enumerate(texts) if not _is_folded(text)]
+        found = dict(zip(folded, self._exact([texts[index] for index in folded]).parts(), strict=True))
+        found |= zip(plain, self.encode([texts[index] for index in plain]).parts(), strict=True)
+        return Encoded.of_parts(found[index] for index in range(len(texts)))
 
 
 def open_fast(table: Mapping[str, Any]) -> Fast:
@@ -171,7 +169,7 @@ class _Fastokens:
         library: Any = import_module("fastokens._native")
         self.version = version(LIBRARY)
         kept = {key: table.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
-        self._tokenizer = library.Tokenizer.from_json_str(json.dumps({"version": "1.0", **kept}, ensure_ascii=False))
+        self._tokenizer = library.Tokenizer.from_json_str(orjson.dumps({"version": "1.0", **kept}).decode())
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         ids, bounds = self._tokenizer.encode_batch_flat(texts, add_special_tokens=False, split_special_tokens=True)

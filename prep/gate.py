@@ -13,9 +13,8 @@ from pathlib import Path
 
 from pipelines.artifacts import write_atomic
 from prep.backend import Backend
-from prep.chunk import Chunk, Rules, plain_texts
+from prep.chunk import Chunk, Rules, plain_texts, tokenizer_of
 from prep.fast_tokenizer import Differs, Unsupported, awkward_texts
-from prep.tokenizer import load_tokenizer
 
 WORTH_BYTES = 8 << 20
 """Inputs below are tokenized sooner than a fast tokenizer is checked."""
@@ -49,7 +48,7 @@ def choose_backend(rules: Rules, chunks: Sequence[Chunk]) -> Backend:
     chunks = [chunk for chunk in chunks if chunk.input.format != "ftdp"]
     if not chunks:
         return Backend("none", why="the inputs are tokens already")
-    tokenizer = load_tokenizer(rules.tokenizer)
+    tokenizer = tokenizer_of(rules.tokenizer)
     size = sum({chunk.file: chunk.input.size for chunk in chunks}.values())
     if size < WORTH_BYTES:
         why = f"inputs below {WORTH_BYTES >> 20} MiB are tokenized sooner than another library is checked"

@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import sentencepiece
 import tokenizers
 
@@ -52,17 +53,9 @@ class AddedToken:
 
 
 class Tokenizer:
-    """Text to token ids and back. Equal folders give equal ids; pickles as its folder.
+    """Text to token ids and back. Equal folders give equal ids; pickles as its folder."""
 
-    Args:
-        folder: a tokenizer directory.
-        fast: let the fast library tokenize, checked as it works (`prep.fast_tokenizer`).
-    Raises:
-        ConfigError: if there is no tokenizer in the folder, or one that cannot be served exactly.
-        Unsupported: if the fast library is asked for and cannot serve it.
-    """
-
-    def __init__(self, folder: Path, *, fast: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = tuple(folder / name for name in _FILES if (folder / name).is_file())
         """What has to travel with a model for others to get the same ids."""
@@ -76,10 +69,10 @@ class Tokenizer:
         """Every id is below it."""
         self.prefix: Prefix = self._backend.prefix
         self._special_ids = frozenset(self.special_tokens.values()) - {self._backend.unknown_id}
-        self._fast = self.fast() if fast else None
+        self._fast: CheckedTokenizer | None = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.folder, self._fast is not None)
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Path]]:
+        return Tokenizer, (self.folder,)
 
     @property
     def library(self) -> str:
@@ -100,7 +93,15 @@ class Tokenizer:
         table = self._backend.table()
         if table is None or self.prefix != "none":
             raise Unsupported(f"served by {self.library}" if table is None else "a space of its own before a text")
-        return CheckedTokenizer(open_fast(table), lambda texts: self._backend.encode(texts, prefixed=True))
+        backend = self._backend
+        return CheckedTokenizer(open_fast(table), lambda texts: backend.encode(texts, prefixed=True))
+
+    def served_by(self, fast: CheckedTokenizer) -> "Tokenizer":
+        """The same tokenizer with `fast` at work."""
+        other = object.__new__(Tokenizer)
+        other.__dict__.update(self.__dict__)
+        other._fast = fast
+        return other
 
     @cached_property
     def named_tokens(self) -> Mapping[str, str]:
@@ -268,17 +269,13 @@ class SpecialTokenError(ValueError):
         super().__init__(f"the tokenizer makes special token {token} of plain text; remove that text from the record")
 
 
-def load_tokenizer(folder: Path, *, fast: bool = False) -> Tokenizer:
-    """Read the tokenizer directory `folder`, see `Tokenizer`.
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer directory `folder`.
 
     Raises:
         ConfigError: if there is no tokenizer in it, or one that cannot be served exactly.
     """
-    return Tokenizer(folder, fast=fast)
-
-
-def _reopened(folder: Path, fast: bool) -> Tokenizer:
-    return Tokenizer(folder, fast=fast)
+    return Tokenizer(folder)
 
 
 class _Backend(Protocol):
@@ -318,7 +315,7 @@ class _Json:
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         try:
             text = path.read_text(encoding="utf-8")
-            table = json.loads(text)
+            table = orjson.loads(text)
             self._prefixed = _load_json(text, config)
         except Exception as error:  # the library raises bare Exception
             raise ConfigError(f"{path}: not a tokenizer.json that this tokenizers library reads: {error}") from error
@@ -335,8 +332,9 @@ class _Json:
         unknown = table["model"].get("unk_token")
         self.unknown_id: int | None = table["model"].get("unk_id") if unknown is None else self.id_of(unknown)
         self.adds_bos = self._begins_with_bos(config)
-        bare = _without_prefix(table)
-        self._bare = self._prefixed if self.prefix == "none" else _load_json(json.dumps(bare), config)
+        self._bare = self._prefixed
+        if self.prefix != "none":
+            self._bare = _load_json(json.dumps(_without_prefix(table)), config)
 
     def encode(self, texts: Sequence[str], *, prefixed: bool) -> Encoded:
         tokenizer = self._prefixed if prefixed else self._bare
@@ -344,7 +342,7 @@ class _Json:
 
     def table(self) -> Mapping[str, Any]:
         # With the tokens that tokenizer_config.json adds.
-        table: Mapping[str, Any] = json.loads(self._prefixed.to_str())
+        table: Mapping[str, Any] = orjson.loads(self._prefixed.to_str())
         return table
 
     def decode(self, ids: list[int]) -> str:
