@@ -8,10 +8,9 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -182,42 +181,88 @@ def _as_it_is(chunk: Chunk, rules: Rules) -> _Result | None:
 
 
 def _one_by_one(chunk: Chunk, rules: Rules) -> _Result:
-    rows: list[tuple[int, int, int, int]] = []
-    parts: list[Marked] = []
+    tables = [np.zeros((0, 4), np.int64)]
+    parts = [np.zeros(0, np.uint32)]
     dropped: Counter[str] = Counter()
     rejects: list[dict[str, Any]] = []
     records = 0
-    for record, outcome in outcomes(chunk, rules):
-        records = record + 1
-        if isinstance(outcome, RecordFault):
-            if rules.on_bad_record == "error":
-                raise outcome
-            rejects.append({"record": record, "byte": outcome.byte, "reason": outcome.message})
+    for batch in _batches(_found(chunk, rules)):
+        records = batch[-1][0] + 1
+        if (samples := _all_samples(batch, rules)) is not None:
+            tables.append(samples[0])
+            parts.append(samples[1])
             continue
-        reasons, kept = fit(outcome, rules)
-        dropped.update(reasons)
-        rows += [(record, start, piece.size, int(np.count_nonzero(piece & LOSS_BIT))) for start, piece in kept]
-        parts += [piece for _, piece in kept]
-    tokens = np.concatenate([np.zeros(0, np.uint32), *parts])
-    return _Result(tokens, np.array(rows, np.int64).reshape(-1, 4), dropped, rejects, records)
+        rows: list[tuple[int, int, int, int]] = []
+        for record, outcome in batch:
+            checked = _checked(outcome, record, rules)
+            if isinstance(checked, RecordFault):
+                if rules.on_bad_record == "error":
+                    raise checked
+                rejects.append({"record": record, "byte": checked.byte, "reason": checked.message})
+                continue
+            reasons, kept = fit(checked, rules)
+            dropped.update(reasons)
+            rows += [(record, start, piece.size, int(np.count_nonzero(piece & LOSS_BIT))) for start, piece in kept]
+            parts += [piece for _, piece in kept]
+        tables.append(np.array(rows, np.int64).reshape(-1, 4))
+    return _Result(np.concatenate(parts), np.concatenate(tables), dropped, rejects, records)
 
 
 _Outcome = Marked | RecordFault | None
+_T = TypeVar("_T")
+
+
+def _all_samples(batch: Sequence[tuple[int, _Outcome]], rules: Rules) -> tuple[npt.NDArray[np.int64], Marked] | None:
+    """Rows and tokens of a batch of which every record is a sample as it stands; else None."""
+    samples = [outcome for _, outcome in batch if isinstance(outcome, np.ndarray) and outcome.size]
+    if len(samples) < len(batch):
+        return None
+    lengths = np.fromiter(map(len, samples), np.int64, len(samples))
+    if lengths.max() > rules.max_length or lengths.min() < rules.min_length:
+        return None
+    tokens = np.concatenate(samples)
+    firsts = np.cumsum(lengths) - lengths
+    tokens[firsts] &= ~LOSS_BIT  # nothing comes before it that could predict it
+    loss_tokens = np.add.reduceat(tokens >> 31, firsts)
+    if loss_tokens.min() < 1 and rules.template.loss.on_empty != "keep":
+        return None
+    records = np.fromiter((record for record, _ in batch), np.int64, len(batch))
+    return np.column_stack([records, np.zeros_like(records), lengths, loss_tokens.astype(np.int64)]), tokens
 
 
 def outcomes(chunk: Chunk, rules: Rules, only: Container[int] | None = None) -> Iterator[tuple[int, _Outcome]]:
     """Every record number of the chunk, or `only` some: its tokens, its fault, or None where its map leaves it out."""
+    for record, outcome in _found(chunk, rules, only):
+        if only is None or record in only:
+            yield record, _checked(outcome, record, rules)
+
+
+def _found(chunk: Chunk, rules: Rules, only: Container[int] | None = None) -> Iterator[tuple[int, _Outcome]]:
+    """Outcomes before the rules are applied; of tokens, also of records that are not asked for."""
     where, begin, end = chunk.input.where, chunk.begin, chunk.end
     if chunk.input.format == "ftdp":
-        found: Iterator[tuple[int, _Outcome]] = ftdp.samples(where, begin, end, vocab_size=rules.vocab_size)
-    else:
-        encoder = _encoder_of(chunk.input, rules)
-        records = FORMATS[chunk.input.format].records(where, begin, end, max_bytes=rules.max_record_bytes)
-        records = (pair for pair in records if only is None or pair[0] in only)  # what is not asked for costs no tokens
-        found = (pair for batch in iter(lambda: list(islice(records, _BATCH)), []) for pair in _encode(encoder, batch))
-    for record, outcome in found:
-        if only is None or record in only:
-            yield record, _checked(outcome, record, rules) if isinstance(outcome, np.ndarray) else outcome
+        return ftdp.samples(where, begin, end, vocab_size=rules.vocab_size)
+    encoder = _encoder_of(chunk.input, rules)
+    records = FORMATS[chunk.input.format].records(where, begin, end, max_bytes=rules.max_record_bytes)
+    records = (pair for pair in records if only is None or pair[0] in only)  # what is not asked for costs no tokens
+    return (pair for batch in _batches(records) for pair in _encode(encoder, batch))
+
+
+def _batches(pairs: Iterator[tuple[int, _T]]) -> Iterator[list[tuple[int, _T]]]:
+    """Pairs in batches; what comes before a fault that ends them is not lost with it."""
+    batch: list[tuple[int, _T]] = []
+    try:
+        for pair in pairs:
+            batch.append(pair)
+            if len(batch) == _BATCH:
+                yield batch
+                batch = []
+    except RecordFault as fault:
+        if batch:
+            yield batch
+        raise fault
+    if batch:
+        yield batch
 
 
 def _encode(encoder: Encoder, batch: Sequence[tuple[int, Outcome]]) -> Iterator[tuple[int, _Outcome]]:
@@ -238,8 +283,10 @@ def _encode(encoder: Encoder, batch: Sequence[tuple[int, Outcome]]) -> Iterator[
         yield batch[-1][0], np.zeros(0, np.uint32)
 
 
-def _checked(tokens: Marked, record: int, rules: Rules) -> Marked | RecordFault:
+def _checked(tokens: _Outcome, record: int, rules: Rules) -> _Outcome:
     """The tokens of a record, or what the rules forbid about them."""
+    if not isinstance(tokens, np.ndarray):
+        return tokens
     if tokens.size > rules.max_length and rules.overlength == "error":
         return RecordFault(
             record,
