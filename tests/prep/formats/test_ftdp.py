@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import DataError
@@ -137,3 +137,64 @@ def test_a_fault_does_not_stop_the_lines_behind_it(tmp_path: Path) -> None:
     outcomes = [outcome for _, outcome in ftdp.samples(path, 0, 3, vocab_size=10)]
     assert isinstance(outcomes[1], RecordFault)
     assert [np.asarray(outcomes[0]).size, np.asarray(outcomes[2]).size] == [2, 1]
+
+
+IDS = st.one_of(st.integers(-999, 999), st.integers(-(10**8), 10**8), st.sampled_from([0, 10**18, -(10**19)]))
+GAPS = st.sampled_from([", ", ",", " ,\t", ",  "])
+WRONG = st.tuples(
+    st.floats(0, 1), st.integers(0, 2), st.sampled_from([bytes([byte]) for byte in b"09-+, ]}[{:x.\r\n\t\0"])
+)
+
+
+@st.composite
+def written_lines(draw: st.DrawFn) -> tuple[bytes, int]:
+    """A line as some writer or some accident left it, and how many tokens its meta file gives it."""
+    ids = draw(st.lists(IDS, max_size=30))
+    text = draw(GAPS).join(map(str, ids))
+    written = b'{"tokens": [' + text.encode() + b"]}" + draw(st.sampled_from([b"", b"\r", b" "]))
+    for place, removed, added in draw(st.lists(WRONG, max_size=2)):
+        at = int(place * len(written))
+        written = written[:at] + added + written[at + removed :]
+    return written + b"\n", max(len(ids) + draw(st.sampled_from([0, 0, 0, -1, 1])), 0)
+
+
+@settings(max_examples=400)
+@given(lines=st.lists(written_lines(), min_size=1, max_size=4), vocab_size=st.sampled_from([1, 10, 1000, 10**9]))
+def test_kernel_agrees_with_reference(lines: list[tuple[bytes, int]], vocab_size: int) -> None:
+    wanted: list[int] = []
+    outcome = (len(lines), 0, 0)
+    for number, (written, count) in enumerate(lines):
+        found = ftdp.parse_reference(written, count, vocab_size)
+        if isinstance(found, tuple):
+            outcome = (number, *found)
+            break
+        wanted += found
+    ends = np.cumsum([len(written) for written, _ in lines])
+    counts = np.array([count for _, count in lines])
+    tokens = np.zeros(counts.sum(), np.uint32)
+    text = np.frombuffer(b"".join(written for written, _ in lines), np.uint8)
+    assert ftdp.parse(text, ends - np.diff(ends, prepend=0), ends, counts, vocab_size, tokens) == outcome
+    assert tokens[: len(wanted)].tolist() == wanted
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(1, 10**7), min_size=1, max_size=9), min_size=1),
+    gap=st.sampled_from([", ", ","]),
+)
+def test_the_fast_path_takes_all_but_the_last_tokens(rows: list[list[int]], gap: str) -> None:
+    for row in rows:
+        written = gap.join(map(str, row)).encode() + b"]}\n"
+        tokens = np.zeros(len(row), np.uint32)
+        text = np.frombuffer(written, np.uint8)
+        i, filled = ftdp._plain_tokens(text, 0, text.size, len(gap) - 1, 10**8, tokens, 0, len(row))
+        assert written[:i].decode() == "".join(f"{token}{gap}" for token in row[:filled])
+        assert text.size - i < 10 + len(gap) + 8
+        assert (tokens[:filled] & ~LOSS_BIT).tolist() == row[:filled]
+
+
+def test_a_chunk_reads_its_own_rows_of_the_meta_file_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, [line([1]), line([2]), line([3])], [1, 1, 1])
+    np.save((tmp_path / "data.bin.meta").open("wb"), np.array([[0, 1], [len(line([1])), 1], [-1, -1]]))
+    assert [found for found, _ in ftdp.samples(path, 0, 1, vocab_size=10)] == [0]
+    with pytest.raises(DataError, match="row 2 is"):
+        list(ftdp.samples(path, 1, 3, vocab_size=10))
