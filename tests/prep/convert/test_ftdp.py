@@ -118,10 +118,9 @@ def test_xtuner_reads_the_same_samples(tmp_path: Path) -> None:
         [[Segment(2, [4, 0, 3], [False, False, True])]],
     ]
     convert(write_prep(tmp_path / "prep", train), tmp_path / "out", form="ftdp")
-    loaded = intern_repo.load_intern_repo_tokenized_dataset(str(tmp_path / "out" / "train"), min_length=0)
-    found = [
-        (sample["input_ids"], sample["labels"]) for file in loaded for sample in (file[i] for i in range(len(file)))
-    ]
-    chat = [train[0][0][0], train[1][0][0]]
-    code = [train[0][0][1]]
-    assert found == [(one.tokens, one.labels) for one in (*chat, *code)]
+    for source in set(SOURCES):
+        # A source at a time, since across folders its order is the file system's.
+        loaded = intern_repo.load_intern_repo_tokenized_dataset(str(tmp_path / "out" / "train" / source), min_length=0)
+        found = [file[index] for file in loaded for index in range(len(file))]
+        expected = [one for packs in train for pack in packs for one in pack if SOURCES[one.file] == source]
+        assert [(one["input_ids"], one["labels"]) for one in found] == [(one.tokens, one.labels) for one in expected]
