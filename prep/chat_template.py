@@ -283,17 +283,24 @@ class ChatTemplate:
         quiet: frozenset[int] = frozenset(),
     ) -> str:
         """Rendered text with stand-ins and marks, those around reasoning in the messages numbered `quiet`."""
-        try:
-            tables = [stand_ins.table(message, quiet=i in quiet) for i, message in enumerate(messages)]
-            return self._rendered(tables, conversation, stand_ins, prompt)
-        except RecordError:
-            if not any("tool_calls" in message.extra for message in messages):
-                raise
-        # Most templates write a call's arguments as JSON themselves; the others put its text into theirs.
-        tables = [
-            stand_ins.table(message, quiet=i in quiet, arguments_as_text=True) for i, message in enumerate(messages)
-        ]
-        return self._rendered(tables, conversation, stand_ins, prompt)
+        called = any("tool_calls" in message.extra for message in messages)
+        # Most templates write a call's arguments as JSON themselves; the others put its text into theirs. And some
+        # take text alone for the content that a call leaves out.
+        forms = [(False, False), (True, False), (False, True), (True, True)] if called else [(False, False)]
+        refused: RecordError | None = None
+        for arguments_as_text, content_as_text in forms:
+            tables = [
+                stand_ins.table(message, quiet=i in quiet, arguments_as_text=arguments_as_text)
+                for i, message in enumerate(messages)
+            ]
+            if content_as_text:
+                tables = [table | {"content": table["content"] or ""} for table in tables]
+            try:
+                return self._rendered(tables, conversation, stand_ins, prompt)
+            except RecordError as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
 
     def _rendered(
         self, messages: Sequence[dict[str, Json]], conversation: Conversation, stand_ins: "_StandIns", prompt: bool

@@ -228,6 +228,15 @@ def test_arguments_of_calls_are_json_once_whatever_the_template_does_with_them(
         assert trained(chat(tmp_path, source).render(turns)) == ['{"a": 1, "b": "加"}']
 
 
+def test_content_that_a_call_leaves_out_is_empty_where_a_template_takes_text_alone(tmp_path: Path) -> None:
+    source = CHATML.replace("message['content'] +", "message['content'] + (message.tool_calls or '') | string +")
+    turns = Conversation((Message("user", "x"), Message("assistant", None, None, {"tool_calls": [CALL]})))
+    assert trained(chat(tmp_path, source).render(turns)) == [str([CALL]), "<|im_end|>"]
+    turns = Conversation((Message("user", "x"), Message("assistant", None)))
+    with pytest.raises(RecordError, match="the chat template fails on it: TypeError"):
+        chat(tmp_path, source).render(turns)
+
+
 AGENT = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
