@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,9 @@ def is_compressed(path: Path) -> bool:
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
     """The file's content as a stream; a compressed file is decompressed as it is read, never as a whole.
 
+    A compressed file may have several members (gzip) or frames (Zstandard), as `cat a.gz b.gz` makes them: their
+    contents follow each other. A frame that asks for a window above 128 MiB is refused, whatever it holds.
+
     Raises:
         DataError: if the file is damaged, truncated or cannot be read.
     """
@@ -38,7 +43,13 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
                 yield cast("BinaryIO", io.BufferedReader(reader))
             else:
                 yield file
-    except (gzip.BadGzipFile, EOFError, zstandard.ZstdError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"{path}: damaged or truncated ({error}); fetch or compress it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def pass_byte_order_mark(file: BinaryIO) -> int:
+    """Pass over the mark that some editors put before UTF-8, at the beginning of a file; returns its bytes, if any."""
+    marked = cast("io.BufferedReader", file).peek(len(BOM_UTF8)).startswith(BOM_UTF8)
+    return len(file.read(len(BOM_UTF8))) if marked else 0

@@ -1,16 +1,19 @@
-"""Lines of a text file, cut into chunks by bytes: what JSON lines and plain text are made of."""
+"""Lines of a text file, cut into chunks by bytes: what JSON lines and plain text are made of.
+
+A line ends with LF or CR LF. A byte order mark at the beginning of the file is no part of its first line.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from prep.formats.fault import RecordFault
-from prep.formats.files import is_compressed, open_bytes
+from prep.formats.files import is_compressed, open_bytes, pass_byte_order_mark
 
 CHUNK_BYTES = 4 << 20
 """Bytes per chunk: small enough to spread over workers, large enough to batch."""
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 17
 
 
 def chunks(path: Path) -> list[tuple[int, int]]:
@@ -22,9 +25,23 @@ def chunks(path: Path) -> list[tuple[int, int]]:
 
 
 def lines(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[bytes | RecordFault]:
-    """The lines that begin in begin..end, without their line feeds; a fault for one longer than max_bytes.
+    """The lines that begin in begin..end, without their ends; a fault for one longer than max_bytes.
 
-    Of a longer line at most max_bytes are held.
+    Of a longer line little more than max_bytes are held.
+    """
+    number = 0
+    for block in blocks(path, begin, end, max_bytes=max_bytes):
+        for line in block:
+            text = line.removesuffix(b"\r")
+            yield text if len(text) <= max_bytes else too_long(number, max_bytes)
+            number += 1
+
+
+def blocks(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[list[bytes]]:
+    """The lines that begin in begin..end, some at a time and without their line feeds.
+
+    Of a line above max_bytes the end may be missing; it is passed over when the next lines are asked for, so nobody
+    who stops there waits for it.
     """
     whole = is_compressed(path)
     with open_bytes(path) as file:
@@ -34,19 +51,21 @@ def lines(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[bytes
             # in bounded pieces: it may be longer than this chunk.
             file.seek(begin - 1)
             position = begin - 1 + _pass_over(file, end - begin + 1)
-        number = 0
+        elif not begin:
+            position += pass_byte_order_mark(file)
         while whole or position < end:
-            line = file.readline(max_bytes + 2)
-            if not line:
+            block = file.read(_READ_BYTES if whole else min(_READ_BYTES, end - position))
+            if not block:
                 return
-            text = line.removesuffix(b"\n").removesuffix(b"\r")
-            position += len(line)
-            if len(text) <= max_bytes:
-                yield text
-            else:
-                position += 0 if line.endswith(b"\n") else _pass_over(file, None)
-                yield too_long(number, max_bytes)
-            number += 1
+            if not block.endswith(b"\n"):
+                block += file.readline(min(max_bytes, _MOST) + 2)
+            position += len(block)
+            yield block.removesuffix(b"\n").split(b"\n")
+            if not block.endswith(b"\n"):
+                position += _pass_over(file, None)
+
+
+_MOST = 1 << 40
 
 
 def too_long(number: int, max_bytes: int) -> RecordFault:

@@ -83,3 +83,25 @@ def test_a_faulty_element_is_named(tmp_path: Path, text: str, record: int, findi
     with pytest.raises(RecordFault, match=finding) as fault:
         read(path, max_bytes=100)
     assert fault.value.record == record
+
+
+def test_a_repeated_key_of_an_element_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text('[{"a": 1},\n {"b": 1, "b": 2}]')
+    with pytest.raises(RecordFault, match='the key "b" stands twice') as fault:
+        read(path)
+    assert (fault.value.record, fault.value.byte) == (1, 10)
+
+
+def test_a_faulty_element_does_not_stop_those_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_array, "_READ_BYTES", 64)
+    path = tmp_path / "data.json"
+    path.write_text('\ufeff[{"a": 1}, {"a": "' + "x" * 2000 + '"}, {"a": x}, , {"a": 2}' + "]")
+    [(begin, end)] = json_array.chunks(path)
+    outcomes = [outcome for _, outcome in json_array.records(path, begin, end, max_bytes=100)]
+    assert (outcomes[0], outcomes[4]) == ({"a": 1}, {"a": 2})
+    for outcome, finding in zip(
+        outcomes[1:4], ["max_record_bytes", "not valid JSON", "without an element"], strict=True
+    ):
+        assert isinstance(outcome, RecordFault)
+        assert finding in outcome.message

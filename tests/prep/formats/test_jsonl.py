@@ -1,9 +1,11 @@
 """JSON lines are read the same however the file is cut into chunks."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,7 +65,7 @@ def test_shipped_chunks_cover_the_file(tmp_path: Path, monkeypatch: pytest.Monke
     [
         (b'{"a": tru}', "not valid JSON", 7),
         ('{"ü": x}'.encode(), "not valid JSON", 8),
-        (b'{"a": "\xff"}', "not valid JSON", 8),
+        (b'{"a": "\xff"}', "not valid UTF-8", 8),
         (b'{"a": NaN}', "not valid JSON", 7),
         (b"[1]", "expected a JSON object, found an array", 1),
         (b"null", "expected a JSON object, found null", 1),
@@ -84,7 +86,7 @@ def test_a_line_above_the_limit_is_refused_without_reading_it(tmp_path: Path) ->
 
 def test_deep_nesting_is_a_fault_and_not_a_crash(tmp_path: Path) -> None:
     path = write(tmp_path, b'{"a":' + b"[" * 3000 + b"]" * 3000 + b"}")
-    with pytest.raises(RecordFault, match="not valid JSON"):
+    with pytest.raises(RecordFault, match="nested deeper than 100"):
         list(strict(jsonl.records(path, 0, path.stat().st_size, max_bytes=99999)))
 
 
@@ -94,3 +96,36 @@ def test_a_fault_does_not_stop_the_lines_behind_it(tmp_path: Path, bad: bytes) -
     outcomes = [outcome for _, outcome in jsonl.records(path, 0, path.stat().st_size, max_bytes=100)]
     assert (outcomes[0], outcomes[2]) == ({"a": 1}, {"a": 2})
     assert isinstance(outcomes[1], RecordFault)
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "byte", "first"),
+    [(b'{"a":1,"b":2,"a":3}', "a", 14, 2), (b'{"m":[{"role":1},{"role":1,"x":{},"role":2}]}', "role", 35, 19)],
+)
+def test_a_repeated_key_is_named_with_both_places(tmp_path: Path, line: bytes, key: str, byte: int, first: int) -> None:
+    path = write(tmp_path, b'{"a":1}\n' + line + b'\n{"a":2}\n')
+    outcomes = [outcome for _, outcome in jsonl.records(path, 0, path.stat().st_size, max_bytes=999)]
+    assert outcomes[0::2] == [{"a": 1}, {"a": 2}]
+    assert isinstance(outcomes[1], RecordFault)
+    assert outcomes[1].message == f'the key "{key}" stands twice in one object, at byte {first} already; keep one'
+    assert (outcomes[1].record, outcomes[1].byte) == (1, byte)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_a_byte_order_mark_is_passed_over_and_members_follow_each_other(tmp_path: Path, ending: str) -> None:
+    parts = ['\ufeff{"a": 1}\n{"a": "\ufeff2'.encode(), b'"}\n']
+    path = tmp_path / f"data.{ending}"
+    if ending.endswith("gz"):
+        parts = [gzip.compress(part) for part in parts]
+    elif ending.endswith("zst"):
+        parts = [zstandard.compress(part) for part in parts]
+    path.write_bytes(b"".join(parts))
+    [(begin, end)] = jsonl.chunks(path)
+    assert list(jsonl.records(path, begin, end, max_bytes=99)) == [(0, {"a": 1}), (1, {"a": "\ufeff2"})]
+
+
+def test_what_was_not_written_in_utf8_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"a": 1}\n'.encode("utf-16"))
+    [(_, outcome)] = list(jsonl.records(path, 0, 9, max_bytes=99))
+    assert isinstance(outcome, RecordFault)
+    assert (outcome.message, outcome.byte) == ("not valid UTF-8; convert the file", 1)
