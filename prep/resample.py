@@ -31,6 +31,8 @@ from prep.tokenizer import Tokenizer, load_tokenizer
 
 _SHOWN = 8
 """Tokens shown on either side of a difference."""
+_LONG = 80
+"""Characters of a setting that are shown."""
 
 
 def resample(pipeline: Pipeline, count: int) -> Json:
@@ -79,6 +81,7 @@ def _same_settings(pipeline: Pipeline, facts: Mapping[str, Any], tokenizer: Toke
     now = json.loads(canonical_json(settings(pipeline)))
     if difference := _difference(now, facts["settings"], ""):
         key, here, there = difference
+        key = "run.seed" if key == "seed" else key
         raise CheckError(
             f"{key} is {_said(here)}, and was {_said(there)} when the shards in {folder} were written; set it back, or "
             "run `packtrain prep` again"
@@ -97,7 +100,9 @@ def _difference(here: Json, there: Json, key: str) -> tuple[str, Json, Json] | N
     """The first key in which two settings differ, and both its values."""
     if isinstance(here, dict) and isinstance(there, dict):
         pairs = [(name, here.get(name, _ABSENT), there.get(name, _ABSENT)) for name in sorted({*here, *there})]
-    elif isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
+    elif isinstance(here, list) and isinstance(there, list):
+        if len(here) != len(there):
+            return f"the number of {key}", len(here), len(there)
         pairs = [(str(index), *both) for index, both in enumerate(zip(here, there, strict=True))]
     else:
         return None if here == there else (key, here, there)
@@ -106,7 +111,10 @@ def _difference(here: Json, there: Json, key: str) -> tuple[str, Json, Json] | N
 
 
 def _said(value: Json) -> str:
-    return "not set" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+    if value is _ABSENT:
+        return "not set"
+    text = json.dumps(value, ensure_ascii=False)  # a template file counts by its text, which may be long
+    return text if len(text) <= _LONG else f"{text[:_LONG]}..."
 
 
 def _inputs(pipeline: Pipeline, facts: Mapping[str, Any], files: Sequence[int], folder: Path) -> dict[int, Input]:

@@ -271,6 +271,26 @@ def test_a_change_that_keeps_size_and_time_is_named_where_it_makes_a_difference(
         resample(pipeline, EVERY)
 
 
+def test_a_file_that_cannot_be_read_to_its_end_any_more_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write_json(tmp_path / "data" / "a", ROWS)
+    pipeline = prepared(source(tmp_path, "pretrain"))
+    path = tmp_path / "data" / "a.json"
+    state, content = path.stat(), path.read_text()
+    path.write_text(content[:-200] + " " * 200)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(CheckError, match=r"data/a\.json: changed since prep read it"):
+        resample(pipeline, EVERY)
+
+
+def test_another_number_of_sources_is_named(make_pipeline: MakePipeline) -> None:
+    file = make_pipeline(conversations(5))
+    prepared(file)
+    file.write_text(file.read_text() + '[[prep.source]]\nname = "b"\npath = "data"\n')
+    with pytest.raises(CheckError, match=r"the number of prep\.source is 2, and was 1 when the shards"):
+        resample(load(file), EVERY)
+
+
 def test_a_missing_input_is_named(make_pipeline: MakePipeline, tmp_path: Path) -> None:
     pipeline = prepared(make_pipeline(conversations(5)))
     (tmp_path / "data" / "a.jsonl").rename(tmp_path / "data" / "b.jsonl")
@@ -292,7 +312,8 @@ def test_an_input_that_is_read_otherwise_is_named(make_pipeline: MakePipeline) -
         ("prep.min_length=3", r"prep\.min_length is 3, and was 0 when the shards in .* were written; set it back"),
         ("prep.pack.capacity=128", r"prep\.pack\.capacity is 128, and was 256"),
         ("template.system='Be brief.'", r'template\.system is "Be brief\.", and was ""'),
-        ("run.seed=7", r"seed is 7, and was \d+"),
+        ("run.seed=7", r"run\.seed is 7, and was \d+"),
+        ("template.loss.roles=['user']", r'template\.loss\.roles\.0 is "user", and was "assistant"'),
     ],
 )
 def test_another_setting_is_named(make_pipeline: MakePipeline, override: str, finding: str) -> None:
