@@ -45,7 +45,7 @@ class Manifest:
     """What an artefact is, where it came from and what it holds."""
 
     kind: str
-    """`prep`, `checkpoint`, `hf`, `turbomind`."""
+    """`prep`, `converted`, `checkpoint`, `hf`, `turbomind`."""
     format_version: int
     """Raised whenever the bytes written for the same inputs change."""
     identity: str
