@@ -4,7 +4,6 @@ python -m bench.order [--json] [--samples 10_000_000] [--files 100_000]
 """
 
 import argparse
-import resource
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -31,13 +30,21 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=100_000, help="files checked")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="packtrain-bench-") as folder:
-        figures = [
-            *ordering(options.samples),
-            *mixing(options.samples),
-            *checking(Path(folder), options.files),
-            *seeking(options.samples),
-        ]
-    show(figures, as_json=options.json)
+        show(list(figures(Path(folder), samples=options.samples, files=options.files)), as_json=options.json)
+
+
+def figures(folder: Path, *, samples: int = 10_000_000, files: int = 100_000) -> Iterator[Figure]:
+    """All figures of this file.
+
+    Args:
+        folder: empty.
+        samples: ordered and mixed.
+        files: made in the folder and checked.
+    """
+    yield from ordering(samples)
+    yield from mixing(samples)
+    yield from checking(folder, files)
+    yield from seeking(samples)
 
 
 def made_up(count: int, *, sources: int) -> tuple[Samples, list[Input]]:
@@ -81,8 +88,6 @@ def mixing(count: int) -> Iterator[Figure]:
         prep = Prep.model_validate(table)
         took = fastest(partial(arrange, samples, inputs, prep, seed=1), times=3)
         yield Figure(f"arrange {count:,} samples of {sources} sources", took, "s", target="a few")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    yield Figure("peak memory so far", peak / count, "bytes a sample")
 
 
 def checking(folder: Path, count: int) -> Iterator[Figure]:

@@ -7,7 +7,10 @@ Lengths are an SFT-like mix: log-normal with median 245, clipped to 16..4,096, a
 
 import argparse
 import hashlib
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -39,13 +42,22 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64_000_000, help="tokens written and read")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="packtrain-bench-") as folder:
-        figures = [
-            *planning(options.samples),
-            *filling(min(options.samples, 1_000_000)),
-            *writing_and_reading(Path(folder), options.tokens),
-            *opening(Path(folder), options.samples),
-        ]
-    show(figures, as_json=options.json)
+        show(list(figures(Path(folder), samples=options.samples, tokens=options.tokens)), as_json=options.json)
+
+
+def figures(folder: Path, *, samples: int = 10_000_000, tokens: int = 64_000_000) -> Iterator[Figure]:
+    """All figures of this file.
+
+    Args:
+        folder: empty, on the disk that is to be measured.
+        samples: of the largest plan.
+        tokens: written and read.
+    """
+    yield from planning(samples)
+    yield from filling(min(samples, 1_000_000))
+    yield from writing_and_reading(folder, tokens)
+    yield from opening(folder, samples)
+    yield from remembering(folder, samples)
 
 
 def sft_lengths(samples: int) -> Lengths:
@@ -90,13 +102,12 @@ def filling(samples: int) -> Iterator[Figure]:
         "best_fit in windows of 65,536": {"scope": "window"},
         "in_order": {"strategy": "in_order"},
     }
+    # The default is in_order, and is held to the same.
     for mix, target in (("SFT-like", ""), ("all in (C/4, C/2]", ">= 95")):
         bound = plan(mixes[mix][0]).tokens / plan(mixes[mix][0]).lower_bound / CAPACITY
         for strategy, keys in strategies.items():
             fill = 100 * plan(mixes[mix][0], **keys).fill
-            yield Figure(
-                f"fill, {mix}, {strategy}", fill, "%", "at the lower bound", 100 * bound, target if not keys else ""
-            )
+            yield Figure(f"fill, {mix}, {strategy}", fill, "%", "at the lower bound", 100 * bound, target)
 
 
 def writing_and_reading(folder: Path, tokens: int) -> Iterator[Figure]:
@@ -138,6 +149,27 @@ def opening(folder: Path, largest: int) -> Iterator[Figure]:
         _write(_samples(folder, lengths), np.arange(number), plan(lengths), out, vocabulary=60_000)
         milliseconds = 1e3 * fastest(partial(_first, out))
         yield Figure(f"open and first batch, {number:,} samples", milliseconds, "ms", target="<= 20")
+
+
+def remembering(folder: Path, samples: int) -> Iterator[Figure]:
+    """Memory at its peak, each step in the same process, over what it takes before there are samples."""
+    for sources in (1, 4):
+        for strategy in ("in_order", "concat_split"):
+            peaks = _peaks(folder, samples, sources, strategy)
+            for step, peak in peaks.items():
+                target = "<= 60" if step in ("arrange", "pack", "assemble") else ""
+                what = f"memory, {samples:,} samples of {sources} sources, {strategy}: {step}"
+                yield Figure(what, peak / samples, "B/sample", "the samples alone", peaks["samples"] / samples, target)
+
+
+def _peaks(folder: Path, samples: int, sources: int, strategy: str) -> dict[str, int]:
+    """Bytes at the peak of each step, from a process of its own, so that nothing is left over from another."""
+    asked = [str(folder), str(samples), str(sources), strategy]
+    told = subprocess.run(
+        [sys.executable, "-m", "bench.peak", *asked], check=True, capture_output=True, text=True
+    ).stdout
+    found: dict[str, int] = json.loads(told)
+    return found
 
 
 def _uniform(samples: int, below: int, upto: int) -> Lengths:
