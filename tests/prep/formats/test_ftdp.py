@@ -139,7 +139,7 @@ def test_a_fault_does_not_stop_the_lines_behind_it(tmp_path: Path) -> None:
     assert [np.asarray(outcomes[0]).size, np.asarray(outcomes[2]).size] == [2, 1]
 
 
-IDS = st.one_of(st.integers(-999, 999), st.integers(-(10**8), 10**8), st.sampled_from([0, 10**18, -(10**19)]))
+IDS = st.one_of(st.integers(-999, 999), st.integers(-999_999, 999_999), st.integers(-(10**19), 10**19))
 GAPS = st.sampled_from([", ", ",", " ,\t", ",  "])
 WRONG = st.tuples(
     st.floats(0, 1), st.integers(0, 2), st.sampled_from([bytes([byte]) for byte in b"09-+, ]}[{:x.\r\n\t\0"])
@@ -177,19 +177,36 @@ def test_kernel_agrees_with_reference(lines: list[tuple[bytes, int]], vocab_size
     assert tokens[: len(wanted)].tolist() == wanted
 
 
+@pytest.mark.parametrize("gap", [b", ", b","])
+def test_every_change_of_one_byte_is_judged_as_the_reference_does(gap: bytes) -> None:
+    ids = [12, -345, 0, 67890, 10, -7, 100200, 90]
+    written = b'{"tokens": [' + gap.join(b"%d" % token for token in ids) + b"]}\n"
+    for at in range(len(written)):
+        for byte in range(256):
+            for removed in (0, 1):
+                changed = written[:at] + bytes([byte]) + written[at + removed :]
+                tokens = np.zeros(len(ids), np.uint32)
+                ends = np.array([len(changed)])
+                text = np.frombuffer(changed, np.uint8)
+                lines, *fault = ftdp.parse(text, ends - ends, ends, np.array([len(ids)]), 100_000_000, tokens)
+                assert (tokens.tolist() if lines else tuple(fault)) == ftdp.parse_reference(changed, 8, 100_000_000)
+
+
 @given(
-    rows=st.lists(st.lists(st.integers(1, 10**7), min_size=1, max_size=9), min_size=1),
+    rows=st.lists(st.lists((st.integers(-9, 9) | st.integers(-(10**6), 10**7)).filter(bool), min_size=1), min_size=1),
     gap=st.sampled_from([", ", ","]),
 )
-def test_the_fast_path_takes_all_but_the_last_tokens(rows: list[list[int]], gap: str) -> None:
+def test_the_fast_path_takes_every_token_that_begins_ten_bytes_before_the_end(rows: list[list[int]], gap: str) -> None:
     for row in rows:
         written = gap.join(map(str, row)).encode() + b"]}\n"
         tokens = np.zeros(len(row), np.uint32)
         text = np.frombuffer(written, np.uint8)
         i, filled = ftdp._plain_tokens(text, 0, text.size, len(gap) - 1, 10**8, tokens, 0, len(row))
-        assert written[:i].decode() == "".join(f"{token}{gap}" for token in row[:filled])
-        assert text.size - i < 10 + len(gap) + 8
-        assert (tokens[:filled] & ~LOSS_BIT).tolist() == row[:filled]
+        begins = np.cumsum([0, *(len(f"{token}{gap}") for token in row)])
+        assert filled == np.count_nonzero(begins[: len(row) - 1] <= text.size - 10)
+        assert i == begins[filled]
+        assert np.where(tokens & LOSS_BIT, 1, -1)[:filled].tolist() == np.sign(row[:filled]).tolist()
+        assert (tokens[:filled] & ~LOSS_BIT).tolist() == np.abs(row[:filled]).tolist()
 
 
 def test_a_chunk_reads_its_own_rows_of_the_meta_file_alone(tmp_path: Path) -> None:
