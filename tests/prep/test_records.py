@@ -398,3 +398,25 @@ def test_a_map_that_cannot_be_imported_or_called_is_named(tmp_path: Path, monkey
     (tmp_path / "table_maps.py").write_text("turn = {}\n")
     with pytest.raises(ConfigError, match="'python:table_maps:turn': is no function but dict"):
         record_map("python:table_maps:turn")
+
+
+def test_the_maps_follow_xtuners_rules() -> None:
+    path = Path(__file__).parents[3] / "shared" / "design" / "prompt-templates.json"
+    if not path.is_file():
+        pytest.skip("needs the list of XTuner's maps")
+    theirs = json.loads(path.read_bytes())
+    images = {"llava", "llava_image_only"}
+    assert {*theirs["dataset_map_fns"]} - images <= {*MAPS}
+    followed = set()
+    for name, rule in theirs["dataset_map_fns"].items():
+        if rule["turns"] != "single" or "{" not in rule["input"]:
+            continue
+        record = {key: f"the {key}" for key in rule["reads"]}
+        asked, answered = (rule[side].replace("\\n", "\n").format(**record) for side in ("input", "output"))
+        system = theirs["system_templates"].get(rule["system_template"] or "", "")
+        if name == "openorca":
+            system = record["system_prompt"]
+        opening = [("system", system)] if system else []
+        assert (name, mapped(name, record)) == (name, [*opening, ("user", asked), ("assistant", answered)])
+        followed.add(name)
+    assert len(followed) == 12
