@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -81,7 +82,6 @@ def test_large_shards_are_written_in_batches_of_whole_packs(tmp_path: Path, monk
 
 
 def test_the_datasets_library_loads_both_parts(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     train = [
         [[Segment(0, [5, 6, 7], [False, True, True]), Segment(1, [8, 9], [False, True])]],
         [[Segment(2, [4, 0, 3], [False, False, True])], [Segment(0, [1, 2], [False, True])]],
