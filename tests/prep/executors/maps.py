@@ -1,5 +1,6 @@
 """A map for tests of what happens to processes in the middle of their work."""
 
+import json
 import os
 import signal
 import sys
@@ -14,18 +15,29 @@ OBEDIENT = 'prep.source.a.map="python:tests.prep.executors.maps:obedient"'
 def obedient(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record's messages, after doing what it asks for.
 
-    `note`: write this process's id to that file; `die`: be killed; `stay`: sleep, everywhere if it is true, or on the
-    Ray node whose id is in the file that it names.
+    `note`: add this process's id to that file; `die`: be killed; `stay`: sleep, everywhere if it is true, or on the
+    Ray node whose id is in the file that it names; `while`: stay as long as that file is there.
     """
     if "note" in record:
-        note = Path(record["note"])
-        note.with_suffix(".new").write_text(str(os.getpid()))
-        note.with_suffix(".new").rename(note)
+        with Path(record["note"]).open("a") as note:
+            note.write(f"{os.getpid()}\n")
     if "stay" in record and (record["stay"] is True or _is_on(record["stay"])):
         time.sleep(600)
+    while Path(record.get("while", "")).is_file():
+        time.sleep(0.02)
     if "die" in record:
         os.kill(os.getpid(), signal.SIGKILL)
     return {"messages": record["messages"]}
+
+
+def asking(record: str, **what: object) -> str:
+    """A line of JSON lines that asks for something."""
+    return json.dumps({**json.loads(record), **what}) + "\n"
+
+
+def noted(note: Path) -> set[int]:
+    """Processes that came to a record with this note."""
+    return set(map(int, note.read_text().splitlines())) if note.exists() else set()
 
 
 def _is_on(node: str) -> bool:

@@ -1,6 +1,5 @@
 """Chunks in processes of this machine: they stop at once, and never outlive the command."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -16,13 +15,8 @@ from pipelines.config import load
 from pipelines.errors import DataError, MachineError
 from prep.formats import lines
 from prep.run import run
-from tests.prep.executors.maps import OBEDIENT
+from tests.prep.executors.maps import OBEDIENT, asking, noted
 from tests.prep.small import MakePipeline, conversations
-
-
-def asking(record: str, **what: object) -> str:
-    """A record that asks the map for something."""
-    return json.dumps({**json.loads(record), **what}) + "\n"
 
 
 def test_a_worker_that_dies_is_told_and_leaves_nothing_finished(
@@ -51,10 +45,10 @@ def started(file: Path, note: Path) -> tuple["subprocess.Popen[str]", int]:
     """The command, and the process id of a worker that is in the middle of its work."""
     command = [sys.executable, "-m", "pipelines", "prep", str(file), "--workers", "2", "--set", OBEDIENT]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not note.exists():
+    while not (workers := noted(note)):
         assert process.poll() is None
         time.sleep(0.02)
-    return process, int(note.read_text())
+    return process, min(workers)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Chunks on a Ray cluster of this machine: same bytes, also when a node is lost, and one line for what is wrong."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pipelines.errors import DataError, MachineError
 from prep.executors import ray as executor
 from prep.formats import lines
 from prep.run import run
-from tests.prep.executors.maps import OBEDIENT
+from tests.prep.executors.maps import OBEDIENT, asking
 from tests.prep.small import MakePipeline, conversations, written
 
 ROOT = str(Path(__file__).parents[3])
@@ -52,8 +51,8 @@ def test_a_node_lost_in_the_middle_of_its_task_changes_no_byte(
 ) -> None:
     monkeypatch.setattr(lines, "CHUNK_BYTES", 2000)
     victim = tmp_path / "victim"
-    records = map(json.loads, conversations(300).splitlines())
-    file = make_pipeline("".join(json.dumps({**record, "stay": str(victim)}) + "\n" for record in records))
+    records = conversations(300).splitlines()
+    file = make_pipeline("".join(asking(record, stay=str(victim)) for record in records))
     run(load(file, [OBEDIENT]), workers=1)
     once = written(file)
     (load(file).home / "prep" / "manifest.json").unlink()
