@@ -66,7 +66,7 @@ def _run(samples: Samples, inputs: list[Input], prep: Prep, folder: Path) -> dic
     packing = pack(samples.lengths[arrangement.sequence], prep.pack, arrangement.source)
     peaks["pack"] = _peak()
     _reset()
-    writing = assemble(samples, arrangement.sequence, packing, folder, vocabulary=60_000, shard_tokens=2**20, workers=1)
+    writing = assemble(samples, arrangement.sequence, packing, folder, vocabulary=60_000, shard_tokens=2**18, workers=1)
     for _ in writing:
         pass
     peaks["assemble"] = _peak()

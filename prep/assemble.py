@@ -121,7 +121,7 @@ def _jobs(
     shard_tokens: int,
 ) -> Iterator[_Job]:
     segment_ends = np.cumsum(packing.segments_per_pack, dtype=np.int64)
-    token_ends = np.cumsum(packing.length, dtype=np.int64)[segment_ends - 1]
+    token_ends = np.cumsum(np.add.reduceat(packing.length, segment_ends - packing.segments_per_pack, dtype=np.int64))
     first_pack = first_segment = number = written = 0
     while first_pack < packing.packs:
         end_pack = min(int(np.searchsorted(token_ends, written + shard_tokens)) + 1, packing.packs)

@@ -26,6 +26,8 @@ _LARGEST = 2**47
 """The sizes of a source's items add up to less than this."""
 _DENOMINATOR = 2**46
 """A source's rate, the reciprocal of its span, is a fraction with at most this denominator."""
+_BLOCK = 2**20
+"""Items renumbered at once, so that it takes no memory to speak of."""
 
 
 def interleave(sizes: Sequence[Int32], spans: Sequence[Fraction], names: Sequence[str]) -> Int64:
@@ -41,13 +43,17 @@ def interleave(sizes: Sequence[Int32], spans: Sequence[Fraction], names: Sequenc
     """
     counts = np.array([size.size for size in sizes], np.int64)
     by_name = sorted(range(len(names)), key=names.__getitem__)
-    times = [item_times(sizes[source], spans[source]) for source in by_name]
+    ends = np.cumsum(counts[by_name])
+    times = np.empty(counts.sum(), np.uint64)
+    for source, end in zip(by_name, ends, strict=True):
+        times[end - counts[source] : end] = item_times(sizes[source], spans[source])
     # A stable sort by merging: each source is in order already.
-    order = np.argsort(np.concatenate(times), kind="stable")
+    order = np.argsort(times, kind="stable")
     del times
-    firsts = np.cumsum(counts) - counts
-    firsts_by_name = np.cumsum(counts[by_name]) - counts[by_name]
-    order += np.repeat(firsts[by_name] - firsts_by_name, counts[by_name])[order]
+    shift = (np.cumsum(counts) - counts)[by_name] - (ends - counts[by_name])
+    for begin in range(0, order.size, _BLOCK):
+        block = order[begin : begin + _BLOCK]
+        block += shift[np.searchsorted(ends, block, side="right")]
     return order
 
 

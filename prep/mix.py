@@ -72,14 +72,22 @@ def arrange(samples: Samples, inputs: Sequence[Input], prep: Prep, *, seed: int)
     asked = amounts(prep.source, prep.mix, sizes)
     sequences = source_orders(samples, inputs, parts, asked, prep, seed=seed)
     taken = [samples.lengths[sequence] for sequence in sequences]
+    realised = _realised(prep, sizes, taken)
+    counts = [sequence.size for sequence in sequences]
+    if prep.order.interleave == "concat" or len(sequences) == 1:
+        sequence = np.concatenate(sequences) if len(sequences) > 1 else sequences[0]
+        return Arrangement(sequence, _sources(counts), realised)
+    shares = taken if prep.mix.unit == "tokens" else [np.ones_like(lengths) for lengths in taken]
+    spans = [_span(amount, share) for amount, share in zip(asked, shares, strict=True)]
+    order = interleave(shares, spans, [one.name for one in prep.source])
+    del taken, shares  # what samples take adds up: with many of them this is the peak
     sequence = np.concatenate(sequences)
-    source = np.repeat(np.arange(len(sequences), dtype=np.int32), [one.size for one in sequences])
-    if prep.order.interleave == "fractional" and len(sequences) > 1:
-        shares = taken if prep.mix.unit == "tokens" else [np.ones_like(lengths) for lengths in taken]
-        spans = [_span(amount, share) for amount, share in zip(asked, shares, strict=True)]
-        order = interleave(shares, spans, [one.name for one in prep.source])
-        sequence, source = sequence[order], source[order]
-    return Arrangement(sequence, source, _realised(prep, sizes, taken))
+    del sequences
+    return Arrangement(sequence[order], _sources(counts)[order], realised)
+
+
+def _sources(counts: Sequence[int]) -> Int32:
+    return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
 
 def _span(amount: Amount, shares: Int32) -> Fraction:
@@ -140,7 +148,7 @@ def source_orders(
             lengths = samples.lengths[order] if amount.unit == "tokens" else np.ones(order.size, np.int32)
             end, left = _take(lengths, left)
             passes.append(order[:end])
-        taken = np.concatenate([np.zeros(0, np.int64), *passes])
+        taken = passes[0] if len(passes) == 1 else np.concatenate([np.zeros(0, np.int64), *passes])
         if not taken.size:
             number = float(amount.share or amount.number)
             raise ConfigError(

@@ -85,12 +85,15 @@ def pack(lengths: Int32, table: PackTable, groups: Int32 | None = None) -> Packi
 
     if table.strategy == "concat_split":
         plan = _split(grouped, bounds, table)
+        del grouped
         return plan if members is None else _ungrouped(plan, members)
     plan_packs = best_fit if table.strategy == "best_fit" else in_order
     pack_of, segments, longest, lower_bound = plan_packs(grouped, bounds, table.capacity)
+    del grouped  # what samples take adds up: with many of them this is near the peak
     if members is not None:
         pack_of[members] = pack_of.copy()
         longest = np.sort(members[longest])
+        del members
     return Packing(table.capacity, *_by_pack(lengths, pack_of, segments, pack_of[longest]), lower_bound)
 
 
@@ -109,18 +112,25 @@ def _split(lengths: Int32, bounds: Int64, table: PackTable) -> Packing:
 def _ungrouped(plan: Packing, members: Int32) -> Packing:
     """A plan for samples in the order of `members`, its packs moved to where their first samples stood before."""
     ends = np.cumsum(plan.segments_per_pack)
-    sample = members[plan.sample]
-    order = np.argsort(sample[ends - plan.segments_per_pack], kind="stable")
-    segments_per_pack = plan.segments_per_pack[order]
-    moved_by = ends[order] - np.cumsum(segments_per_pack)
-    segments = np.arange(sample.size) + np.repeat(moved_by, segments_per_pack)
-    return replace(
-        plan,
-        sample=sample[segments],
-        start=plan.start[segments],
-        length=plan.length[segments],
-        segments_per_pack=segments_per_pack,
-    )
+    order = np.argsort(members[plan.sample[ends - plan.segments_per_pack]], kind="stable")
+    segments = np.empty((3, plan.sample.size), np.int32)
+    _move(plan.sample, plan.start, plan.length, members, ends, order, segments)
+    sample, start, length = segments
+    return replace(plan, sample=sample, start=start, length=length, segments_per_pack=plan.segments_per_pack[order])
+
+
+@njit(cache=True)
+def _move(
+    sample: Int32, start: Int32, length: Int32, members: Int32, ends: Int64, order: Int64, segments: Int32
+) -> None:
+    # Packs one by one, so that nothing but the new table takes memory.
+    to = 0
+    for pack in order:
+        for segment in range(ends[pack - 1] if pack else 0, ends[pack]):
+            segments[0, to] = members[sample[segment]]
+            segments[1, to] = start[segment]
+            segments[2, to] = length[segment]
+            to += 1
 
 
 def _by_group(groups: Int32) -> tuple[Int32 | None, Int64]:
