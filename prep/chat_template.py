@@ -1,10 +1,13 @@
 """A Jinja chat template, rendered as Transformers renders it, that knows which of its output is an answer.
 
-Answers are found in one of two ways, never by searching the output for their text:
+Answers are found in one of three ways, never by searching the output for their text:
 
 - `{% generation %}` blocks in the template say so themselves;
 - otherwise by prefixes: the conversation before an answer, rendered with the generation prompt, must be how the
-  rendering with the answer begins, and that must be how the whole rendering begins.
+  rendering with the answer begins, and that must be how the whole rendering begins;
+- where later messages change how an answer is rendered (Qwen3 drops earlier reasoning), by the generation prompt: an
+  answer is what stands between it and the closing token, if it holds special tokens, which no text of a message can
+  spell, stands there once for each answer, and every message's content lies on its side of these borders.
 
 A clock has no place in data: `strftime_now` is undefined here, and templates that can do without it fall back to
 their fixed date. The exported template is fixed to the same.
@@ -15,6 +18,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -99,7 +103,7 @@ class ChatTemplate:
         if self._marks_answers:
             text, answers = self._marked(conversation, stand_ins, flags)
         else:
-            text, answers = self._by_prefix(conversation, stand_ins, flags)
+            text, answers = self._unmarked(conversation, stand_ins, flags)
         mute: list[_Place] = []
         if not self._reasoning:
             mute += self._thoughts(conversation, trained, stand_ins, text)
@@ -118,7 +122,7 @@ class ChatTemplate:
         stand_ins = self._shield.stand_ins(conversation)
         text, answers = stand_ins.unmark(self._render(conversation, conversation.messages, stand_ins, prompt=True))
         if not self._marks_answers:
-            earlier, found = self._by_prefix(conversation, stand_ins, flags)
+            earlier, found = self._unmarked(conversation, stand_ins, flags)
             answers = [(begin, end) for begin, end, _ in found]
             if answers and not text.startswith(earlier[: answers[-1][1]]):
                 raise RecordError("messages", f"{self._origin} renders earlier answers otherwise when it asks for one")
@@ -153,6 +157,59 @@ class ChatTemplate:
         same = len(places) == len(flags)
         return text, [(begin, end, flags[index] if same else any(flags)) for index, (begin, end) in enumerate(places)]
 
+    def _unmarked(
+        self, conversation: Conversation, stand_ins: "_StandIns", flags: Sequence[bool]
+    ) -> tuple[str, list["_Answer"]]:
+        try:
+            return self._by_prefix(conversation, stand_ins, flags)
+        except _ChangedLaterError:
+            text = self._render(conversation, conversation.messages, stand_ins)
+            places = self._by_header(conversation, stand_ins, text)
+            if places is None:
+                raise
+            return text, [(begin, end, train) for (begin, end), train in zip(places, flags, strict=True)]
+
+    def _by_header(self, conversation: Conversation, stand_ins: "_StandIns", text: str) -> list["_Place"] | None:
+        """Where each answer is in the rendered text; None where that is not certain."""
+        messages = conversation.messages
+        first = next(index for index, message in enumerate(messages) if _answers(message))
+        before = self._render(conversation, messages[:first], stand_ins)
+        asked = self._render(conversation, messages[:first], stand_ins, prompt=True)
+        header = asked.removeprefix(before) if asked.startswith(before) else ""
+        if self._closing is None or all(id_ is None for _, id_ in self._tokenizer.split(header)):
+            return None
+        pattern = f"{re.escape(header)}(.*?){re.escape(self._closing)}"
+        places = [found.span(1) for found in re.finditer(pattern, text, re.DOTALL)]
+        places = [(begin, end + len(self._closing)) for begin, end in places]
+        answered = [index for index, message in enumerate(messages) if _answers(message)]
+        if len(places) != len(answered) or text.count(header) != len(answered):
+            return None
+        contents = self._contents(conversation, stand_ins, text)
+        if contents is None:
+            return None
+        own = dict(zip(answered, places, strict=True))
+        for index, (begin, end) in contents.items():
+            if any((first <= begin and end <= last) != (index == i) for i, (first, last) in own.items()):
+                return None
+        for index in answered:
+            if "tool_calls" in messages[index].extra:
+                place = self._call(conversation, index, stand_ins, text)
+                if place is None or not own[index][0] <= place[0] <= place[1] <= own[index][1]:
+                    return None
+        return places
+
+    def _contents(self, conversation: Conversation, stand_ins: "_StandIns", text: str) -> Mapping[int, "_Place"] | None:
+        """Where the rendered text has the content of each message, none repeated, left out or changed; else None."""
+        messages = conversation.messages
+        cores = {
+            i: stand_ins.hide(m.content).strip() for i, m in enumerate(messages) if m.content and m.content.strip()
+        }
+        rendered = self._render(conversation, messages, stand_ins, quiet=dict.fromkeys(cores, ("content",)))
+        unmarked, places = stand_ins.unquiet(rendered)
+        if unmarked != text or places is None or [text[a:b] for a, b in places] != [*cores.values()]:
+            return None
+        return dict(zip(cores, places, strict=True))
+
     def _by_prefix(
         self, conversation: Conversation, stand_ins: "_StandIns", flags: Sequence[bool]
     ) -> tuple[str, list["_Answer"]]:
@@ -165,12 +222,13 @@ class ChatTemplate:
             before = self._render(conversation, conversation.messages[:index], stand_ins, prompt=True)
             after = self._render(conversation, conversation.messages[: index + 1], stand_ins)
             if not (after.startswith(before) and whole.startswith(after)):
+                changed = after.startswith(before)
                 reason = (
-                    "its generation prompt is not how the answer begins"
-                    if not after.startswith(before)
-                    else "later messages change how it is rendered"
+                    "later messages change how it is rendered"
+                    if changed
+                    else ("its generation prompt is not how the answer begins")
                 )
-                raise RecordError(
+                raise (_ChangedLaterError if changed else RecordError)(
                     f"messages[{index}]",
                     f"{self._origin} does not show which text of it is the answer: {reason}; use a template with "
                     "generation blocks, or one of the named templates",
@@ -190,7 +248,7 @@ class ChatTemplate:
         chosen = [i for i, train in enumerate(trained) if train and messages[i].extra.get("reasoning_content")]
         if not chosen:
             return []
-        rendered = self._render(conversation, messages, stand_ins, quiet=frozenset(chosen))
+        rendered = self._render(conversation, messages, stand_ins, quiet=dict.fromkeys(chosen, _REASONING))
         unmarked, places = stand_ins.unquiet(rendered)
         if unmarked != text or places is None:
             raise RecordError(
@@ -208,9 +266,7 @@ class ChatTemplate:
         messages = conversation.messages
         for index, message in enumerate(messages):
             if trained[index] and "tool_calls" in message.extra:
-                extra = {key: value for key, value in message.extra.items() if key != "tool_calls"}
-                bare = replace(message, content=message.content or "", extra=extra)
-                place = self._only_with(conversation, index, bare, stand_ins, text)
+                place = self._call(conversation, index, stand_ins, text)
                 if place is None:
                     raise RecordError(
                         f"messages[{index}].tool_calls",
@@ -220,11 +276,11 @@ class ChatTemplate:
                 places.append(place)
         return places
 
-    def _only_with(
-        self, conversation: Conversation, index: int, bare: Message, stand_ins: "_StandIns", text: str
-    ) -> "_Place | None":
-        """The part of the text that a message adds to what stands there with the `bare` one in its place."""
+    def _call(self, conversation: Conversation, index: int, stand_ins: "_StandIns", text: str) -> "_Place | None":
+        """The part of the text that a message adds to what stands there without its tool calls."""
         messages = conversation.messages
+        extra = {key: value for key, value in messages[index].extra.items() if key != "tool_calls"}
+        bare = replace(messages[index], content=messages[index].content or "", extra=extra)
         # Some templates insist on what follows a call; they are asked about the conversation up to it.
         for end in (len(messages), index + 1):
             try:
@@ -280,9 +336,9 @@ class ChatTemplate:
         stand_ins: "_StandIns",
         *,
         prompt: bool = False,
-        quiet: frozenset[int] = frozenset(),
+        quiet: Mapping[int, Sequence[str]] = MappingProxyType({}),
     ) -> str:
-        """Rendered text with stand-ins and marks, those around reasoning in the messages numbered `quiet`."""
+        """Rendered text with stand-ins and marks; `quiet` has keys of messages to put marks around, by their number."""
         called = any("tool_calls" in message.extra for message in messages)
         # Most templates write a call's arguments as JSON themselves; the others put its text into theirs. And some
         # take text alone for the content that a call leaves out.
@@ -290,7 +346,7 @@ class ChatTemplate:
         refused: RecordError | None = None
         for arguments_as_text, content_as_text in forms:
             tables = [
-                stand_ins.table(message, quiet=i in quiet, arguments_as_text=arguments_as_text)
+                stand_ins.table(message, quiet=quiet.get(i, ()), arguments_as_text=arguments_as_text)
                 for i, message in enumerate(messages)
             ]
             if content_as_text:
@@ -362,9 +418,14 @@ _Answer = tuple[int, int, bool]
 _Place = tuple[int, int]
 """Begin and end of a part of the rendered text."""
 
+_REASONING = ("reasoning_content", "thinking")
 _MARKS = "_generation_marks"
 _FIRST_STAND_IN = 0xF0000
 """Of the first private plane: characters without meaning, which text hardly ever holds."""
+
+
+class _ChangedLaterError(RecordError):
+    """An answer is rendered otherwise when more messages follow it."""
 
 
 def _answers(message: Message) -> bool:
@@ -469,13 +530,14 @@ class _StandIns:
         self._swapped: set[str] = set()
         """Characters that have a stand-in somewhere."""
 
-    def table(self, message: Message, *, quiet: bool = False, arguments_as_text: bool = False) -> dict[str, Json]:
-        """The message as a template reads it, with stand-ins, and marks around its reasoning if that is to be quiet."""
-        if not message.extra:
-            return {"role": message.role, "content": message.content and self.hide(message.content)}
-        # A role is a name of the template's, which may spell special tokens with it.
-        table = {**self.hide(as_dict(message, arguments_as_text=arguments_as_text)), "role": message.role}
-        for key in ("reasoning_content", "thinking") if quiet else ():
+    def table(self, message: Message, *, quiet: Sequence[str] = (), arguments_as_text: bool = False) -> dict[str, Json]:
+        """The message as a template reads it, with stand-ins, and marks around the text of the `quiet` keys."""
+        if message.extra:
+            table: dict[str, Json] = self.hide(as_dict(message, arguments_as_text=arguments_as_text))
+        else:
+            table = {"content": message.content and self.hide(message.content)}
+        table["role"] = message.role  # a name of the template's, which may spell special tokens with it
+        for key in quiet:
             before, core, behind = _stripped(table[key])
             table[key] = f"{before}{self._quiet[0]}{core}{self._quiet[1]}{behind}"
         return table
@@ -505,7 +567,7 @@ class _StandIns:
         return spans
 
     def unquiet(self, text: str) -> tuple[str, list[_Place] | None]:
-        """Rendered text without any marks, and where those around reasoning were; None where one is without another."""
+        """Rendered text without any marks, and where those of `table` were; None where one is without another."""
         before, after = self._quiet
         parts: list[str] = []
         places: list[_Place] = []
