@@ -44,4 +44,6 @@ def some_keys(table: Mapping[str, Json]) -> str:
 def kind(value: Json) -> str:
     """A JSON value's type in words."""
     names = {type(None): "null", bool: "true or false", str: "a string", list: "an array", dict: "an object"}
-    return names.get(type(value), "a number")
+    if type(value) in names:
+        return names[type(value)]
+    return "a number" if isinstance(value, int | float) else str(value)  # a column that JSON has not says itself
