@@ -160,6 +160,8 @@ def _why_missing(pipeline: Pipeline, line: str) -> str:
     source = next(source for source in sources if source.name == name)
     if not source.path.is_dir() or not (source.path / path).is_file():
         return "is not on disk"
+    if source.format == "hf_disk":
+        return f"the dataset saved in {source.path} does not list it as its own"
     parts = path.split("/")
     if any(is_ignored(part) for part in parts):
         return "is hidden or unfinished by its name, so it is never read"

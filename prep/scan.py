@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.schema import Source
-from prep.formats import format_of
+from prep.formats import format_of, hf_disk
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,12 @@ def scan(source: Source, *, follow_symlinks: bool) -> list[tuple[str, str]]:
     Sorted by the code points of the path, which is in Unicode's NFC form, as a repository that moves between Linux and
     macOS keeps it. A source that is one file has that file's name as its path. In a folder the files are those that
     match a pattern of `files`, or without patterns those whose ending tells the source's format. Links to files are
-    read; links to folders are walked with `follow_symlinks`, and otherwise counted in a warning.
+    read; links to folders are walked with `follow_symlinks`, and otherwise counted in a warning. With format hf_disk
+    the files are those that the saved dataset, or its split, lists as its own.
 
     Raises:
-        ConfigError: if `files` is given for a single file, or holds what is no pattern.
+        ConfigError: if `files` is given for a single file or a saved dataset, or holds what is no pattern; or if a
+            saved dataset needs another split.
         DataError: if there is no such file, none matches, a name cannot stand in data_order.txt, two names are the same
             in NFC, or a link leads nowhere or to a folder that it lies in.
     """
@@ -37,13 +39,19 @@ def scan(source: Source, *, follow_symlinks: bool) -> list[tuple[str, str]]:
         is_file, is_folder = source.path.is_file(), source.path.is_dir()
     except OSError as error:
         raise DataError(f"{place}: {source.path}: cannot be read ({error.strerror})") from error
+    if is_folder and source.format == "hf_disk":
+        return _saved(source, place)
     if is_file:
+        if source.format == "hf_disk":
+            raise ConfigError(f"{place}: {source.path} is a file, and hf_disk is a folder of save_to_disk; name that")
         if source.files:
             raise ConfigError(f"{place}: files chooses from a folder, but {source.path} is a file; remove files")
         return [(_listed(source.path.name, str(source.path)), str(source.path))]
     if not is_folder:
         hint = "; put the pattern in files, and its folder in path" if re.search(r"[*?\[]", source.path.name) else ""
         raise DataError(f"{place}: {source.path}: no such file or folder{hint}")
+    if not source.files and hf_disk.is_saved(source.path):
+        raise ConfigError(f'{place}: {source.path} is a dataset that save_to_disk wrote; set format = "hf_disk"')
     patterns = [(text, _compiled(text, place)) for text in source.files]
     unmatched = set(source.files)
     found: dict[str, str] = {}
@@ -65,6 +73,14 @@ def scan(source: Source, *, follow_symlinks: bool) -> list[tuple[str, str]]:
         what = f"matches {min(unmatched)!r}" if unmatched else "has an ending that tells its format; set files"
         raise DataError(f"{place}: no file below {source.path} {what}")
     return sorted(found.items())
+
+
+def _saved(source: Source, place: str) -> list[tuple[str, str]]:
+    """The files of a dataset saved to disk."""
+    if source.files:
+        raise ConfigError(f"{place}: files has no effect on a saved dataset, which lists its own; remove files")
+    paths = hf_disk.listed_files(source.path, source.split, place)
+    return sorted((_listed(path, str(source.path / path)), str(source.path / path)) for path in paths)
 
 
 def is_ignored(name: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from prep.formats import columnar, delimited, json_array, jsonl, text
+from prep.formats import columnar, delimited, hf_disk, json_array, jsonl, text
 from prep.formats.fault import Outcome
 from prep.formats.files import COMPRESSED
 
@@ -38,6 +38,7 @@ FORMATS: Mapping[str, Format] = {
     "tsv": Format(delimited.chunks, delimited.records),
     "parquet": Format(columnar.chunks, columnar.records),
     "arrow": Format(columnar.chunks, columnar.records),
+    "hf_disk": Format(hf_disk.chunks, hf_disk.records),
 }
 """Formats of records, by name; ftdp holds tokens instead and is read by prep.formats.ftdp."""
 

@@ -1,21 +1,50 @@
-"""Parquet and Arrow files, and datasets saved to disk by the `datasets` library: a record per row.
+"""Parquet and Arrow files, and the shards of datasets saved to disk by the `datasets` library: a record per row.
 
-Rows come in the file's own row groups or record batches, so a chunk is a run of those.
+Rows come in the file's own row groups or record batches, so a chunk is a run of those. They become records a few at a
+time, never more than a record may be long, so memory is bounded by that, by one page of a Parquet column (2 GiB by its
+format) and by one record batch of an Arrow file where its buffers are compressed.
+
+A column is part of the record where JSON has its type: text, numbers, true or false, lists and structs of those, and
+dictionaries of text or numbers. Dates, times, decimals, binary data, maps and the like stand in the record as
+`Foreign`, which no map reads: a record that needs one is faulty, and the others need not be cleaned of it first.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import DataError
-from prep.formats.fault import Outcome
+from prep.formats.fault import Outcome, RecordFault
+from prep.formats.lines import too_long
 
 ROWS = 8192
-"""Rows per chunk, rounded up to whole groups; rows turned into records at a time at most."""
+"""Rows per chunk, rounded up to whole groups."""
+
+_BATCH_ROWS = 1024
+"""Rows of a Parquet file that are decoded together at most."""
+_BATCH_BYTES = 256 << 20
+"""Bytes they may have if each value were as long as its dictionary."""
+_BOMB_BYTES = 256 << 20
+_BOMB_RATIO = 1000
+"""A Parquet column above both, uncompressed and uncompressed over compressed, holds no text that somebody wrote."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What stands in a record for a value that JSON has not."""
+
+    type: str
+
+    def __str__(self) -> str:
+        return f"a column of type {self.type}, which JSON has not; convert the column to text"
 
 
 def chunks(path: Path) -> list[tuple[int, int]]:
@@ -33,16 +62,23 @@ def chunks(path: Path) -> list[tuple[int, int]]:
 
 
 def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tuple[int, Outcome]]:
-    """Every row of the groups begin..end: its number within the chunk, and its values by column."""
-    del max_bytes  # a row group is in memory as a whole whatever its cells hold
+    """Every row of the groups begin..end: its number within the chunk, and its values by column.
+
+    A row of more than max_bytes, or with text that is not UTF-8, is a fault.
+
+    Raises:
+        DataError: if the file is damaged, has two columns of one name, or a Parquet column that is all compression.
+    """
     number = 0
     try:
-        for batch in _batches(path, begin, end):
-            for row in batch.to_pylist():
-                yield number, row
+        for batch, foreign in _batches(path, begin, end):
+            for outcome in _rows(batch, number, max_bytes):
+                if isinstance(outcome, dict):
+                    outcome.update(foreign)
+                yield number, outcome
                 number += 1
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: damaged near row {number} of groups {begin}..{end} ({error})") from error
+        raise DataError(f"{path}: damaged near row {number + 1} of groups {begin}..{end} ({error})") from error
 
 
 def rows_of_groups(path: Path) -> list[int]:
@@ -56,15 +92,149 @@ def rows_of_groups(path: Path) -> list[int]:
         raise DataError(f"{path}: not a Parquet or Arrow file ({error}); is it complete?") from error
 
 
-def _batches(path: Path, begin: int, end: int) -> Iterator[Any]:
+_Foreign = Mapping[str, Foreign]
+
+
+def _batches(path: Path, begin: int, end: int) -> Iterator[tuple[Any, _Foreign]]:
+    """Record batches of the columns that JSON has, and what stands for the others."""
     if _is_parquet(path):
-        yield from pq.ParquetFile(path).iter_batches(row_groups=list(range(begin, end)), batch_size=ROWS)
+        with path.open("rb") as raw, pq.ParquetFile(path, memory_map=True) as file:
+            plain, foreign = _columns(path, file.schema_arrow)
+            for group in range(begin, end):
+                rows = _rows_together(path, raw, file.metadata, group, set(plain))
+                columns = plain if foreign else None
+                for batch in file.iter_batches(row_groups=[group], batch_size=rows, columns=columns):
+                    yield batch, foreign
         return
     for number, batch in enumerate(_arrow(path)):
         if number >= end:
             return
         if number >= begin:
-            yield batch
+            plain, foreign = _columns(path, batch.schema)
+            yield batch.select(plain), foreign
+
+
+def _columns(path: Path, schema: Any) -> tuple[list[str], _Foreign]:
+    """Names of the columns that JSON has, and what stands for the others."""
+    repeated = [name for name, count in Counter(schema.names).items() if count > 1]
+    if repeated:
+        raise DataError(f"{path}: {Counter(schema.names)[repeated[0]]} columns are called {repeated[0]!r}; rename them")
+    plain = [field.name for field in schema if _is_plain(field.type)]
+    return plain, {field.name: Foreign(str(field.type)) for field in schema if not _is_plain(field.type)}
+
+
+def _is_plain(type_: Any, *, inside: bool = False) -> bool:
+    """Whether JSON has the values of a type. Inside others, types are left out whose rows share bytes."""
+    types = pa.types
+    if isinstance(type_, pa.BaseExtensionType):
+        return bool(type_.extension_name == "arrow.json")
+    if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
+        return _is_plain(type_.value_type, inside=True)
+    if types.is_struct(type_):
+        fields = list(type_)
+        distinct = len({field.name for field in fields}) == len(fields)
+        return distinct and all(_is_plain(field.type, inside=True) for field in fields)
+    if types.is_dictionary(type_):
+        return not inside and _is_plain(type_.value_type, inside=True) and not types.is_nested(type_.value_type)
+    if types.is_string_view(type_):
+        return not inside
+    text = types.is_string(type_) or types.is_large_string(type_)
+    number = types.is_integer(type_) or types.is_floating(type_)
+    return bool(text or number or types.is_boolean(type_) or types.is_null(type_))
+
+
+def _rows(batch: Any, number: int, max_bytes: int) -> Iterator[Outcome]:
+    """The rows of a batch, of which the first is record `number`: halved until what becomes records is small."""
+    left = [batch]
+    while left:
+        part = left.pop()
+        if _bytes(part) <= max_bytes:
+            for outcome in _values(part, number):
+                yield outcome
+                number += 1
+        elif part.num_rows > 1:
+            half = part.num_rows // 2
+            left += [part.slice(half), part.slice(0, half)]
+        else:
+            yield too_long(number, max_bytes)
+            number += 1
+
+
+def _values(batch: Any, number: int) -> Sequence[Outcome]:
+    try:
+        rows: list[Outcome] = batch.to_pylist()
+        return rows if batch.num_columns else [{} for _ in range(batch.num_rows)]
+    except UnicodeDecodeError as error:
+        if batch.num_rows > 1:
+            return [_values(batch.slice(row, 1), number + row)[0] for row in range(batch.num_rows)]
+        name = next(name for name in batch.schema.names if not _is_text(batch.column(name)))
+        return [RecordFault(number, f"{name}: not valid UTF-8 ({error.reason}); convert the column")]
+
+
+def _is_text(column: Any) -> bool:
+    try:
+        column.to_pylist()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _bytes(batch: Any) -> int:
+    """Bytes that the values of a batch take, each counted as often as it stands there."""
+    return sum(map(_column_bytes, batch.columns))
+
+
+def _column_bytes(column: Any) -> int:
+    if pa.types.is_dictionary(column.type) and not pa.types.is_primitive(column.type.value_type):
+        each = pc.take(pc.binary_length(column.dictionary), column.indices)
+        return int(pc.sum(each).as_py() or 0) + int(column.indices.nbytes)
+    if pa.types.is_string_view(column.type):
+        views = np.frombuffer(column.buffers()[1], np.int32)[column.offset * 4 :][: len(column) * 4]
+        return int(views[::4].sum(dtype=np.int64)) + int(views.nbytes)
+    return int(column.nbytes)
+
+
+def _rows_together(path: Path, raw: BinaryIO, metadata: Any, group: int, names: set[str]) -> int:
+    """How many rows of a group may be decoded at once: a value may be as long as its column's dictionary.
+
+    Raises:
+        DataError: if a column is a compression bomb.
+    """
+    about = metadata.row_group(group)
+    dictionaries = 0
+    for index in range(about.num_columns):
+        column = about.column(index)
+        if column.path_in_schema not in names and column.path_in_schema.partition(".")[0] not in names:
+            continue
+        full, packed = column.total_uncompressed_size, column.total_compressed_size
+        if full > _BOMB_BYTES and full > _BOMB_RATIO * packed:
+            raise DataError(
+                f"{path}: column {column.path_in_schema!r} of row group {group} is {packed:,} bytes that become "
+                f"{full:,}; that is a compression bomb, or write it with smaller row groups"
+            )
+        if column.has_dictionary_page:
+            raw.seek(column.dictionary_page_offset)
+            dictionaries += _page_bytes(raw.read(24), full)
+    return min(max(_BATCH_BYTES // max(dictionaries, 1), 1), _BATCH_ROWS)
+
+
+def _page_bytes(header: bytes, otherwise: int) -> int:
+    """Uncompressed bytes of a page by its Thrift header, whose first two fields are its type and this."""
+    values: list[int] = []
+    at = 0
+    for _ in range(2):
+        if header[at : at + 1] != b"\x15":  # the next field, an integer
+            return otherwise
+        value = shift = 0
+        at += 1
+        while at < len(header):
+            value |= (header[at] & 127) << shift
+            shift += 7
+            at += 1
+            if header[at - 1] < 128:
+                break
+        values.append(value >> 1)  # written as twice the value, where that is not negative
+    return values[1]
 
 
 def _arrow(path: Path) -> Iterator[Any]:

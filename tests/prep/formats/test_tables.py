@@ -1,6 +1,9 @@
 """Parquet, Arrow, CSV, TSV and text files give the records their own libraries give."""
 
 import gzip
+from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import DataError
+from prep import fields
+from prep.conversation import RecordError
 from prep.formats import FORMATS, columnar, format_of
 from prep.formats.fault import RecordFault
 from tests.prep.formats import strict
@@ -39,6 +44,21 @@ def write_columnar(path: Path, kind: str) -> Path:
     return path
 
 
+def write_table(folder: Path, kind: str, table: Any) -> Path:
+    path = folder / ("data.parquet" if kind == "parquet" else "data.arrow")
+    if kind == "parquet":
+        pq.write_table(table, path)
+        return path
+    with (pa.ipc.new_file if kind == "file" else pa.ipc.new_stream)(path, table.schema) as writer:
+        writer.write_table(table)
+    return path
+
+
+def records(path: Path, max_bytes: int = 9999) -> Iterator[tuple[int, Any]]:
+    for begin, end in columnar.chunks(path):
+        yield from columnar.records(path, begin, end, max_bytes=max_bytes)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
 @pytest.mark.parametrize("rows", [1, 20, 8192])
 def test_columnar_rows_are_read_once_whatever_the_chunks(
@@ -55,6 +75,95 @@ def test_a_truncated_columnar_file_is_named(tmp_path: Path, kind: str) -> None:
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError, match=r"data\.(parquet|arrow): (not a|damaged)"):
         read(path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+def test_a_row_above_the_limit_is_a_fault_and_its_neighbours_are_not(tmp_path: Path, kind: str) -> None:
+    texts = ["short", "x" * 500, "also short", "y" * 500]
+    path = write_table(tmp_path, kind, pa.table({"turns": [[{"text": text}] for text in texts], "n": range(4)}))
+    outcomes = [outcome for _, outcome in records(path, max_bytes=200)]
+    assert outcomes[::2] == [{"turns": [{"text": texts[row]}], "n": row} for row in (0, 2)]
+    for row in (1, 3):
+        assert isinstance(outcomes[row], RecordFault)
+        assert (outcomes[row].record, "max_record_bytes = 200" in outcomes[row].message) == (row, True)
+
+
+@pytest.mark.parametrize(
+    "type_", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_text_of_any_arrow_type_is_measured_by_its_rows(tmp_path: Path, type_: Any) -> None:
+    texts = [None, "x" * 50, "y" * 500, "x" * 50] * 20
+    column = pa.array(texts)
+    column = column.dictionary_encode() if pa.types.is_dictionary(type_) else column.cast(type_)
+    path = write_table(tmp_path, "file", pa.table({"text": column}))
+    outcomes = [outcome for _, outcome in records(path, max_bytes=200)]
+    assert [isinstance(outcome, RecordFault) for outcome in outcomes] == [len(text or "") > 200 for text in texts]
+    kept = [outcome["text"] for outcome in outcomes if not isinstance(outcome, RecordFault)]
+    assert kept == [text for text in texts if len(text or "") < 200]
+
+
+def test_text_that_is_not_utf8_in_a_column_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    raw = pa.array([b"good", b"b\xffd", b"fine"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    path = write_table(tmp_path, "stream", pa.table({"n": [0, 1, 2], "text": text}))
+    outcomes = [outcome for _, outcome in records(path)]
+    assert (outcomes[0], outcomes[2]) == ({"n": 0, "text": "good"}, {"n": 2, "text": "fine"})
+    assert isinstance(outcomes[1], RecordFault)
+    assert outcomes[1].message.startswith("text: not valid UTF-8")
+
+
+FOREIGN = {
+    "date": pa.array([date(2020, 1, 2)]),
+    "time": pa.array([1], pa.timestamp("ns", tz="UTC")),
+    "price": pa.array([Decimal("1.5")]),
+    "image": pa.array([{"bytes": b"x", "path": "a"}]),
+    "map": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file"])
+def test_a_column_that_json_has_not_stands_as_its_type(tmp_path: Path, kind: str) -> None:
+    path = write_table(tmp_path, kind, pa.table({"text": ["a"], **FOREIGN}))
+    [(_, record)] = records(path)
+    assert record["text"] == "a"
+    for name in FOREIGN:
+        assert isinstance(record[name], columnar.Foreign)
+        with pytest.raises(RecordError, match=f"{name}: expected a string, found a column of type .*JSON has not"):
+            fields.text(record, name)
+
+
+def test_a_file_of_nothing_but_such_columns_has_its_rows_all_the_same(tmp_path: Path) -> None:
+    for kind in ("parquet", "file"):
+        path = write_table(tmp_path, kind, pa.table({"date": FOREIGN["date"].take(pa.array([0, 0, 0]))}))
+        assert [list(record) for _, record in records(path)] == [["date"]] * 3
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = write_table(tmp_path, "file", pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"]))
+    with pytest.raises(DataError, match=r"data\.arrow: 2 columns are called 'a'; rename them"):
+        list(records(path))
+
+
+def test_a_parquet_column_that_is_all_compression_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columnar, "_BOMB_BYTES", 16 << 20)
+    path = tmp_path / "data.parquet"
+    table = pa.table({"n": [1] * 3, "text": ["0" * (8 << 20)] * 3})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False)
+    with pytest.raises(DataError, match=r"column 'text' of row group 0 is [\d,]+ bytes that become .* compression"):
+        list(records(path))
+    pq.write_table(table.cast(pa.schema({"n": pa.int64(), "text": pa.binary()})), path, compression="zstd")
+    assert len(list(records(path))) == 3  # what no map reads is not decompressed
+
+
+def test_few_rows_are_decoded_together_where_a_dictionary_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [str(row % 10) * 1000 for row in range(300)]
+    path = write_table(tmp_path, "parquet", pa.table({"text": rows}))
+    monkeypatch.setattr(columnar, "_BATCH_BYTES", 50_000)
+    sizes = [batch.num_rows for batch, _ in columnar._batches(path, 0, 1)]
+    assert max(sizes) == 50_000 // (10 * 1004)
+    assert [record["text"] for _, record in records(path)] == rows
 
 
 def test_csv_cells_may_hold_line_feeds_and_quotes(tmp_path: Path) -> None:
