@@ -220,7 +220,8 @@ class ChatTemplate:
             if not _answers(message):
                 continue
             before = self._render(conversation, conversation.messages[:index], stand_ins, prompt=True)
-            after = self._render(conversation, conversation.messages[: index + 1], stand_ins)
+            last = index + 1 == len(conversation.messages)
+            after = whole if last else self._render(conversation, conversation.messages[: index + 1], stand_ins)
             if not (after.startswith(before) and whole.startswith(after)):
                 changed = after.startswith(before)
                 reason = (
