@@ -45,7 +45,8 @@ def make_plan(samples: Samples, inputs: Sequence[Input], pipeline: Pipeline) -> 
     """
     prep = pipeline.prep
     trained, held_out = divide(samples, inputs, prep, seed=pipeline.run.seed)
-    train = samples.taken(trained)
+    train, rest = samples.taken(trained), samples.taken(held_out)
+    del trained, held_out  # as long as the samples, like all that takes memory here
     arrangement = arrange(train, inputs, prep, seed=pipeline.run.seed)
     packing = pack(train.lengths[arrangement.sequence], prep.pack, _groups(prep.pack, train, arrangement))
     if not packing.packs:
@@ -54,7 +55,7 @@ def make_plan(samples: Samples, inputs: Sequence[Input], pipeline: Pipeline) -> 
             "prep.pack.drop_last leaves out what is less; lower the one, or set the other to false"
         )
     part = Part(train, arrangement.sequence, packing)
-    return Plan(part, arrangement, _held_out(samples.taken(held_out), prep.pack) if held_out.size else None)
+    return Plan(part, arrangement, _held_out(rest, prep.pack) if rest.lengths.size else None)
 
 
 def _held_out(samples: Samples, table: PackTable) -> Part:
