@@ -129,7 +129,9 @@ class PackedAttention:
     def __init__(self, backend: Backend, *, strict: bool = True) -> None:
         self.backend = backend
         self.calls = 0
-        """Since the start; the audit counts them against the model's layers."""
+        """The audit counts them against the model's layers."""
+        self.windowed_calls = 0
+        """Those with a sliding window."""
         self._strict = strict
         self._segments: Segments | None = None
 
@@ -181,6 +183,7 @@ class PackedAttention:
             what = f"attention with {', '.join(unknown)}" if unknown else "attention between unequal sequences"
             raise ConfigError(f"{type(module).__name__}: {what} is not supported by packed training; use another model")
         self.calls += 1
+        self.windowed_calls += bool(sliding_window)
         scores = Scores(
             scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
             window=sliding_window if sliding_window and sliding_window < segments.longest_k else None,
@@ -189,7 +192,8 @@ class PackedAttention:
             dropout=dropout,
         )
         packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-        return self._attend(packed[0], packed[1], packed[2], segments, scores)[None], None
+        out = self._attend(packed[0], packed[1], packed[2], segments, scores)
+        return out[None].contiguous(), None  # as Transformers' own; some models view it in another shape
 
     def _tokens(self, segments: Segments) -> int:
         """How many tokens of the documents are here."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,10 @@ from train.sequence_parallel import (
 
 PROBE_LENGTHS = (5, 1, 12, 7)
 """Documents of the probe, in tokens: one of a single token, and longer ones before and after it."""
+ATTENDING = {"full_attention", "sliding_attention"}
+"""Kinds of layers that do nothing between tokens but attend in a way that attention is told of."""
+SPARSE = ("attention_chunk_size", "index_topk", "sparse_topk_blocks")
+"""Keys of configs that let tokens see some of the tokens before them, which only the mask says."""
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}
 """Accepted difference over the spread of the logits. What leaks between documents shifts them by about that spread."""
 
@@ -35,28 +40,57 @@ def audit(engine: Engine, pack: Pack) -> None:
     Raises:
         ConfigError: naming the model and what is wrong with it, on every rank.
     """
-    model = engine.model
-    name = model.config.model_type  # type: ignore[union-attr]  # a PreTrainedModel has a config
-    layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
+    text = engine.model.config.get_text_config()  # type: ignore[union-attr,operator]  # a PreTrainedModel has a config
+    if finding := beyond_the_probe(text):
+        raise _refusal(engine, finding)
     tokens = torch.from_numpy(np.resize(pack.tokens, sum(PROBE_LENGTHS)).astype(np.int64)).to(engine.device)
-    before = engine.attention.calls
-    with _in_evaluation(model), torch.no_grad():
+    with _in_evaluation(engine.model), torch.no_grad():
         packed = _packed_logits(engine, tokens)
-        calls = engine.attention.calls - before
-        if calls != layers:
-            raise ConfigError(
-                f"{name} models cannot be trained on packed documents: {calls} of {layers} layers attend through the "
-                "attention that keeps documents apart; use another model"
-            )
+        _check_calls(engine, text)
         alone = _logits_alone(engine, tokens)
     whole = gather_for_sequence_parallel(packed, engine.parallel, dim=0)[: len(alone)]
     found = (whole - alone).abs().max() / alone.std().clamp(min=1e-6)
     dist.all_reduce(found, dist.ReduceOp.MAX)  # so that all ranks agree
     if not found.item() <= TOLERANCE[engine.precision]:
-        raise ConfigError(
-            f"{name} models cannot be trained on packed documents: their logits differ from those of each document "
-            f"alone by {found.item():.2g} of their spread; use another model"
+        raise _refusal(
+            engine, f"their logits differ from those of each document alone by {found.item():.2g} of their spread"
         )
+
+
+def beyond_the_probe(text: Any) -> str | None:
+    """What a model's config says about documents longer than the probe's that packed training would get wrong."""
+    for kind in getattr(text, "layer_types", None) or ():
+        if kind not in ATTENDING:
+            return f"they have layers of the kind {kind}"
+    for key in SPARSE:
+        if getattr(text, key, None):
+            return f"{key} = {getattr(text, key)} chooses which tokens see each other"
+    return None
+
+
+def _check_calls(engine: Engine, text: Any) -> None:
+    """Refuse a model of which a layer attends elsewhere, or does not say that its window slides."""
+    layers = text.num_hidden_layers
+    calls, windowed = engine.attention.calls, engine.attention.windowed_calls
+    if calls != layers:
+        raise _refusal(engine, f"{calls} of {layers} layers attend through the attention that keeps documents apart")
+    if windowed != (sliding := _sliding(text)):
+        raise _refusal(
+            engine, f"{windowed} of {sliding} layers with a sliding window say so where attention is computed"
+        )
+
+
+def _sliding(text: Any) -> int:
+    """Layers that let a token see less than its whole past, by the model's config."""
+    if kinds := getattr(text, "layer_types", None):
+        return int(kinds.count("sliding_attention"))
+    window, positions = getattr(text, "sliding_window", None), getattr(text, "max_position_embeddings", None)
+    return text.num_hidden_layers if window and not (positions and window >= positions) else 0
+
+
+def _refusal(engine: Engine, finding: str) -> ConfigError:
+    name = engine.model.config.model_type  # type: ignore[union-attr]
+    return ConfigError(f"{name} models cannot be trained on packed documents: {finding}; use another model")
 
 
 def _packed_logits(engine: Engine, tokens: Tensor) -> Tensor:
@@ -65,8 +99,13 @@ def _packed_logits(engine: Engine, tokens: Tensor) -> Tensor:
         split_for_sequence_parallel(pad_for_sequence_parallel(whole, engine.parallel), engine.parallel)
         for whole in (tokens, positions)
     ]
+    engine.attention.calls = engine.attention.windowed_calls = 0
     with engine.attention.over(Segments.of(list(PROBE_LENGTHS), engine.device)):
-        return _logits(engine, *here)
+        try:
+            return _logits(engine, *here)
+        except (TypeError, AttributeError, IndexError) as error:
+            # Of a model that takes the mask apart. Its documents alone would not fail, but they have one.
+            raise _refusal(engine, f"they fail without an attention mask ({error})") from error
 
 
 def _logits_alone(engine: Engine, tokens: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.errors import ConfigError
 from tests.train.runs import LLAMA, VOCABULARY, pipeline, write_prep
+from tests.train.sequence_parallel.architectures import REFUSED, config_keys
 from train.run import run
 
 SMALL = {"model_type": "", "vocab_size": VOCABULARY, "hidden_size": 32, "max_position_embeddings": 64}
@@ -30,18 +31,6 @@ TRAINED: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1, "moe_intermediate_size": 16,
     },
 }  # fmt: skip
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "bloom": ({"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4}, "bloom"),
-    "falcon": (
-        {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}, "falcon",
-    ),
-    "mamba": ({"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}, "mamba"),
-    "qwen3_next": (
-        {**GROUPED, "num_hidden_layers": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16,
-         "shared_expert_intermediate_size": 16, "linear_num_value_heads": 2, "linear_num_key_heads": 2,
-         "linear_key_head_dim": 8, "linear_value_head_dim": 8}, "qwen3_next",
-    ),
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -60,7 +49,8 @@ def test_audit_passes_models_that_train_exactly(name: str, work: Path) -> None:
 def test_audit_refuses_by_name(name: str, work: Path) -> None:
     keys, message = REFUSED[name]
     with pytest.raises(ConfigError, match=message) as refusal:
-        run(pipeline(work, model={"scratch": {**keys, "model_type": name}}, max_steps=1))
+        run(pipeline(work, model={"scratch": config_keys(name, keys)}, max_steps=1))
+    assert name in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not (work / "tiny" / "train" / "metrics.jsonl").exists()
 
