@@ -133,7 +133,7 @@ def micro_batch(pack: Pack, device: torch.device, *, seed: int = 0, part: int = 
     length = (pack.tokens.size + padding.size) // parts
     here = slice(part * length, (part + 1) * length)
     # Shifted before the pack is parted: the token after a part's last one is in the next part. A target is never a
-    # document's first token, so the one before it is of the same document.
+    # sample's first token, so the one before it is of the same sample.
     targets = np.flatnonzero(pack.loss)
     targets = targets[(here.start < targets) & (targets <= here.stop)]
 

@@ -1,12 +1,14 @@
 """Which packs a step trains on, and what a rank computes of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.shards import Pack, ShardReader
+from pipelines.shards import Attention, Pack, ShardReader
 from tests.train.runs import write_prep
 from train.batches import Batches, PackOrder, micro_batch
 
@@ -80,3 +82,15 @@ def test_targets_are_shifted_inside_each_document() -> None:
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
     assert batch.segments.lengths == [3, 1, 2]
     assert batch.segments.cu_seqlens.tolist() == [0, 3, 4, 6]
+
+
+def test_samples_that_share_a_document_or_are_cut_for_attention_keep_their_targets(packs: ShardReader) -> None:
+    plain = packs[0]
+    targets = np.flatnonzero(plain.loss).tolist()
+    for attention in (Attention(across_samples=True), Attention(across_samples=True, window=5), Attention(window=3)):
+        pack = replace(plain, cu_seqlens=attention.documents(plain.segments))
+        batch = micro_batch(pack, torch.device("cpu"))
+        assert batch.predictors.tolist() == [target - 1 for target in targets]
+        assert batch.segments.cu_seqlens.tolist() == pack.cu_seqlens.tolist()
+        assert batch.position_ids[0].tolist() == pack.positions.tolist()
+    assert pack.cu_seqlens.size > plain.segments.size
