@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipelines.artifacts import digest_file
+from pipelines.artifacts import digest_file, identity
 from pipelines.errors import DataError
 from pipelines.schema import Source
 from prep.formats import format_of
@@ -70,6 +70,36 @@ def unchanged(inputs: Sequence[Input]) -> None:
             raise DataError(f"{one.where}: cannot be read any more ({error.strerror}); run prep again") from error
         if (state.st_size, state.st_mtime_ns) != (one.size, one.modified_ns):
             raise DataError(f"{one.where}: changed while prep was reading it; run prep again when it is complete")
+
+
+def source_digest(inputs: Sequence[Input]) -> str:
+    """What prep.source.sha256 pins: SHA-256 of the canonical JSON of [path, SHA-256] of one source's files, in order.
+
+    Two sources have the same digest where they have the same files under the same paths in the same order, wherever
+    they lie and whatever they are called.
+    """
+    return identity(*([one.path, one.sha256] for one in inputs))
+
+
+def source_digests(inputs: Sequence[Input], sources: Sequence[Source]) -> list[str]:
+    """`source_digest` of every source, as in the TOML."""
+    return [source_digest([one for one in inputs if one.source == index]) for index in range(len(sources))]
+
+
+def pinned(inputs: Sequence[Input], sources: Sequence[Source]) -> None:
+    """Refuse sources whose files, names or order are not those that prep.source.sha256 pins.
+
+    Raises:
+        DataError: naming every such source, with both digests.
+    """
+    problems = [
+        f"[[prep.source]] {source.name!r}: its files are not those that sha256 pins: expected {source.sha256}, found "
+        f"{found}; restore the files or their order, or set sha256 to what was found if the change is meant"
+        for source, found in zip(sources, source_digests(inputs, sources), strict=True)
+        if source.sha256 not in (None, found)
+    ]
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 def input_format(source: Source, path: Path) -> str:
