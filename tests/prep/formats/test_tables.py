@@ -185,7 +185,12 @@ def test_tsv_and_compressed_csv_are_read(tmp_path: Path) -> None:
         (b"a,b\n1\n", "1 cells, the header names 2 columns"),
         (b'a\n"x', "not valid CSV"),
         (b"a\n\xff\n", "not valid UTF-8"),
-        (b"a\n" + b"x" * 200 + b"\n", "field larger than field limit"),
+        (b"a\n\xff\xfe", "line 2, byte 1: not valid UTF-8; convert the file"),
+        (b'a\n"x"y\n', "line 2: not valid CSV"),
+        (b"a\n" + b"x" * 200 + b"\n", "longer than prep.max_record_bytes = 100"),
+        (b"a\n" + b"x" * 200, "longer than prep.max_record_bytes = 100"),
+        (b'a\n"' + b"x\n" * 200 + b'"\n', "longer than prep.max_record_bytes = 100"),
+        (b"a\n" + b"x," * 100, "longer than prep.max_record_bytes = 100"),
     ],
 )
 def test_a_faulty_csv_row_is_named(tmp_path: Path, content: bytes, finding: str) -> None:
@@ -196,11 +201,33 @@ def test_a_faulty_csv_row_is_named(tmp_path: Path, content: bytes, finding: str)
     assert fault.value.record == 0
 
 
-@pytest.mark.parametrize("header", ["a,a", "a,"])
-def test_a_header_without_distinct_names_is_refused(tmp_path: Path, header: str) -> None:
+def test_faulty_csv_rows_do_not_stop_those_behind_them(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
-    path.write_text(header + "\n1,2\n")
-    with pytest.raises(DataError, match="distinct column names"):
+    path.write_bytes(b'a,b\r\n1\r\n"x\r\n\xff",y\r\n\xe9,y\r\n2,"3\r\n""4"""\r\n')
+    outcomes = [outcome for _, outcome in FORMATS["csv"].records(path, 0, 1, max_bytes=99)]
+    messages = [outcome.message for outcome in outcomes if isinstance(outcome, RecordFault)]
+    assert messages == [
+        "line 2: 1 cells, the header names 2 columns",
+        "line 4, byte 1: not valid UTF-8; convert the file",
+        "line 5, byte 1: not valid UTF-8; convert the file",
+    ]
+    assert outcomes[3:] == [{"a": "2", "b": '3\r\n"4"'}]
+
+
+@pytest.mark.parametrize(
+    ("header", "finding"),
+    [
+        (b"a,a", "distinct column names"),
+        (b"a,", "distinct column names"),
+        (b"a\xff,b", "not valid UTF-8"),
+        (b'"a', "expected a header of column names"),
+        (b"a" * 20_000, "it is too long"),
+    ],
+)
+def test_a_header_without_distinct_names_is_refused(tmp_path: Path, header: bytes, finding: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(header + b"\n1,2\n")
+    with pytest.raises(DataError, match=rf"data\.csv:1: .*{finding}"):
         read(path)
 
 
