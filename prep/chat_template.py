@@ -13,21 +13,19 @@ A clock has no place in data: `strftime_now` is undefined here, and templates th
 their fixed date. The exported template is fixed to the same.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
 
 import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipelines.errors import ConfigError
 from prep.conversation import Conversation, Json, Message, RecordError
+from prep.jinja import MARKS, environment
 from prep.spans import Span, cut
+from prep.stand_ins import Place, Shield, StandIns
 from prep.tokenizer import Tokenizer
 
 _NO_CLOCK = "{%- set strftime_now = undefined -%}"
@@ -67,9 +65,9 @@ class ChatTemplate:
         self._tool_calls = tool_calls
         self._reasoning = reasoning
         self._origin = origin
-        self._shield = _Shield(tokenizer if escape else None, source)
+        self._shield = Shield(tokenizer if escape else None, source)
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"{origin}:{error.lineno}: {error.message}") from error
         self._formless = [key for key, names in _FORMS.items() if not any(name in source for name in names)]
@@ -104,7 +102,7 @@ class ChatTemplate:
             text, answers = self._marked(conversation, stand_ins, flags)
         else:
             text, answers = self._unmarked(conversation, stand_ins, flags)
-        mute: list[_Place] = []
+        mute: list[Place] = []
         if not self._reasoning:
             mute += self._thoughts(conversation, trained, stand_ins, text)
         if not self._tool_calls:
@@ -145,7 +143,7 @@ class ChatTemplate:
                 )
 
     def _marked(
-        self, conversation: Conversation, stand_ins: "_StandIns", flags: Sequence[bool]
+        self, conversation: Conversation, stand_ins: StandIns, flags: Sequence[bool]
     ) -> tuple[str, list["_Answer"]]:
         text, places = stand_ins.unmark(self._render(conversation, conversation.messages, stand_ins))
         if len(places) != len(flags) and len(set(flags)) > 1:
@@ -158,7 +156,7 @@ class ChatTemplate:
         return text, [(begin, end, flags[index] if same else any(flags)) for index, (begin, end) in enumerate(places)]
 
     def _unmarked(
-        self, conversation: Conversation, stand_ins: "_StandIns", flags: Sequence[bool]
+        self, conversation: Conversation, stand_ins: StandIns, flags: Sequence[bool]
     ) -> tuple[str, list["_Answer"]]:
         try:
             return self._by_prefix(conversation, stand_ins, flags)
@@ -169,7 +167,7 @@ class ChatTemplate:
                 raise
             return text, [(begin, end, train) for (begin, end), train in zip(places, flags, strict=True)]
 
-    def _by_header(self, conversation: Conversation, stand_ins: "_StandIns", text: str) -> list["_Place"] | None:
+    def _by_header(self, conversation: Conversation, stand_ins: StandIns, text: str) -> list[Place] | None:
         """Where each answer is in the rendered text; None where that is not certain."""
         messages = conversation.messages
         first = next(index for index, message in enumerate(messages) if _answers(message))
@@ -198,7 +196,7 @@ class ChatTemplate:
                     return None
         return places
 
-    def _contents(self, conversation: Conversation, stand_ins: "_StandIns", text: str) -> Mapping[int, "_Place"] | None:
+    def _contents(self, conversation: Conversation, stand_ins: StandIns, text: str) -> Mapping[int, Place] | None:
         """Where the rendered text has the content of each message, none repeated, left out or changed; else None."""
         messages = conversation.messages
         cores = {
@@ -211,7 +209,7 @@ class ChatTemplate:
         return dict(zip(cores, places, strict=True))
 
     def _by_prefix(
-        self, conversation: Conversation, stand_ins: "_StandIns", flags: Sequence[bool]
+        self, conversation: Conversation, stand_ins: StandIns, flags: Sequence[bool]
     ) -> tuple[str, list["_Answer"]]:
         whole = self._render(conversation, conversation.messages, stand_ins)
         answers: list[_Answer] = []
@@ -242,8 +240,8 @@ class ChatTemplate:
         return whole, answers
 
     def _thoughts(
-        self, conversation: Conversation, trained: Sequence[bool], stand_ins: "_StandIns", text: str
-    ) -> list["_Place"]:
+        self, conversation: Conversation, trained: Sequence[bool], stand_ins: StandIns, text: str
+    ) -> list[Place]:
         """Where the rendered text has reasoning of trained messages: between marks that are put around it."""
         messages = conversation.messages
         chosen = [i for i, train in enumerate(trained) if train and messages[i].extra.get("reasoning_content")]
@@ -260,8 +258,8 @@ class ChatTemplate:
         return places
 
     def _calls(
-        self, conversation: Conversation, trained: Sequence[bool], stand_ins: "_StandIns", text: str
-    ) -> list["_Place"]:
+        self, conversation: Conversation, trained: Sequence[bool], stand_ins: StandIns, text: str
+    ) -> list[Place]:
         """Where the rendered text has tool calls of trained messages: what is missing when it is rendered without."""
         places = []
         messages = conversation.messages
@@ -277,7 +275,7 @@ class ChatTemplate:
                 places.append(place)
         return places
 
-    def _call(self, conversation: Conversation, index: int, stand_ins: "_StandIns", text: str) -> "_Place | None":
+    def _call(self, conversation: Conversation, index: int, stand_ins: StandIns, text: str) -> Place | None:
         """The part of the text that a message adds to what stands there without its tool calls."""
         messages = conversation.messages
         extra = {key: value for key, value in messages[index].extra.items() if key != "tool_calls"}
@@ -296,7 +294,7 @@ class ChatTemplate:
         return None
 
     def _cut(
-        self, text: str, answers: Sequence["_Answer"], stand_ins: "_StandIns", mute: Sequence["_Place"] = ()
+        self, text: str, answers: Sequence["_Answer"], stand_ins: StandIns, mute: Sequence[Place] = ()
     ) -> list[Span]:
         spans: list[Span] = []
         end = 0
@@ -334,7 +332,7 @@ class ChatTemplate:
         self,
         conversation: Conversation,
         messages: Sequence[Message],
-        stand_ins: "_StandIns",
+        stand_ins: StandIns,
         *,
         prompt: bool = False,
         quiet: Mapping[int, Sequence[str]] = MappingProxyType({}),
@@ -360,7 +358,7 @@ class ChatTemplate:
         raise refused
 
     def _rendered(
-        self, messages: Sequence[dict[str, Json]], conversation: Conversation, stand_ins: "_StandIns", prompt: bool
+        self, messages: Sequence[dict[str, Json]], conversation: Conversation, stand_ins: StandIns, prompt: bool
     ) -> str:
         try:
             return self._template.render(
@@ -369,7 +367,7 @@ class ChatTemplate:
                 documents=None,
                 add_generation_prompt=prompt,
                 **self._tokenizer.named_tokens,
-                **{_MARKS: stand_ins.marks},
+                **{MARKS: stand_ins.marks},
             )
         except jinja2.UndefinedError as error:
             if "strftime_now" in str(error):
@@ -384,30 +382,6 @@ class ChatTemplate:
             raise RecordError("messages", f"{self._origin} fails on it: {type(error).__name__}: {error}") from error
 
 
-def as_dict(message: Message, *, arguments_as_text: bool = False) -> dict[str, Json]:
-    """The message as chat templates expect it, the arguments of its tool calls as an object or as JSON text."""
-    table = {"role": message.role, "content": message.content, **message.extra}
-    if (reasoning := message.extra.get("reasoning_content")) is not None:
-        table["thinking"] = reasoning  # the older name
-    if calls := message.extra.get("tool_calls"):
-        table["tool_calls"] = [_call(call, arguments_as_text) for call in calls]
-    return table
-
-
-def _call(call: Mapping[str, Json], as_text: bool) -> Mapping[str, Json]:
-    if "function" in call:
-        return {**call, "function": _call(call["function"], as_text)}
-    arguments = call.get("arguments")
-    if as_text and isinstance(arguments, dict):
-        return {**call, "arguments": _to_json(arguments)}
-    if not as_text and isinstance(arguments, str):
-        try:
-            return {**call, "arguments": json.loads(arguments)}
-        except (ValueError, RecursionError):
-            return call
-    return call
-
-
 _FORMS: Mapping[str, Sequence[str]] = {
     "tools": ("tools",),
     "tool_calls": ("tool_calls",),
@@ -416,13 +390,8 @@ _FORMS: Mapping[str, Sequence[str]] = {
 """What a record may have, and the names by which a template that has a form for it reads it."""
 _Answer = tuple[int, int, bool]
 """Begin and end of an answer in the rendered text, and whether it is trained."""
-_Place = tuple[int, int]
-"""Begin and end of a part of the rendered text."""
 
 _REASONING = ("reasoning_content", "thinking")
-_MARKS = "_generation_marks"
-_FIRST_STAND_IN = 0xF0000
-"""Of the first private plane: characters without meaning, which text hardly ever holds."""
 
 
 class _ChangedLaterError(RecordError):
@@ -433,7 +402,7 @@ def _answers(message: Message) -> bool:
     return message.role == "assistant"
 
 
-def _inserted(whole: str, rest: str, tokenizer: Tokenizer) -> _Place | None:
+def _inserted(whole: str, rest: str, tokenizer: Tokenizer) -> Place | None:
     """Where `whole` has more than `rest`, which is otherwise equal but for whitespace there; None if it is not."""
     special = [*_special_places(whole, tokenizer)], [*_special_places(rest, tokenizer)]
     begin = _common(whole, rest)
@@ -452,7 +421,7 @@ def _common(one: str, other: str) -> int:
     return len(os.path.commonprefix([one, other]))  # noqa: RUF071 (characters are meant)
 
 
-def _special_places(text: str, tokenizer: Tokenizer) -> Iterator[_Place]:
+def _special_places(text: str, tokenizer: Tokenizer) -> Iterator[Place]:
     end = 0
     for part, id_ in tokenizer.split(text):
         begin = text.index(part, end)  # not `end`, where a token swallows whitespace
@@ -461,7 +430,7 @@ def _special_places(text: str, tokenizer: Tokenizer) -> Iterator[_Place]:
             yield begin, end
 
 
-def _muted(spans: Sequence[Span], text: str, begin: int, mute: Sequence[_Place]) -> list[Span]:
+def _muted(spans: Sequence[Span], text: str, begin: int, mute: Sequence[Place]) -> list[Span]:
     """The trained spans of text[begin:] with what they have of the muted places."""
     muted = []
     for span in spans:
@@ -474,187 +443,3 @@ def _muted(spans: Sequence[Span], text: str, begin: int, mute: Sequence[_Place])
         muted.append(span._replace(mute=tuple(inside)) if span.loss else span)
         begin = end
     return muted
-
-
-class _Shield:
-    """Keeps special-token text in messages from becoming special tokens in what is rendered from them.
-
-    Wherever such text begins, its first character is swapped for a stand-in that occurs nowhere else; the rendered
-    text is cut at the special tokens that are left, which the template wrote, and the stand-ins are swapped back.
-    Text that could begin a special token at a message's end is treated alike, lest the template complete it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer | None, source: str) -> None:
-        self._source = source
-        names = sorted(filter(None, tokenizer.special_tokens if tokenizer else ()), key=len, reverse=True)
-        self._beginnings = frozenset(name[:length] for name in names for length in range(1, len(name)))
-        self._longest = max(map(len, names), default=0)
-        rests = {name[0]: [re.escape(other[1:]) for other in names if other[0] == name[0]] for name in names}
-        self._first = sorted(rests)
-        patterns = (f"{re.escape(first)}(?={'|'.join(rests[first])})" for first in self._first)
-        self._pattern = re.compile("|".join(patterns) or "(?!)")
-
-    def stand_ins(self, conversation: Conversation) -> "_StandIns":
-        """Characters that neither this conversation nor the template holds."""
-        texts = [self._source, *(message.content for message in conversation.messages if message.content)]
-        for message in conversation.messages:
-            if message.extra:  # a call's arguments may be rendered as they are, or as what their JSON text says
-                texts += [*_strings([*message.extra.values()]), *_strings(as_dict(message))]
-        texts += _strings(conversation.tools)
-        texts = [text for text in texts if not text.isascii()]
-        free: list[str] = []
-        code = _FIRST_STAND_IN
-        while len(free) < 4 + len(self._first):
-            character = chr(code)
-            if not any(character in text for text in texts):
-                free.append(character)
-            code += 1
-        return _StandIns(self, (free[0], free[1]), (free[2], free[3]), dict(zip(self._first, free[4:], strict=True)))
-
-    def places(self, text: str) -> list[int]:
-        """Where a special token, or what could become one at the end, begins."""
-        if not any(first in text for first in self._first):
-            return []
-        found = [match.start() for match in self._pattern.finditer(text)]
-        ending = range(max(0, len(text) - self._longest), len(text))
-        return found + [place for place in ending if text[place:] in self._beginnings]
-
-
-class _StandIns:
-    def __init__(
-        self, shield: _Shield, marks: tuple[str, str], quiet: tuple[str, str], swaps: Mapping[str, str]
-    ) -> None:
-        self.marks = marks
-        self._quiet = quiet
-        self._shield = shield
-        self._swaps = swaps
-        self._swapped: set[str] = set()
-        """Characters that have a stand-in somewhere."""
-
-    def table(self, message: Message, *, quiet: Sequence[str] = (), arguments_as_text: bool = False) -> dict[str, Json]:
-        """The message as a template reads it, with stand-ins, and marks around the text of the `quiet` keys."""
-        if message.extra:
-            table: dict[str, Json] = self.hide(as_dict(message, arguments_as_text=arguments_as_text))
-        else:
-            table = {"content": message.content and self.hide(message.content)}
-        table["role"] = message.role  # a name of the template's, which may spell special tokens with it
-        for key in quiet:
-            before, core, behind = _stripped(table[key])
-            table[key] = f"{before}{self._quiet[0]}{core}{self._quiet[1]}{behind}"
-        return table
-
-    def hide(self, value: Json) -> Any:
-        """`value` with the stand-ins in every string of it."""
-        if isinstance(value, str):
-            if places := self._shield.places(value):
-                characters = list(value)
-                for place in places:
-                    if stand_in := self._swaps.get(value[place]):
-                        characters[place] = stand_in
-                        self._swapped.add(value[place])
-                return "".join(characters)
-            return value
-        if isinstance(value, dict):
-            return {self.hide(key): self.hide(part) for key, part in value.items()}
-        return [self.hide(part) for part in value] if isinstance(value, list) else value
-
-    def restore(self, spans: list[Span]) -> list[Span]:
-        """The same spans with the characters that have stand-ins."""
-        for character in sorted(self._swapped):
-            stand_in = self._swaps[character]
-            spans = [
-                span if span.special else span._replace(text=span.text.replace(stand_in, character)) for span in spans
-            ]
-        return spans
-
-    def unquiet(self, text: str) -> tuple[str, list[_Place] | None]:
-        """Rendered text without any marks, and where those of `table` were; None where one is without another."""
-        before, after = self._quiet
-        parts: list[str] = []
-        places: list[_Place] = []
-        length, begun = 0, -1
-        for part in re.split(f"([{before}{after}])", text.replace(self.marks[0], "").replace(self.marks[1], "")):
-            if part == before and begun < 0:
-                begun = length
-            elif part == after and begun >= 0:
-                places.append((begun, length))
-                begun = -1
-            elif part in self._quiet:
-                return "", None
-            else:
-                parts.append(part)
-                length += len(part)
-        return "".join(parts), places if begun < 0 else None
-
-    def unmark(self, text: str) -> tuple[str, list[tuple[int, int]]]:
-        """Rendered text without the marks of generation blocks, and where these began and ended."""
-        before, after = self.marks
-        parts: list[str] = []
-        places: list[tuple[int, int]] = []
-        length = 0
-        for index, block in enumerate(text.split(before)):
-            inside, _, outside = block.partition(after) if index else ("", "", block)
-            if index:
-                places.append((length, length + len(inside)))
-            parts += [inside, outside]
-            length += len(inside) + len(outside)
-        return "".join(parts), places
-
-
-def _stripped(text: str) -> tuple[str, str, str]:
-    """Text without the whitespace at its ends, between that whitespace: templates strip it off."""
-    core = text.strip()
-    before = text[: len(text) - len(text.lstrip())]
-    return before, core, text[len(before) + len(core) :]
-
-
-def _strings(value: Json) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            yield key
-            yield from _strings(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _strings(part)
-
-
-class _Generation(Extension):
-    """`{% generation %}` ... `{% endgeneration %}`: what the model generates, put between two marks."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        marks = jinja2.nodes.ContextReference()
-        return jinja2.nodes.CallBlock(self.call_method("_mark", [marks]), [], [], body).set_lineno(line)
-
-    def _mark(self, context: jinja2.runtime.Context, caller: jinja2.runtime.Macro) -> str:
-        before, after = context[_MARKS]
-        return f"{before}{caller()}{after}"
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    del environment.globals["lipsum"], environment.filters["random"]  # no chance in data
-    return environment
-
-
-def _to_json(
-    value: Json,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
