@@ -47,6 +47,7 @@ def run(pipeline: Pipeline, *, workers: int | None = None) -> Json:
     with exclusive(pipeline.home / "prep"):
         job = open_job(pipeline, workers=workers)
         if done := job.finished():
+            shutil.rmtree(job.folder / ".partial", ignore_errors=True)  # of a run that was killed as it ended
             log.info("prep: nothing to do, %s is current", job.folder)
             return dict(done.facts)
         job.begin()
