@@ -99,7 +99,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "solar_open": Architecture({**GROUPED, **EXPERTS}),
     "stablelm": Architecture(),
     "starcoder2": Architecture(SLIDING, special="window"),
-    "vaultgemma": Architecture({**BOTH, "query_pre_attn_scalar": 8}, special="window, soft cap"),
+    "vaultgemma": Architecture({**BOTH, "query_pre_attn_scalar": 8}, special="window"),
 }  # fmt: skip
 
 
