@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pipelines.artifacts import digest_file, identity
 from pipelines.errors import DataError
 from pipelines.schema import Source
-from prep.formats import format_of
+from prep.endings import format_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from pathlib import Path
 
 from pipelines.artifacts import FileRecord, Manifest
 from pipelines.errors import CheckError, DataError
@@ -126,7 +125,7 @@ def _read_by_prep(pipeline: Pipeline) -> dict[str, FileRecord]:
 
 def _size(one: OnDisk) -> int:
     try:
-        return Path(one.where).stat().st_size
+        return os.stat(one.where).st_size  # noqa: PTH116 (a Path for each of 100,000 files takes longer)
     except OSError as error:
         raise DataError(f"{one.where}: cannot be read ({error.strerror})") from error
 

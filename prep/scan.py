@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.schema import Source
-from prep.formats import format_of, hf_disk
+from prep.endings import format_of
+from prep.saved_dataset import is_saved, listed_files
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def scan(source: Source, *, follow_symlinks: bool) -> list[tuple[str, str]]:
     if not is_folder:
         hint = "; put the pattern in files, and its folder in path" if re.search(r"[*?\[]", source.path.name) else ""
         raise DataError(f"{place}: {source.path}: no such file or folder{hint}")
-    if not source.files and hf_disk.is_saved(source.path):
+    if not source.files and is_saved(source.path):
         raise ConfigError(f'{place}: {source.path} is a dataset that save_to_disk wrote; set format = "hf_disk"')
     patterns = [(text, _compiled(text, place)) for text in source.files]
     unmatched = set(source.files)
@@ -79,7 +80,7 @@ def _saved(source: Source, place: str) -> list[tuple[str, str]]:
     """The files of a dataset saved to disk."""
     if source.files:
         raise ConfigError(f"{place}: files has no effect on a saved dataset, which lists its own; remove files")
-    paths = hf_disk.listed_files(source.path, source.split, place)
+    paths = listed_files(source.path, source.split, place)
     return sorted((_listed(path, str(source.path / path)), str(source.path / path)) for path in paths)
 
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from prep.formats import columnar, delimited, hf_disk, json_array, jsonl, text
+from prep.formats import columnar, delimited, json_array, jsonl, text
 from prep.formats.fault import Outcome
-from prep.formats.files import COMPRESSED
 
 
 class ReadRecords(Protocol):
@@ -38,32 +37,6 @@ FORMATS: Mapping[str, Format] = {
     "tsv": Format(delimited.chunks, delimited.records),
     "parquet": Format(columnar.chunks, columnar.records),
     "arrow": Format(columnar.chunks, columnar.records),
-    "hf_disk": Format(hf_disk.chunks, hf_disk.records),
+    "hf_disk": Format(columnar.chunks, columnar.records),
 }
 """Formats of records, by name; ftdp holds tokens instead and is read by prep.formats.ftdp."""
-
-ENDINGS: Mapping[str, str] = {
-    ".jsonl": "jsonl",
-    ".json": "json",
-    ".txt": "text",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".bin": "ftdp",
-}
-"""Format of a file by its ending, where the source says auto."""
-
-
-def format_of(name: str) -> str | None:
-    """The format that a file's name tells, with .gz and .zst taken off; None if it tells none."""
-    stem, ending = _split(name)  # pathlib takes ten times as long, and a folder may hold 100,000 names
-    if ending not in COMPRESSED:
-        return ENDINGS.get(ending)
-    found = ENDINGS.get(_split(stem)[1])
-    return found if found in ("jsonl", "json", "text", "csv", "tsv") else None
-
-
-def _split(name: str) -> tuple[str, str]:
-    stem, dot, ending = name.rpartition(".")
-    return (stem, dot + ending) if stem else (name, "")

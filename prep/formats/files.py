@@ -12,9 +12,7 @@ from typing import BinaryIO, cast
 import zstandard
 
 from pipelines.errors import DataError
-
-COMPRESSED = {".gz", ".zst"}
-"""Endings that are taken off before the format is read from the name."""
+from prep.endings import COMPRESSED
 
 
 def is_compressed(path: Path) -> bool:

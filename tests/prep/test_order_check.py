@@ -1,5 +1,6 @@
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -191,3 +192,9 @@ def test_a_missing_or_faulty_list_is_bad_input_not_a_difference(tmp_path: Path) 
     write(tmp_path, "/a.bin\n")
     with pytest.raises(DataError, match="is absolute"):
         check_order(pipeline(tmp_path))
+
+
+def test_neither_readers_nor_compilers_are_imported_to_compare_names() -> None:
+    code = "import sys, prep.order_check; print({'numba', 'pyarrow', 'numpy'} & sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"

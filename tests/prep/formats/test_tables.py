@@ -14,7 +14,8 @@ import pytest
 from pipelines.errors import DataError
 from prep import fields
 from prep.conversation import RecordError
-from prep.formats import FORMATS, columnar, format_of
+from prep.endings import format_of
+from prep.formats import FORMATS, columnar
 from prep.formats.fault import RecordFault
 from tests.prep.formats import strict
 

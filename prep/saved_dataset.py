@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError, DataError
-from prep.formats.columnar import chunks, records
-
-__all__ = ["chunks", "is_saved", "listed_files", "records"]
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
