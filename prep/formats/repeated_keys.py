@@ -119,7 +119,7 @@ def _judge(text: Bytes, words: Words, starts: Int64, ends: Int64) -> npt.NDArray
                                 top = first[depth]
                             hashes[top] = key
                             top += 1
-                        begin = -1
+                        begin = np.int64(-1)
                         escaped = False
                 elif character == 34:
                     begin = place + 1
