@@ -52,13 +52,17 @@ def sample_order(
     order = np.arange(part.start, part.stop, dtype=np.int64)
     if shuffle == "xtuner":
         firsts = np.flatnonzero(np.diff(samples.file[part.start : part.stop].astype(np.int64), prepend=-1))
+        random = np.random.RandomState()
         for begin, end in pairwise([*(firsts + part.start).tolist(), part.stop]):
-            place = _xtuner_places(samples, begin, end, seed=(seed + turn) % 2**32, every_record=every_record)
+            random.seed((seed + turn) % 2**32)  # every file's permutation begins anew; a new generator is slow to make
+            place = _xtuner_places(samples, begin, end, random, every_record=every_record)
             order[begin - part.start : end - part.start] = begin + np.argsort(place, kind="stable")
     return order
 
 
-def _xtuner_places(samples: Samples, begin: int, end: int, *, seed: int, every_record: bool) -> Int64:
+def _xtuner_places(
+    samples: Samples, begin: int, end: int, random: np.random.RandomState, *, every_record: bool
+) -> Int64:
     """int64[samples begin..end, which one file gave]: where XTuner's permutation puts the record of each."""
     record: npt.NDArray[np.integer] = samples.record[begin:end]
     count = int(samples.records[samples.file[begin]])
@@ -66,7 +70,7 @@ def _xtuner_places(samples: Samples, begin: int, end: int, *, seed: int, every_r
         kept, record = np.unique(record, return_inverse=True)
         count = kept.size
     permutation = np.arange(count)
-    np.random.RandomState(seed).shuffle(permutation)
+    random.shuffle(permutation)
     place = np.empty(count, np.int64)
     place[permutation] = np.arange(count)
     return np.asarray(place[record])
