@@ -36,9 +36,10 @@ def settled(rules: Rules, chunks: Sequence[Chunk], folder: Path) -> Rules:
         chunks: all chunks of the run, tokenized or not, so that a run that goes on chooses as it did before.
         folder: where the tokenized chunks are.
     """
-    if rules.backend is not None:
+    marked = _marked(folder)
+    if rules.backend is not None and not (rules.backend.fast and marked):
         return rules
-    backend = _marked(folder) or choose_backend(rules, chunks)
+    backend = marked or choose_backend(rules, chunks)
     log.info("tokenizing with %s %s%s", backend.name, backend.version, f": {backend.why}" if backend.why else "")
     return replace(rules, backend=backend)
 
