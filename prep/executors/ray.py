@@ -48,13 +48,14 @@ def on_ray(work: Work, rules: Rules) -> Generator[RecordFault | None, None, None
                         raise found
                     yield from found
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ImportError | RuntimeError):  # what Ray says where a function cannot be loaded
-                raise MachineError(f"ray: a machine cannot run packtrain; install it on every one ({error})") from error
+            if isinstance(error.cause, ImportError | RuntimeError | ray.exceptions.RaySystemError):
+                reason = str(error.cause).strip().splitlines()[-1]  # Ray's own words for what it could not load
+                raise MachineError(f"ray: {reason}; install packtrain[ray] on every machine of the cluster") from error
             raise
         except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[0]
             raise MachineError(
-                f"ray: a task was lost {RETRIES + 1} times, probably out of memory; ask for machines with more "
-                f"({str(error).splitlines()[0]})"
+                f"ray: a task was lost {RETRIES + 1} times, probably out of memory; take larger machines ({reason})"
             ) from error
 
 

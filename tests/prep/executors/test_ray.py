@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -97,4 +98,29 @@ def test_an_address_that_is_none_is_named(make_pipeline: MakePipeline, monkeypat
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
     with pytest.raises(MachineError, match=r"ray: .*check RAY_ADDRESS"):
+        run(load(make_pipeline(conversations(3)), [ON_RAY]))
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (
+            lambda ray: ray.RayTaskError("f", "", ray.RaySystemError("x\nModuleNotFoundError: No module named 'prep'")),
+            r"No module named 'prep'; install packtrain\[ray\] on every machine",
+        ),
+        (lambda ray: ray.WorkerCrashedError(), "a task was lost 6 times, probably out of memory; take larger machines"),
+    ],
+)
+def test_what_the_machines_of_a_cluster_lack_is_told(
+    make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, failure: Callable[[Any], Exception], told: str
+) -> None:
+    exceptions = pytest.importorskip("ray").exceptions
+
+    def failing(*_: object) -> Generator[executor.Found, None, None]:
+        raise failure(exceptions)
+        yield
+
+    monkeypatch.setattr(executor, "_connected", nullcontext)
+    monkeypatch.setattr(executor, "_results", failing)
+    with pytest.raises(MachineError, match=told):
         run(load(make_pipeline(conversations(3)), [ON_RAY]))
