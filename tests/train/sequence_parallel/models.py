@@ -45,7 +45,8 @@ def table(found: list[Difference], versions: Mapping[str, str]) -> str:
         ),
         _filled(
             """Heads are query heads, and key and value heads. 4 ranks do not divide 6 heads: two ranks each
-            exchange heads, and the two pairs gather each other's keys and values. Other models train as well if they pass the audit."""
+            exchange heads, and the two pairs gather each other's keys and values. Other models train as well if they
+            pass the audit."""
         ),
         "## Refused by name",
         _filled(
