@@ -3,10 +3,9 @@
 A shard is a pure function of the plan and the chunks, so any process may write any of them in any order.
 """
 
-import multiprocessing
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,7 @@ from pipelines.errors import DataError, MachineError
 from pipelines.shards import Packs, mask_ends, pack_ends, read_shard, token_dtype, write_shard
 from prep.gather import Marked, gather
 from prep.packing import Packing
+from prep.pool import pool
 from prep.store import Samples
 
 MAPPED_CHUNKS = 16_384
@@ -73,22 +73,20 @@ def assemble(
         finally:
             _chunk.cache_clear()
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     running: deque[Future[ShardFacts]] = deque()
     try:
-        for job in jobs:  # only as many as are at work: a job holds its shard's part of the plan
-            running.append(pool.submit(_write, job))
-            if len(running) > workers:
+        with pool(workers) as processes:
+            for job in jobs:  # only as many as are at work: a job holds its shard's part of the plan
+                running.append(processes.submit(_write, job))
+                if len(running) > workers:
+                    yield running.popleft().result()
+            while running:
                 yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
     except BrokenProcessPool as error:
         raise MachineError(
             "a worker process died while writing shards, probably out of memory; lower prep.workers or "
             "prep.output.shard_tokens"
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
