@@ -71,6 +71,68 @@ def test_documents_attend_only_to_their_own_past(case: tuple[list[int], int, int
         torch.testing.assert_close(gradient, right, rtol=close, atol=close)
 
 
+@given(cases(), st.integers(1, 5))
+def test_stretches_of_queries_give_what_the_whole_gives(
+    case: tuple[list[int], int, int, int, Scores], parts: int
+) -> None:
+    lengths, heads, kv_heads, value_size, scores = case
+    segments = Segments.of(lengths).padded(parts)
+    assert segments.tokens % parts == 0
+    assert segments.lengths[: len(lengths)] == lengths
+    torch.manual_seed(sum(lengths))
+    shapes = [(segments.tokens, heads, 4), (segments.tokens, kv_heads, 4), (segments.tokens, kv_heads, value_size)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    query, key, value = inputs
+    length = segments.tokens // parts
+    outs = []
+    for start in range(0, segments.tokens, length):
+        mine, seen = segments.stretch(start, start + length)
+        assert mine.tokens == length
+        outs.append(KERNELS["sdpa"](query[start : start + length], key[seen], value[seen], mine, scores))
+    found, expected = torch.cat(outs), dense(query, key, value, segments, scores)
+    close = 1e-5 if scores.softcap or scores.sinks is not None else 1e-10
+    torch.testing.assert_close(found, expected, rtol=close, atol=close)
+    upstream = torch.randn_like(expected)
+    gradients = torch.autograd.grad(found, inputs, upstream)
+    for gradient, right in zip(gradients, torch.autograd.grad(expected, inputs, upstream), strict=True):
+        torch.testing.assert_close(gradient, right, rtol=close, atol=close)
+
+
+def test_stretch_has_the_keys_before_its_queries() -> None:
+    stretch, seen = Segments.of([3, 5, 2]).stretch(5, 9)
+    assert (stretch.lengths, stretch.key_lengths, seen) == ([3, 1], [5, 1], slice(3, 9))
+    assert (stretch.cu_seqlens.tolist(), stretch.cu_seqlens_k.tolist()) == ([0, 3, 4], [0, 5, 6])
+    whole, every = Segments.of([3, 5, 2]).stretch(0, 10)
+    assert (whole.lengths, whole.key_lengths, every) == ([3, 5, 2], [3, 5, 2], slice(0, 10))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backend", ["varlen", "flash_attention_2"])
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_cuda_kernels_align_the_ends_of_queries_and_keys(backend: Backend, window: int | None, kv_heads: int) -> None:
+    if backend == "flash_attention_2":
+        pytest.importorskip("flash_attn")
+    whole = Segments.of([1, 70, 33, 128], CUDA)
+    torch.manual_seed(0)
+    query, key, value = (
+        torch.randn(232, heads, 64, device=CUDA, dtype=torch.bfloat16, requires_grad=True)
+        for heads in (4, kv_heads, kv_heads)
+    )
+    scores = Scores(scale=0.125, window=window)
+    outs = []
+    for start in range(0, 232, 58):  # inside the second document, and twice inside the last
+        mine, seen = whole.stretch(start, start + 58)
+        outs.append(KERNELS[backend](query[start : start + 58], key[seen], value[seen], mine, scores))
+    found, expected = torch.cat(outs), dense(query.float(), key.float(), value.float(), whole, scores)
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
+    upstream = torch.randn_like(expected)
+    gradients = torch.autograd.grad(found, (query, key, value), upstream.bfloat16())
+    for gradient, right in zip(gradients, torch.autograd.grad(expected, (query, key, value), upstream), strict=True):
+        torch.testing.assert_close(gradient.float(), right.float(), rtol=5e-2, atol=5e-2)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("backend", ["varlen", "flash_attention_2"])
