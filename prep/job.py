@@ -17,8 +17,10 @@ from pipelines.schema import Pipeline
 from pipelines.shards import FORMAT_VERSION
 from prep.backend import Backend
 from prep.chunk import Rules
-from prep.inputs import Input, digest
+from prep.inputs import Input, digest, pinned
 from prep.order import inputs_in_order
+from prep.records import map_digest
+from prep.rendering import check_rendering
 from prep.tokenizer import Tokenizer, load_tokenizer
 
 LIBRARIES = ("jinja2", "orjson", "sentencepiece", "tokenizers")
@@ -91,11 +93,14 @@ def open_job(pipeline: Pipeline, *, workers: int) -> Job:
 
     Raises:
         ConfigError: if the tokenizer cannot be served.
-        DataError: if an input is missing, or differs from data_order.txt.
+        DataError: if an input is missing, or differs from data_order.txt or from the digest that pins its source.
     """
     known = known_digests(pipeline.home / "prep")
     tokenizer = load_tokenizer(pipeline.tokenizer_dir)
-    return job_of(pipeline, tokenizer, digest(inputs_in_order(pipeline), workers=workers, known=known))
+    check_rendering(pipeline, tokenizer)
+    inputs = digest(inputs_in_order(pipeline), workers=workers, known=known)
+    pinned(inputs, pipeline.prep.source)
+    return job_of(pipeline, tokenizer, inputs)
 
 
 def job_of(pipeline: Pipeline, tokenizer: Tokenizer, inputs: list[Input]) -> Job:
@@ -138,7 +143,8 @@ def settings(pipeline: Pipeline) -> Json:
 def _record_settings(pipeline: Pipeline) -> Json:
     prep = pipeline.prep.model_dump(include=_OF_RECORDS)
     sources = [source.model_dump(exclude=_OF_A_PLACE | _OF_THE_MIX) for source in pipeline.prep.source]
-    return {"template": _template(pipeline), **prep, "source": sources}
+    maps = [map_digest(source.map) for source in pipeline.prep.source]
+    return {"template": _template(pipeline), **prep, "source": sources, "maps": maps}
 
 
 def _template(pipeline: Pipeline) -> Json:

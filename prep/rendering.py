@@ -35,6 +35,12 @@ def renders_chats(pipeline: Pipeline) -> bool:
     )
 
 
+def exports_chat(pipeline: Pipeline) -> bool:
+    """Whether the template goes with the model: it rendered records, or was named for tokens that came rendered."""
+    named = "name" in pipeline.template.model_fields_set and pipeline.template.name != "none"
+    return named or renders_chats(pipeline)
+
+
 def check_rendering(pipeline: Pipeline, tokenizer: Tokenizer) -> None:
     """Refuse templates and maps that do not exist, or do not go with the tokenizer.
 
@@ -47,7 +53,7 @@ def check_rendering(pipeline: Pipeline, tokenizer: Tokenizer) -> None:
 
 
 def _problems(pipeline: Pipeline, tokenizer: Tokenizer) -> Iterator[str]:
-    if renders_chats(pipeline):
+    if exports_chat(pipeline):
         yield from _refused(pipeline.template, tokenizer, pipeline.cite("template.name"))
     for index, source in enumerate(pipeline.prep.source):
         if source.map == "none":

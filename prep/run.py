@@ -22,10 +22,11 @@ from prep.assemble import ShardFacts, assemble
 from prep.executors import executor
 from prep.executors.slurm import NotTokenized
 from prep.frozen import freeze
-from prep.inputs import Input, unchanged
+from prep.inputs import Input, source_digests, unchanged
 from prep.job import Job, input_facts, open_job, places, settings, versions
 from prep.plan import Part, Plan, alternatives, make_plan
 from prep.plan import facts as plan_facts
+from prep.rendering import exports_chat
 from prep.tokenize import Tokenized, missing, tokenize
 from prep.tokenizer_files import write_tokenizer_files
 
@@ -55,8 +56,7 @@ def run(pipeline: Pipeline, *, workers: int | None = None) -> Json:
         plan = make_plan(tokenized.samples, job.inputs, pipeline)
         train = _write(job, plan.train, job.partial, workers=workers)
         held_out = _write(job, plan.held_out, job.partial / "eval", workers=workers) if plan.held_out else []
-        chat = any(source.map != "none" for source in pipeline.prep.source)
-        write_tokenizer_files(job.tokenizer, pipeline.template, job.partial / "tokenizer", chat=chat)
+        write_tokenizer_files(job.tokenizer, pipeline.template, job.partial / "tokenizer", chat=exports_chat(pipeline))
         facts = _facts(job, tokenized, plan, train, held_out)
         _write_rejects(tokenized.rejects, job.partial)
         lengths.keep(job.partial, tokenized, job)
@@ -175,7 +175,12 @@ def _facts(
         "records": tokenized.records,
         "rejected": len(tokenized.rejects),
         "dropped": dict(sorted(tokenized.dropped.items())),
-        "sources": plan.arrangement.realised,
+        "sources": [
+            {**realised, "sha256": sha256}
+            for realised, sha256 in zip(
+                plan.arrangement.realised, source_digests(job.inputs, job.pipeline.prep.source), strict=True
+            )
+        ],
         "files": list(map(input_facts, job.inputs)),
         "tokenizer": job.tokenizer.digest,
         "settings": settings(job.pipeline),

@@ -13,7 +13,7 @@ from prep.plan import summary
 from prep.run import dry_run, run
 from tests.prep.small import MakePipeline, conversations, written
 
-SAME = ("samples", "tokens", "packs", "packs_lower_bound", "fill", "sources")
+SAME = ("samples", "tokens", "packs", "packs_lower_bound", "fill")
 
 
 def test_the_plan_is_what_the_run_then_writes(make_pipeline: MakePipeline) -> None:
@@ -22,6 +22,7 @@ def test_the_plan_is_what_the_run_then_writes(make_pipeline: MakePipeline) -> No
     assert not list((load(file).home / "prep").glob("**/*.arrow"))
     facts = run(load(file), workers=1)
     assert {key: found[key] for key in SAME} == {key: facts[key] for key in SAME}
+    assert [one["tokens"] for one in found["sources"]] == [one["tokens"] for one in facts["sources"]]
     assert found["above_lower_bound"] == facts["packs"] - facts["packs_lower_bound"]
     text = summary(found)
     assert f"{facts['packs']:,} packs of 256: {facts['fill']:.2%} full" in text
@@ -132,3 +133,23 @@ def test_a_change_of_a_users_map_is_a_change(
     (tmp_path / "a_map_of_mine.py").write_text(source + "# another\n")
     run(load(file), workers=1)
     assert written(file)["manifest.json"] != before
+
+
+def test_a_source_is_pinned_by_the_digest_that_its_manifest_has(make_pipeline: MakePipeline) -> None:
+    file = make_pipeline(conversations(5))
+    pin = run(load(file), workers=1)["sources"][0]["sha256"]
+    run(load(file, [f"prep.source.0.sha256='{pin}'"]), workers=1)
+    make_pipeline(conversations(6))
+    with pytest.raises(DataError, match=pin):
+        run(load(file, [f"prep.source.0.sha256='{pin}'"]), workers=1)
+
+
+def test_a_template_named_for_tokens_goes_with_the_model(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    file = make_pipeline("", template='[template]\nname = "default"\nloss = { on_empty = "keep" }')
+    (tmp_path / "data" / "a.jsonl").unlink()
+    (tmp_path / "data" / "a.bin").write_text('{"tokens": [5, 6, 7]}\n')
+    np.save(tmp_path / "data" / "a.bin.meta.npy", np.array([[0, 3]]))
+    (tmp_path / "data" / "a.bin.meta.npy").rename(tmp_path / "data" / "a.bin.meta")
+    file.write_text(file.read_text().replace('path = "data"', 'path = "data"\nmap = "none"'))
+    run(load(file), workers=1)
+    assert "<|User|>" in (load(file).home / "prep" / "tokenizer" / "chat_template.jinja").read_text()
