@@ -2,6 +2,10 @@
 
 One path below its source's folder per line, or `source/path` where there are several sources; UTF-8 in NFC, LF. It is
 written in code point order, and read in any: the order of its lines is the order of the files.
+
+So a file that XTuner's get_data_order wrote is honoured as it is, with `path` the data folder it was made for and
+`files = ["**/*.bin"]` the ending. That tool lists folders as the file system does, and follows links to folders, which
+here prep.order.follow_symlinks = true asks for.
 """
 
 import json

@@ -79,6 +79,41 @@ def test_a_file_in_any_order_is_honoured_line_by_line(tmp_path: Path) -> None:
     assert paths(pipeline(tmp_path, mode="scan")) == sorted(lines)
 
 
+def written_by_xtuner(folder: str) -> list[str]:
+    """What XTuner's tool lists: every folder's files sorted, the folders as a file system may give them."""
+    lines = []
+    pending = [Path(folder)]
+    while pending:
+        inside = sorted(pending.pop().iterdir(), key=lambda path: path.name[::-1])  # any order but the sorted one
+        pending += [path for path in inside if path.is_dir()]
+        below = sorted(str(path) for path in inside if path.suffix == ".bin")
+        lines += [path[len(folder) + 1 :] for path in below]
+    return lines
+
+
+def test_what_xtuners_tool_wrote_is_honoured_line_by_line(tmp_path: Path) -> None:
+    below = ["en/alpha/2.bin", "en/alpha/10.bin", "en/Zeta/1.bin", "cn/数据/1.bin", "cn/a b.bin", "0.bin", "z/0.bin"]
+    make(tmp_path / "chat", *below, "cn/a b.bin.meta", "notes.txt")
+    make(tmp_path / "elsewhere", "linked.bin")
+    (tmp_path / "chat/en/far").symlink_to(tmp_path / "elsewhere")
+    lines = written_by_xtuner(str(tmp_path / "chat"))
+    assert sorted(lines) == sorted([*below, "en/far/linked.bin"]) != lines
+    write(tmp_path, "".join(f"{line}\n" for line in lines))
+    one = {"name": "chat", "files": ["**/*.bin"], "format": "ftdp", "map": "none"}
+    assert paths(pipeline(tmp_path, one, follow_symlinks=True)) == lines
+    assert 'en/far/linked.bin" is listed, but lies in a linked folder' in "\n".join(refusal(pipeline(tmp_path, one)))
+
+
+def test_what_xtuners_tool_wrote_for_a_folder_with_a_slash_behind_it_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "chat", "en/1.bin")
+    lines = written_by_xtuner(f"{tmp_path}/chat/")  # it cuts a character too many
+    write(tmp_path, "".join(f"{line}\n" for line in lines))
+    assert refusal(pipeline(tmp_path, {"name": "chat", "files": ["**/*.bin"]}))[:2] == [
+        'data_order.txt:1: "n/1.bin" is listed, but is not on disk',
+        'data_order.txt: "en/1.bin" is on disk, but not listed',
+    ]
+
+
 def test_the_last_line_may_lack_its_line_feed(tmp_path: Path) -> None:
     make(tmp_path / "chat", "b.bin", "a.bin")
     write(tmp_path, "b.bin\na.bin")
