@@ -1,6 +1,5 @@
 """The parts of a pack that ranks get, end to end, are the pack."""
 
-
 import pytest
 import torch
 from hypothesis import given
