@@ -189,7 +189,12 @@ def _manifest(
         "epoch": consumed / plan.packs,
         "loss": dict(loss),
         "settings": plan.settings,
-        "layout": {"world_size": engine.ranks, "zero_stage": engine.zero_stage, "precision": engine.precision},
+        "layout": {
+            "world_size": engine.ranks,
+            "sequence_parallel_size": engine.parallel.size,
+            "zero_stage": engine.zero_stage,
+            "precision": engine.precision,
+        },
         "versions": {name: version(name) for name in LIBRARIES},
     }
     files = sorted(records, key=lambda record: record.path)
