@@ -1,4 +1,8 @@
-"""Plain text: every line that is not blank is a document, as {"text": line}."""
+"""Plain text: every line that is not blank is a document, as {"text": line}, read best with the map `pretrain`.
+
+UTF-8; a line ends with LF or CR LF, which are no part of it, and a byte order mark at the beginning of the file is not
+either. A document of several lines does not fit this format: write it as JSON lines.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -9,7 +9,7 @@ import pytest
 from pipelines.artifacts import canonical_json
 from pipelines.errors import DataError
 from pipelines.schema import Source
-from prep.inputs import Input, digest, pinned, source_digest, source_digests
+from prep.inputs import Input, digest, pinned, source_digest, source_digests, unchanged
 from tests.prep.test_scan import source
 
 
@@ -55,3 +55,14 @@ def test_a_pinned_source_that_changed_is_refused_with_both_digests(tmp_path: Pat
     assert f"[[prep.source]] 's1': its files are not those that sha256 pins: expected {wrong}, found {also};" in str(
         caught.value
     )
+
+
+def test_a_file_that_changes_or_goes_away_while_it_is_read_is_named(tmp_path: Path) -> None:
+    found = inputs(tmp_path, (0, "a.jsonl", "A"))
+    unchanged(found)
+    found[0].where.write_text("longer")
+    with pytest.raises(DataError, match=r"a\.jsonl: changed while prep was reading it"):
+        unchanged(found)
+    found[0].where.unlink()
+    with pytest.raises(DataError, match=r"a\.jsonl: went away while prep was reading it"):
+        unchanged(found)

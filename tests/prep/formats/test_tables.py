@@ -270,3 +270,9 @@ def test_a_compression_bomb_is_stopped_at_the_record_limit(tmp_path: Path) -> No
 )
 def test_the_ending_tells_the_format(name: str, found: str | None) -> None:
     assert format_of(name) == found
+
+
+def test_text_lines_end_with_either_line_end_and_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_bytes("\ufeffone\r\ntwo\ufeff\r\n\r\nthree".encode())
+    assert read(path) == [(0, {"text": "one"}), (1, {"text": "two\ufeff"}), (2, None), (3, {"text": "three"})]
