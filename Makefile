@@ -8,7 +8,7 @@ BIN      := .venv/bin
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
-.PHONY: all setup data prep train export chat check lint types fast test test-slow golden tokenizer clean help
+.PHONY: all setup data prep train export chat check lint types fast test test-slow golden tokenizer bench-prep clean help
 
 all: prep train export
 
@@ -16,6 +16,7 @@ help:
 	@echo "make prep train export   the three stages of PIPELINE=$(PIPELINE)"
 	@echo "make chat                talk to the exported model"
 	@echo "make test                every test;  make check: lint, types and the fast tests"
+	@echo "make bench-prep          prep's speed beside other projects'; JSON=1 also writes bench/results"
 	@echo "make clean               remove the runs below work/"
 
 setup: .venv/.ready
@@ -73,6 +74,19 @@ golden: prep
 
 tokenizer: setup
 	@$(BIN)/python -m prep.bpe pipelines/quickstart/tokenizer
+
+# Peers live apart, so that nothing of theirs decides about a version of ours; where they cannot be had, the table says so.
+bench-prep: setup
+	@$(MAKE) --no-print-directory .bench-venv/.ready || true
+	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.prep $(if $(JSON),--json)
+
+.bench-venv/.ready: bench/peers.txt bench/peers-alone.txt
+	@echo "making the peers' environment in .bench-venv"
+	@test -x .bench-venv/bin/python || $(PYTHON) -m venv .bench-venv
+	@.bench-venv/bin/python -m pip install --quiet --constraint bench/peers.txt torch
+	@.bench-venv/bin/python -m pip install --quiet --requirement bench/peers.txt
+	@.bench-venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --requirement bench/peers-alone.txt
+	@touch $@
 
 clean:
 	rm -rf work

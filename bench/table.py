@@ -1,6 +1,8 @@
 """A table of measured figures, each beside the limit or the peer that was measured in the same run."""
 
 import json
+import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +27,19 @@ class Figure:
         """value / other"""
         return self.value / self.other if self.other else None
 
+    @property
+    def met(self) -> bool | None:
+        """Whether a target such as "<= 8" holds of the value, or one such as ">= 15 x" of the ratio."""
+        read = re.fullmatch(r"(<=|>=) ([0-9.,]+)( x)?", self.target)
+        if read is None:
+            return None
+        sign, bound, times = read.groups()
+        value = self.ratio if times else self.value
+        if value is None or math.isnan(value):
+            return None
+        limit = float(bound.replace(",", ""))
+        return value <= limit if sign == "<=" else value >= limit
+
 
 def fastest(
     work: Callable[[], Any], *, times: int = 3, seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter
@@ -45,20 +60,32 @@ def fastest(
     return min(runs)
 
 
+def rows(figures: Sequence[Figure]) -> list[tuple[str, ...]]:
+    """The table's cells, the header first."""
+    found: list[tuple[str, ...]] = [HEADER]
+    for one in figures:
+        other = "" if one.other is None else f"{one.other:,.4g}"
+        ratio = "" if one.ratio is None else f"{one.ratio:.3g}"
+        value = "" if math.isnan(one.value) else f"{one.value:,.4g}"
+        met = {True: "yes", False: "no", None: ""}[one.met]
+        found.append((one.what, value, one.unit, one.target, met, one.beside, other, ratio))
+    return found
+
+
+HEADER = ("what", "value", "unit", "target", "met", "beside", "other", "ratio")
+_RIGHT = [HEADER.index(name) for name in ("value", "other", "ratio")]
+
+
 def show(figures: Sequence[Figure], *, as_json: bool) -> None:
     """Print the figures as a table, or as JSON."""
     if as_json:
         print(json.dumps([{**asdict(figure), "ratio": figure.ratio} for figure in figures], indent=2))
         return
-    rows = [("what", "", "", "target", "beside", "", "ratio")]
-    for one in figures:
-        other = "" if one.other is None else f"{one.other:,.4g}"
-        ratio = "" if one.ratio is None else f"{one.ratio:.3g}"
-        rows.append((one.what, f"{one.value:,.4g}", one.unit, one.target, one.beside, other, ratio))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    table = rows(figures)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
         cells = [
-            cell.rjust(width) if at in (1, 5, 6) else cell.ljust(width)
+            cell.rjust(width) if at in _RIGHT else cell.ljust(width)
             for at, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
