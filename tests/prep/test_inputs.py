@@ -64,5 +64,5 @@ def test_a_file_that_changes_or_goes_away_while_it_is_read_is_named(tmp_path: Pa
     with pytest.raises(DataError, match=r"a\.jsonl: changed while prep was reading it"):
         unchanged(found)
     found[0].where.unlink()
-    with pytest.raises(DataError, match=r"a\.jsonl: went away while prep was reading it"):
+    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read any more"):
         unchanged(found)
