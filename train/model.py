@@ -27,6 +27,7 @@ def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel
     """
     config = model_config(pipeline, prep)
     _check_positions(pipeline, config)
+    _check_longrope(pipeline, config)
     _check_attention(pipeline, config)
     try:
         if pipeline.model.scratch is not None:
@@ -95,6 +96,22 @@ def _check_positions(pipeline: Pipeline, config: PretrainedConfig) -> None:
             f"{pipeline.cite('prep.pack.capacity')}: documents may have {longest} tokens, but the model has "
             f"max_position_embeddings = {limit}; set prep.max_length = {limit}, or take a model with more positions"
         )
+
+
+def _check_longrope(pipeline: Pipeline, config: PretrainedConfig) -> None:
+    # Transformers takes the long factors for everything in a forward pass as soon as one document in it is long: what a
+    # document computes would depend on the others in its pack, and on which rank has which part of it.
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    capacity = pipeline.prep.pack.capacity
+    longest = min(capacity, pipeline.prep.max_length or capacity)
+    for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        limit = one.get("original_max_position_embeddings")
+        if one.get("rope_type") == "longrope" and limit and longest > limit:
+            raise ConfigError(
+                f"{pipeline.cite('prep.pack.capacity')}: documents may have {longest} tokens, but the position factors "
+                f"(longrope) of {config.model_type} depend on whether a document passes {limit}, which packs mix; set "
+                f"prep.max_length = {limit}, or take a model with another kind of positions"
+            )
 
 
 def _check_attention(pipeline: Pipeline, config: PretrainedConfig) -> None:

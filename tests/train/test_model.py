@@ -62,6 +62,15 @@ def test_no_model_type_is_refused(tmp_path: Path) -> None:
         build_model(pipeline(tmp_path, model={"scratch": {"hidden_size": 32}}), PREP)
 
 
+def test_positions_that_depend_on_the_longest_document_are_refused(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    keys = {**LLAMA, "model_type": "phi3", "pad_token_id": 0, "rope_parameters": rope}
+    fitting, shorter = ({**keys, "original_max_position_embeddings": limit} for limit in (40, 32))
+    build_model(pipeline(tmp_path, model={"scratch": fitting}), PREP)
+    with pytest.raises(ConfigError, match=r"may have 40 tokens, .*\(longrope\) of phi3 .*passes 32.*max_length = 32"):
+        build_model(pipeline(tmp_path, model={"scratch": shorter}), PREP)
+
+
 def test_chunked_attention_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="llama4_text attends in chunks of 8192 tokens"):
         build_model(pipeline(tmp_path, model={"scratch": {"model_type": "llama4_text"}}), PREP)
