@@ -185,6 +185,7 @@ def _facts(
         "tokenizer": job.tokenizer.digest,
         "settings": settings(job.pipeline),
         "versions": versions(),
+        "tokenizer_backend": dict(tokenized.backend),
     }
     if plan.held_out:
         facts["eval"] = {"samples": int(plan.held_out.sequence.size), **_part_facts(plan.held_out, held_out, attention)}
