@@ -10,6 +10,7 @@ import argparse
 import importlib
 import logging
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,9 +38,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     found: list[Figure] = []
     for part in options.only:
-        log.info("measuring %s ...", PARTS[part])
+        began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="packtrain-bench-") as folder:
             found += measured(part, Path(folder))
+        log.info("measured %s in %.0f s", PARTS[part], time.perf_counter() - began)
     show(found, as_json=False)
     if options.json:
         write_results(Path(__file__).parent / "results", found, machine=machine(), versions=versions())
