@@ -149,7 +149,12 @@ ROWS = (
     ("axolotl and Transformers", "group_by_length length_column_name", "", "packing makes lengths equal; remove it"),
     # Packing.
     ("XTuner", "packed_length pack_max_length", "prep.pack.capacity", ""),
-    ("InternEvo", "seq_len micro_bsz", "prep.pack.capacity", "its packs have micro_bsz times seq_len tokens"),
+    (
+        "InternEvo",
+        "seq_len micro_bsz",
+        "prep.pack.capacity",
+        "its packs have micro_bsz times seq_len tokens; with micro_bsz above 1 set prep.pack.attention_window to seq_len",
+    ),
     ("axolotl", "sequence_len max_packed_sequence_len sample_packing_group_size", "prep.pack.capacity", ""),
     ("LLaMA-Factory", "cutoff_len", "prep.pack.capacity", "prep.max_length limits a single sample"),
     ("TRL and Unsloth", "max_seq_length max_seq_len", "prep.pack.capacity", "prep.max_length limits a sample"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from pipelines.errors import DataError, MachineError
@@ -128,35 +129,47 @@ def _counts(target: Path) -> dict[str, Any]:
 def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> Tokenized:
     dropped: Counter[str] = Counter()
     rejects: list[Mapping[str, Any]] = []
-    tables, files, numbers, offsets = [], [], [], []
     backends: list[Mapping[str, str]] = []
-    records = dict.fromkeys((chunk.file for chunk in chunks), 0)
+    records = np.zeros(1 + max((chunk.file for chunk in chunks), default=-1), np.int64)
+    # Columns of their final size, filled chunk by chunk: these are all that grows with the samples.
+    bounds = np.cumsum([0, *(_rows(target).shape[0] for target in targets)])
+    samples = _columns(int(bounds[-1]), [target / "tokens.u32" for target in targets], records)
     for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True)):
         counts = _counts(target)
         dropped.update(counts["dropped"])
         backends.append(counts["backend"])
-        before = records[chunk.file]
+        before = int(records[chunk.file])
         place = {"source": chunk.input.name, "path": chunk.input.path}
         rejects += [{**place, **reject, "record": before + reject["record"]} for reject in counts["rejects"]]
-        table = np.load(target / "samples.npy")
-        table[:, 0] += before
         records[chunk.file] += counts["records"]
-        tables.append(table)
-        files.append(np.full(len(table), chunk.file, np.uint32))
-        numbers.append(np.full(len(table), number, np.int32))
-        offsets.append(np.cumsum(table[:, 2]) - table[:, 2])
-    rows = np.concatenate([np.zeros((0, 4), np.int64), *tables])
-    samples = Samples(
-        lengths=rows[:, 2].astype(np.int32),
-        loss_tokens=rows[:, 3].astype(np.int32),
-        file=np.concatenate([np.zeros(0, np.uint32), *files]),
-        record=rows[:, 0].astype(np.uint32),
-        start=rows[:, 1].astype(np.uint32),
-        chunk=np.concatenate([np.zeros(0, np.int32), *numbers]),
-        offset=np.concatenate([np.zeros(0, np.int64), *offsets]),
-        token_files=[target / "tokens.u32" for target in targets],
-        records=np.array([records.get(file, 0) for file in range(1 + max(records, default=-1))], np.int64),
-    )
+        rows, here = _rows(target), slice(bounds[number], bounds[number + 1])
+        samples.record[here] = rows[:, 0] + before
+        samples.start[here] = rows[:, 1]
+        samples.lengths[here] = rows[:, 2]
+        samples.loss_tokens[here] = rows[:, 3]
+        samples.file[here] = chunk.file
+        samples.chunk[here] = number
+        samples.offset[here] = np.cumsum(rows[:, 2]) - rows[:, 2]
     fast = (one for one in backends if one and Backend(**one).fast)
     backend = next(fast, backends[0] if backends else {})  # which made any of them, if one did
-    return Tokenized(samples, dropped, rejects, sum(records.values()), backend)
+    return Tokenized(samples, dropped, rejects, int(records.sum()), backend)
+
+
+def _rows(target: Path) -> npt.NDArray[np.int64]:
+    """[samples, 4] of a chunk: record, start, tokens, tokens with loss."""
+    rows: npt.NDArray[np.int64] = np.load(target / "samples.npy")
+    return rows
+
+
+def _columns(count: int, token_files: Sequence[Path], records: npt.NDArray[np.int64]) -> Samples:
+    return Samples(
+        lengths=np.empty(count, np.int32),
+        loss_tokens=np.empty(count, np.int32),
+        file=np.empty(count, np.uint32),
+        record=np.empty(count, np.uint32),
+        start=np.empty(count, np.uint32),
+        chunk=np.empty(count, np.int32),
+        offset=np.empty(count, np.int64),
+        token_files=token_files,
+        records=records,
+    )
