@@ -515,10 +515,11 @@ class Optimizer(Table):
 
 
 class Scheduler(Table):
-    """[train.scheduler]: linear warm-up into one of the usual shapes, by optimizer step."""
+    """[train.scheduler]: linear warm-up into one of the usual shapes."""
 
-    type: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after the warm-up: from the peak to min_lr, or constant at the peak."""
+    type: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape after the warm-up: from the peak to min_lr, constant at the peak, or constant with a line to min_lr at the
+    end (wsd)."""
     warmup_ratio: Share = 0.03
     """Share of all steps spent warming up; not together with warmup_steps."""
     warmup_steps: NonNegativeInt | None = None
@@ -527,11 +528,25 @@ class Scheduler(Table):
     """Learning rate of the first step over the peak."""
     min_lr: NonNegativeReal = 0.0
     """Learning rate of the last step."""
+    decay_ratio: Annotated[float, Field(gt=0, le=1), BeforeValidator(_real)] = 0.1
+    """With type = "wsd": share of the steps after the warm-up in which the rate falls."""
+    interval: Literal["step", "epoch"] = "step"
+    """epoch: after the warm-up the rate changes only where an epoch begins."""
 
     @model_validator(mode="after")
     def _one_warmup(self) -> Self:
         if self.warmup_steps is not None and "warmup_ratio" in self.model_fields_set:
             raise fault("warmup_ratio is given as well; keep one", "warmup_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _no_key_without_effect(self) -> Self:
+        if self.type != "wsd" and "decay_ratio" in self.model_fields_set:
+            raise fault(f'is for type = "wsd", not "{self.type}"; remove it', "decay_ratio")
+        if self.type == "constant":
+            for key in ("min_lr", "interval"):
+                if key in self.model_fields_set:
+                    raise fault('has no effect with type = "constant"; remove it', key)
         return self
 
 
@@ -565,6 +580,7 @@ _OWNED_BY_US: Mapping[str, str] = {
     "bf16": "train.precision",
     "fp16": "train.precision",
     "amp": "train.precision",
+    "sequence_parallel_size": "train.parallel.sequence_parallel_size",
 }
 
 

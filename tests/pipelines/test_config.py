@@ -361,6 +361,11 @@ ADDITIONS = [  # text behind BASE, and the complaint about it, with lines counte
         "4:17: train.deepspeed.extra.bf16: this file sets it by train.precision; remove it here",
     ),
     (
+        TRAIN + "deepspeed.extra.sequence_parallel_size = 2",
+        "4:17: train.deepspeed.extra.sequence_parallel_size = 2: this file sets it by "
+        "train.parallel.sequence_parallel_size; remove it here",
+    ),
+    (
         TRAIN + "deepspeed.extra.zero_optimization.stage = 3",
         "4:35: train.deepspeed.extra.zero_optimization.stage = 3: this "
         "file sets it by train.deepspeed.zero_stage; remove it here",
