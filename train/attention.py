@@ -179,8 +179,12 @@ class PackedAttention:
         unknown = sorted(name for name, given in rest.items() if given is not None and name not in HARMLESS)
         if attention_mask is not None:
             unknown.insert(0, "attention_mask")
-        if unknown or query.shape[0] != 1 or not query.shape[2] == key.shape[2] == self._tokens(segments):
-            what = f"attention with {', '.join(unknown)}" if unknown else "attention between unequal sequences"
+        tokens = self._tokens(segments)
+        if unknown or query.shape[0] != 1 or not query.shape[2] == key.shape[2] == tokens:
+            sizes = f"{query.shape[0]} x {query.shape[2]} queries and {key.shape[2]} keys"
+            what = (
+                f"attention with {', '.join(unknown)}" if unknown else f"{sizes}, where documents have {tokens} tokens,"
+            )
             raise ConfigError(f"{type(module).__name__}: {what} is not supported by packed training; use another model")
         self.calls += 1
         self.windowed_calls += bool(sliding_window)

@@ -24,7 +24,7 @@ from train.batches import Batches, StepBatch
 from train.checkpoint import load_newest, save
 from train.engine import Engine, StepStats, choose_precision
 from train.fragments import set_masters
-from train.launch import Ranks, hosts
+from train.launch import TIMEOUT, Ranks, hosts
 from train.metrics import Metrics, Row, duration, memory_gb, peak_flops, training_flops, write_run_json
 from train.model import build_model
 from train.plan import Plan
@@ -40,7 +40,7 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
     began = time.monotonic()
     plan.check_ranks(ranks.ranks)
     packs = ShardReader(plan.shards)
-    parallel = init_sequence_parallel(plan.train.parallel.sequence_parallel_size)
+    parallel = init_sequence_parallel(plan.train.parallel.sequence_parallel_size, timeout=TIMEOUT)
     asked, half = plan.pipeline.model.attn_implementation, choose_precision(plan.train.precision) != "fp32"
     backend = choose_backend(asked, device_of(ranks), half=half)
     attention = SequenceParallelAttention(parallel, backend, strict=asked != "auto")
@@ -71,7 +71,7 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
     with Metrics(plan, done=first, write=ranks.rank == 0) as metrics, StopRequest() as stop:
         for step, batch in batches.from_step(first, plan.total_steps):
             started = time.perf_counter()
-            lr = learning_rate(plan.train, step, plan.total_steps)
+            lr = learning_rate(plan.train, step, plan.total_steps, plan.packs)
             stats = engine.step(batch, lr)
             check_finite(stats, step + 1)
             loss = {"first": loss.get("first", stats.loss), "last": stats.loss}

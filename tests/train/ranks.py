@@ -14,7 +14,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["deepspeed", "train.loop", "tests.train.runs"])
 
 
-def run_on_ranks(ranks: int, work: Callable[..., None], *arguments: Any) -> list[int]:
+def run_on_ranks(ranks: int, work: Callable[..., None], *arguments: Any, timeout_s: int = 120) -> list[int]:
     """Call `work(*arguments)` on every rank, over gloo.
 
     Returns:
@@ -29,7 +29,7 @@ def run_on_ranks(ranks: int, work: Callable[..., None], *arguments: Any) -> list
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=timeout_s)
         if process.is_alive():
             process.kill()
             process.join()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
@@ -49,11 +50,12 @@ class SequenceParallel:
         return self.sequence.size
 
 
-def init_sequence_parallel(size: int) -> SequenceParallel:
+def init_sequence_parallel(size: int, *, timeout: timedelta | None = None) -> SequenceParallel:
     """Let every `size` consecutive ranks share a sequence. All ranks have to call this, once.
 
     Args:
         size: ranks a sequence; 1 also works without `torch.distributed`.
+        timeout: how long a rank waits for the others in an exchange; by default what is usual for the backend.
     Raises:
         ValueError: if it does not divide the number of ranks.
     """
@@ -61,15 +63,15 @@ def init_sequence_parallel(size: int) -> SequenceParallel:
     if size < 1 or ranks % size:
         raise ValueError(f"sequence_parallel_size = {size}: does not divide the {ranks} ranks; {_choice(ranks)}")
     first = rank - rank % size
-    sequence = _axis(range(first, first + size), rank)
+    sequence = _axis(range(first, first + size), rank, timeout)
     splits = {}
     for row in divisors(size):
         at, column = divmod(rank - first, row)
         row_ranks = range(first + at * row, first + (at + 1) * row)
         column_ranks = range(first + column, first + size, row)
         splits[row] = Split(
-            heads=sequence if row == size else _axis(row_ranks, rank),
-            queries=sequence if row == 1 else _axis(column_ranks, rank),
+            heads=sequence if row == size else _axis(row_ranks, rank, timeout),
+            queries=sequence if row == 1 else _axis(column_ranks, rank, timeout),
         )
     return SequenceParallel(sequence, Axis(None, rank // size, ranks // size), splits)
 
@@ -84,7 +86,9 @@ def _choice(ranks: int) -> str:
     return f"use {', '.join(most)} or {last}" if most else f"use {last}"
 
 
-def _axis(members: Sequence[int], rank: int) -> Axis:
-    # Only the members of a group make it. All ranks make theirs in the same order, so none waits for another in a ring.
-    group = dist.new_group(list(members), use_local_synchronization=True) if len(members) > 1 else None
+def _axis(members: Sequence[int], rank: int, timeout: timedelta | None) -> Axis:
+    group = None
+    if len(members) > 1:
+        # Only the members of a group make it. All ranks make theirs in the same order, so none waits in a ring.
+        group = dist.new_group(list(members), timeout, use_local_synchronization=True)
     return Axis(group, members.index(rank), len(members))

@@ -48,7 +48,7 @@ class Difference:
 def differences(cases: Sequence[Case], ranks: int, folder: Path) -> list[Difference]:
     """Compare every case on one group of gloo ranks."""
     found = folder / "differences.json"
-    assert run_on_ranks(ranks, _compare_all, list(cases), found) == [0] * ranks
+    assert run_on_ranks(ranks, _compare_all, list(cases), found, timeout_s=600) == [0] * ranks
     return [Difference(**each) for each in json.loads(found.read_text())]
 
 

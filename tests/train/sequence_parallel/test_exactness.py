@@ -28,7 +28,7 @@ def cases(size: int) -> list[Case]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "sizes"), [(4, [1, 2, 4]), (3, [1, 3])])
+@pytest.mark.parametrize(("ranks", "sizes"), [(4, [1, 2, 4]), (3, [1, 3]), (6, [3, 6])])
 def test_any_number_of_heads_and_ranks_is_exact(ranks: int, sizes: list[int], tmp_path: Path) -> None:
     found = differences([case for size in sizes for case in cases(size)], ranks, tmp_path)
     assert {difference.size for difference in found} == set(sizes)

@@ -41,6 +41,15 @@ def test_ranks_that_share_packs_train_as_documents_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bf16_follows_fp32(stage: int, tmp_path: Path, shards: Path, alone: Trained) -> None:
+    folder = share(shards, tmp_path / "work")
+    train_on(2, 2, folder, precision="bf16", deepspeed={"zero_stage": stage})
+    # bf16 keeps 8 bits of a number, so a loss of 3 to about 0.01.
+    assert [row["loss"] for row in rows(folder)] == pytest.approx(alone.losses, abs=0.02)
+
+
+@pytest.mark.slow
 def test_metrics_do_not_depend_on_who_shares_packs(tmp_path: Path, shards: Path) -> None:
     one, four = share(shards, tmp_path / "one"), share(shards, tmp_path / "four")
     train_on(1, 1, one)
