@@ -52,7 +52,7 @@ def train_alone(pipeline: Pipeline, steps: int) -> Trained:
         (total / targets).backward()  # type: ignore[no-untyped-call]
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(train, step, steps)
+            group["lr"] = learning_rate(train, step, steps, len(packs))
         optimizer.step()
         losses.append(float(total.detach() / targets))
     return Trained(losses, norms, {name: weight.detach() for name, weight in model.named_parameters()})
