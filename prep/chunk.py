@@ -16,7 +16,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.artifacts import Json, write_atomic
+from pipelines.artifacts import Json
 from pipelines.schema import Template
 from prep.backend import Backend
 from prep.encoder import Encoder
@@ -92,7 +92,7 @@ def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | No
     result.tokens.astype("<u4", copy=False).tofile(temporary / "tokens.u32")
     np.save(temporary / "samples.npy", result.rows)
     counts = {"dropped": result.dropped, "rejects": result.rejects, "records": result.records, **made}
-    write_atomic(temporary / "counts.json", json.dumps(counts).encode())
+    (temporary / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
     unchanged([chunk.input])  # what has its name was made from the digested file
     try:
         temporary.rename(target)
