@@ -1,6 +1,5 @@
 """The `packtrain` command: thin wrappers that parse, import a stage and call it."""
 
-import json
 import logging
 import os
 import sys
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 import click
 
+from pipelines.artifacts import canonical_json
 from pipelines.errors import ConfigError, PacktrainError
 from pipelines.schema import Pipeline
 
@@ -57,7 +57,7 @@ json_output = click.option("as_json", "--json", is_flag=True, help="Print the re
 
 def show(result: dict[str, Any], text: str, *, as_json: bool) -> None:
     """Print what a command found, for a person or for a program."""
-    click.echo(json.dumps(result, indent=2, ensure_ascii=False, sort_keys=True) if as_json else text)
+    click.echo(canonical_json(result).decode().rstrip() if as_json else text)
 
 
 def read(file: Path, overrides: tuple[str, ...]) -> Pipeline:

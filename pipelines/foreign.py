@@ -153,7 +153,8 @@ ROWS = (
         "InternEvo",
         "seq_len micro_bsz",
         "prep.pack.capacity",
-        "its packs have micro_bsz times seq_len tokens; with micro_bsz above 1 set prep.pack.attention_window to seq_len",
+        "its packs have micro_bsz times seq_len tokens; with micro_bsz above 1 set prep.pack.attention_window to "
+        "seq_len",
     ),
     ("axolotl", "sequence_len max_packed_sequence_len sample_packing_group_size", "prep.pack.capacity", ""),
     ("LLaMA-Factory", "cutoff_len", "prep.pack.capacity", "prep.max_length limits a single sample"),

@@ -3,18 +3,16 @@
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
 import numpy as np
-import numpy.typing as npt
 
 from pipelines.artifacts import Json
 from pipelines.schema import Template
@@ -25,14 +23,11 @@ from prep.formats import FORMATS, ftdp
 from prep.formats.fault import Outcome, RecordFault
 from prep.inputs import Input, unchanged
 from prep.rendering import template_of
-from prep.store import LOSS_BIT
+from prep.store import LOSS_BIT, ChunkWriter, Marked, Rows
 from prep.tokenizer import Tokenizer, load_tokenizer
 
 _BATCH = 256
 """Records rendered and tokenized together."""
-
-Marked = npt.NDArray[np.uint32]
-"""Token ids of one sample, bit 31 set where the token carries loss."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +78,13 @@ def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | No
         DataError: if the input is not what was digested any more.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    try:
-        result, made = _tokenized(chunk, rules)
-    except RecordFault as fault:
-        return fault
     temporary = target.with_name(f".{target.name}.{uuid4().hex}")  # others may be at the same chunk, on any machine
     temporary.mkdir()
-    result.tokens.astype("<u4", copy=False).tofile(temporary / "tokens.u32")
-    np.save(temporary / "samples.npy", result.rows)
-    counts = {"dropped": result.dropped, "rejects": result.rejects, "records": result.records, **made}
-    (temporary / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+    try:
+        _tokenize(chunk, rules, temporary)
+    except RecordFault as fault:
+        shutil.rmtree(temporary)
+        return fault
     unchanged([chunk.input])  # what has its name was made from the digested file
     try:
         temporary.rename(target)
@@ -116,18 +108,6 @@ def count_records(chunk: Chunk, rules: Rules) -> int:
     return max((number + 1 for number, _ in records), default=0)
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What one chunk gives."""
-
-    tokens: Marked
-    rows: npt.NDArray[np.int64]
-    """[samples, 4] as samples.npy holds them."""
-    dropped: Counter[str]
-    rejects: list[dict[str, Any]]
-    records: int
-
-
 def plain_texts(chunk: Chunk, rules: Rules) -> Iterator[str]:
     """Texts that the tokenizer is to get of a chunk, from one record in four, in their order."""
     encoder = _encoder_of(chunk.input, rules)
@@ -140,79 +120,80 @@ def plain_texts(chunk: Chunk, rules: Rules) -> Iterator[str]:
                 yield from encoder.plain_texts(record)
 
 
-def _tokenized(chunk: Chunk, rules: Rules) -> tuple[_Result, Mapping[str, Json]]:
-    """What a chunk gives, which library made it, and what the fast one was found to do otherwise.
+def _tokenize(chunk: Chunk, rules: Rules, folder: Path) -> None:
+    """Write what a chunk gives, which library made it, and what the fast one was found to do otherwise.
 
     A record that is at fault with the fast library's ids is so with the exact one's, or it is no fault.
     """
     differs = None
     if rules.backend is not None and rules.backend.fast:
         try:
-            return _as_it_is(chunk, rules) or _one_by_one(chunk, rules), {"backend": rules.backend.facts()}
+            return _write(chunk, rules, folder, backend=rules.backend.facts())
         except Differs as found:
             differs = str(found)
         except RecordFault:
             pass
         library = tokenizer_of(rules.tokenizer).library
         rules = replace(rules, backend=Backend.exact(library, differs or ""))
-    made = {"backend": rules.backend.facts() if rules.backend else {}, "differs": differs}
-    return _as_it_is(chunk, rules) or _one_by_one(chunk, rules), made
+    return _write(chunk, rules, folder, backend=rules.backend.facts() if rules.backend else {}, differs=differs)
 
 
-def _as_it_is(chunk: Chunk, rules: Rules) -> _Result | None:
-    """A chunk of tokens of which every record is a sample as it stands, without a step per record; else None."""
+def _write(chunk: Chunk, rules: Rules, folder: Path, **told: Json) -> None:
+    with ChunkWriter(folder) as writer:
+        if not _write_as_it_is(chunk, rules, writer):
+            _write_one_by_one(chunk, rules, writer)
+    writer.finish(**told)
+
+
+def _write_as_it_is(chunk: Chunk, rules: Rules, writer: ChunkWriter) -> bool:
+    """Write a chunk of tokens if every record is a sample as it stands, without a step per record; else nothing."""
     if chunk.input.format != "ftdp":
-        return None
+        return False
     found = ftdp.all_samples(chunk.input.where, chunk.begin, chunk.end, vocab_size=rules.vocab_size)
     if found is None:
-        return None
+        return False
     tokens, counts = found
     records = np.flatnonzero(counts)  # a record without tokens is no sample, and nothing is said of it
     lengths = counts[records]
     if not lengths.size or lengths.max() > rules.max_length or lengths.min() < rules.min_length:
-        return None
+        return False
     firsts = np.cumsum(lengths) - lengths
     tokens[firsts] &= ~LOSS_BIT
     loss_tokens = np.add.reduceat(tokens >> 31, firsts)
     if loss_tokens.min() < 1 and rules.template.loss.on_empty != "keep":
-        return None
-    rows = np.column_stack([records, np.zeros_like(records), lengths, loss_tokens.astype(np.int64)])
-    return _Result(tokens, rows, Counter(), [], counts.size)
+        return False
+    writer.add(np.column_stack([records, np.zeros_like(records), lengths, loss_tokens.astype(np.int64)]), tokens)
+    writer.records = counts.size
+    return True
 
 
-def _one_by_one(chunk: Chunk, rules: Rules) -> _Result:
-    tables = [np.zeros((0, 4), np.int64)]
-    parts = [np.zeros(0, np.uint32)]
-    dropped: Counter[str] = Counter()
-    rejects: list[dict[str, Any]] = []
-    records = 0
+def _write_one_by_one(chunk: Chunk, rules: Rules, writer: ChunkWriter) -> None:
     for batch in _batches(_found(chunk, rules)):
-        records = batch[-1][0] + 1
+        writer.records = batch[-1][0] + 1
         if (samples := _all_samples(batch, rules)) is not None:
-            tables.append(samples[0])
-            parts.append(samples[1])
+            writer.add(*samples)
             continue
         rows: list[tuple[int, int, int, int]] = []
+        parts = [np.zeros(0, np.uint32)]
         for record, outcome in batch:
             checked = _checked(outcome, record, rules)
             if isinstance(checked, RecordFault):
                 if rules.on_bad_record == "error":
                     raise checked
-                rejects.append({"record": record, "byte": checked.byte, "reason": checked.message})
+                writer.rejects.append({"record": record, "byte": checked.byte, "reason": checked.message})
                 continue
             reasons, kept = fit(checked, rules)
-            dropped.update(reasons)
+            writer.dropped.update(reasons)
             rows += [(record, start, piece.size, int(np.count_nonzero(piece & LOSS_BIT))) for start, piece in kept]
             parts += [piece for _, piece in kept]
-        tables.append(np.array(rows, np.int64).reshape(-1, 4))
-    return _Result(np.concatenate(parts), np.concatenate(tables), dropped, rejects, records)
+        writer.add(np.array(rows, np.int64).reshape(-1, 4), np.concatenate(parts))
 
 
 _Outcome = Marked | RecordFault | None
 _T = TypeVar("_T")
 
 
-def _all_samples(batch: Sequence[tuple[int, _Outcome]], rules: Rules) -> tuple[npt.NDArray[np.int64], Marked] | None:
+def _all_samples(batch: Sequence[tuple[int, _Outcome]], rules: Rules) -> tuple[Rows, Marked] | None:
     """Rows and tokens of a batch of which every record is a sample as it stands; else None."""
     samples = [outcome for _, outcome in batch if isinstance(outcome, np.ndarray) and outcome.size]
     if len(samples) < len(batch):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipelines.artifacts import Json, canonical_json, digest_file
 from pipelines.errors import CheckError
 from pipelines.schema import Pipeline
-from prep.chunk import Chunk, Marked, Rules, chunks_of, count_records, fit, outcomes
+from prep.chunk import Chunk, Rules, chunks_of, count_records, fit, outcomes
 from prep.formats.columnar import rows_of_groups
 from prep.formats.fault import RecordFault
 from prep.formats.lines import lines
@@ -26,7 +26,7 @@ from prep.inputs import Input, digest
 from prep.job import known_digests, rules_of, settings, versions
 from prep.order import files_on_disk, input_of
 from prep.segments import Segment, Segments, choose
-from prep.store import LOSS_BIT
+from prep.store import LOSS_BIT, Marked
 from prep.tokenizer import Tokenizer, load_tokenizer
 
 _SHOWN = 8

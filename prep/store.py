@@ -4,19 +4,80 @@ A chunk is a run of records of one input file. It is tokenized alone, as a pure 
 input, into a directory that appears by rename:
 
     tokens.u32    every sample's tokens end to end, little-endian uint32, bit 31 set where the token carries loss
-    samples.npy   int64[samples, 4]: record in its file, start within the record's tokens, tokens, tokens with loss
+    samples.i64   int64[samples, 4]: record in the chunk, start within the record's tokens, tokens, tokens with loss
+    counts.json   records, those dropped and rejected, and the library that tokenized them
 
 Lengths stay in memory, tokens on disk, so memory does not grow with the data's tokens.
 """
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.artifacts import Json, write_atomic
+
 LOSS_BIT = np.uint32(1 << 31)
+_TOKENS, _SAMPLES, _COUNTS = "tokens.u32", "samples.i64", "counts.json"
+
+Marked = npt.NDArray[np.uint32]
+"""Token ids, bit 31 set where the token carries loss."""
+Rows = npt.NDArray[np.int64]
+"""[samples, 4] as samples.i64 holds them."""
+
+
+class ChunkWriter:
+    """Writes a chunk's samples as they come, since a compressed file is one chunk whatever it holds.
+
+    Args:
+        folder: is there; what an earlier writer left in it is replaced.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tokens = (folder / _TOKENS).open("wb")
+        self._rows = (folder / _SAMPLES).open("wb")
+        self.dropped: Counter[str] = Counter()
+        self.rejects: list[dict[str, Any]] = []
+        self.records = 0
+
+    def __enter__(self) -> "ChunkWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tokens.close()
+        self._rows.close()
+
+    def add(self, rows: Rows, tokens: Marked) -> None:
+        """Append samples, and their tokens end to end."""
+        self._rows.write(np.ascontiguousarray(rows, "<i8").data)
+        self._tokens.write(np.ascontiguousarray(tokens, "<u4").data)
+
+    def finish(self, **told: Json) -> None:
+        """Write the counts, with what else is to be told of the chunk."""
+        counts = {"dropped": self.dropped, "rejects": self.rejects, "records": self.records, **told}
+        write_atomic(self._folder / _COUNTS, json.dumps(counts).encode())
+
+
+def tokens_of(folder: Path) -> Path:
+    """Where a chunk's tokens are."""
+    return folder / _TOKENS
+
+
+def rows_of(folder: Path) -> Rows:
+    """A chunk's samples."""
+    return np.fromfile(folder / _SAMPLES, "<i8").reshape(-1, 4)
+
+
+def counts_of(folder: Path) -> Mapping[str, Any]:
+    """What is told of a chunk: records, dropped, rejects, backend and differs."""
+    counts: dict[str, Any] = json.loads((folder / _COUNTS).read_bytes())
+    return counts
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ A chunk is a pure function of its input file and `Rules`, and its directory appe
 scheduling change no byte, and a run that was killed tokenizes only the chunks it had not finished.
 """
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -24,7 +23,7 @@ from prep.chunk import Chunk, Rules, count_records
 from prep.executors import Execute
 from prep.formats.fault import RecordFault
 from prep.gate import distrusted, settled
-from prep.store import Samples
+from prep.store import Samples, counts_of, rows_of, tokens_of
 
 
 @dataclass(frozen=True)
@@ -116,14 +115,9 @@ def _located(fault: RecordFault, number: int, chunks: Sequence[Chunk], rules: Ru
 def _records(chunk: Chunk, rules: Rules, target: Path) -> int:
     """Records of a chunk, read again where it is not tokenized."""
     try:
-        return int(_counts(target)["records"])
+        return int(counts_of(target)["records"])
     except FileNotFoundError:
         return count_records(chunk, rules)
-
-
-def _counts(target: Path) -> dict[str, Any]:
-    counts: dict[str, Any] = json.loads((target / "counts.json").read_bytes())
-    return counts
 
 
 def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> Tokenized:
@@ -132,17 +126,17 @@ def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> Tokenized:
     backends: list[Mapping[str, str]] = []
     records = np.zeros(1 + max((chunk.file for chunk in chunks), default=-1), np.int64)
     # Columns of their final size, filled chunk by chunk: these are all that grows with the samples.
-    bounds = np.cumsum([0, *(_rows(target).shape[0] for target in targets)])
-    samples = _columns(int(bounds[-1]), [target / "tokens.u32" for target in targets], records)
+    bounds = np.cumsum([0, *(rows_of(target).shape[0] for target in targets)])
+    samples = _columns(int(bounds[-1]), [tokens_of(target) for target in targets], records)
     for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True)):
-        counts = _counts(target)
+        counts = counts_of(target)
         dropped.update(counts["dropped"])
         backends.append(counts["backend"])
         before = int(records[chunk.file])
         place = {"source": chunk.input.name, "path": chunk.input.path}
         rejects += [{**place, **reject, "record": before + reject["record"]} for reject in counts["rejects"]]
         records[chunk.file] += counts["records"]
-        rows, here = _rows(target), slice(bounds[number], bounds[number + 1])
+        rows, here = rows_of(target), slice(bounds[number], bounds[number + 1])
         samples.record[here] = rows[:, 0] + before
         samples.start[here] = rows[:, 1]
         samples.lengths[here] = rows[:, 2]
@@ -153,12 +147,6 @@ def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> Tokenized:
     fast = (one for one in backends if one and Backend(**one).fast)
     backend = next(fast, backends[0] if backends else {})  # which made any of them, if one did
     return Tokenized(samples, dropped, rejects, int(records.sum()), backend)
-
-
-def _rows(target: Path) -> npt.NDArray[np.int64]:
-    """[samples, 4] of a chunk: record, start, tokens, tokens with loss."""
-    rows: npt.NDArray[np.int64] = np.load(target / "samples.npy")
-    return rows
 
 
 def _columns(count: int, token_files: Sequence[Path], records: npt.NDArray[np.int64]) -> Samples:

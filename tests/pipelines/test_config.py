@@ -311,16 +311,14 @@ ADDITIONS = [  # text behind BASE, and the complaint about it, with lines counte
     ),
     (
         '[export]\ntargets = "hf"',
-        '2:1: export.targets = "hf": expected an array, each item "hf" or "turbomind", at least one; write ["hf"]',
+        '2:1: export.targets = "hf": expected an array, each item "hf", "turbomind" or "adapter", at least one; '
+        'write ["hf"]',
     ),
-    ('[export]\ntargets = ["hf", "gguf"]', '2:18: export.targets.1 = "gguf": expected "hf" or "turbomind"'),
-    (
-        '[export]\ntargets = ["hf", "adapter"]',
-        '2:18: export.targets.1 = "adapter": not supported yet; expected "hf" or "turbomind"',
-    ),
+    ('[export]\ntargets = ["hf", "gguf"]', '2:18: export.targets.1 = "gguf": expected "hf", "turbomind" or "adapter"'),
     (
         "[export]\ntargets = []",
-        '2:1: export.targets = []: expected an array, each item "hf" or "turbomind", at least one, found an empty',
+        '2:1: export.targets = []: expected an array, each item "hf", "turbomind" or "adapter", at least one, found an '
+        "empty",
     ),
     (
         '[export.turbomind]\ntp = "2"',
@@ -379,7 +377,7 @@ ADDITIONS = [  # text behind BASE, and the complaint about it, with lines counte
         '4:1: train.deepspeed = "zero3.json": expected a table, found text; write [train.deepspeed]',
     ),
     (TRAIN + "[train.optimiser]", "4:8: train.optimiser: unknown table, did you mean 'optimizer'?"),
-    ("[model.lora]\nr = 8", "1:8: model.lora: not supported yet; remove it"),
+    ("[model.quantization]\nload_in_4bit = true", "1:8: model.quantization: not supported yet; remove it"),
 ]
 
 
@@ -416,9 +414,9 @@ def test_a_wrong_addition_is_one_complaint(tmp_path: Path, text: str, complaint:
             "prep.max_length limits a sample",
         ),
         (
-            "lora_rank = 9",
-            "1:1: prep.pack.lora_rank: unknown key; lora_rank of axolotl, LLaMA-Factory and TRL is model.lora.r here, "
-            "which is not supported yet",
+            "quantization_bit = 4",
+            "1:1: prep.pack.quantization_bit: unknown key; quantization_bit of LLaMA-Factory is "
+            "model.quantization.load_in_4bit here, which is not supported yet",
         ),
     ],
 )
@@ -430,7 +428,7 @@ def test_an_unknown_table_is_reported_with_the_keys_in_it_that_are_known_elsewhe
     assert added(tmp_path, "[data]\nseq_len = 2048\nfoo = 1\nadam.lr = 1e-4\n") == [
         "1:2: data: unknown table, did you mean 'train.data'? It is not supported yet",
         "2:1: data.seq_len: unknown key; seq_len of InternEvo is prep.pack.capacity here; its packs have micro_bsz "
-        "times seq_len tokens",
+        "times seq_len tokens; with micro_bsz above 1 set prep.pack.attention_window to seq_len",
         "4:6: data.adam.lr: unknown key, did you mean 'train.optimizer.lr'?",
     ]
 

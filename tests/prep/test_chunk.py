@@ -11,7 +11,7 @@ from pipelines import schema
 from prep.chunk import Rules, chunks_of, tokenize_chunk
 from prep.formats.fault import RecordFault
 from prep.inputs import Input, digest
-from prep.store import LOSS_BIT
+from prep.store import LOSS_BIT, rows_of
 from tests.prep.small import TOKENIZER
 
 NOT_TRAINED = [[-3, -4], [5, -6, -7], [], [8], [-9, 10, -11]]
@@ -42,7 +42,7 @@ def made(one: Input, folder: Path, rule: Rules) -> tuple[list[list[int]], dict[s
     (chunk,) = chunks_of(digest([one], workers=1, known={}))
     assert tokenize_chunk(chunk, folder / "out", rule) is None
     tokens = np.fromfile(folder / "out" / "tokens.u32", np.uint32)
-    rows = np.load(folder / "out" / "samples.npy")
+    rows = rows_of(folder / "out")
     signed = np.where(tokens & LOSS_BIT, tokens & ~LOSS_BIT, 0).astype(int) - np.where(tokens & LOSS_BIT, 0, tokens)
     samples = [part.tolist() for part in np.split(signed, np.cumsum(rows[:, 2])[:-1])] if len(rows) else []
     for sample, row in zip(samples, rows, strict=True):

@@ -1,10 +1,13 @@
 """Planning without writing: the same numbers as the run that follows, and nothing tokenized twice."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from pipelines.cli import main
 from pipelines.config import load
 from pipelines.errors import DataError
 from pipelines.shards import ShardReader
@@ -153,3 +156,9 @@ def test_a_template_named_for_tokens_goes_with_the_model(make_pipeline: MakePipe
     file.write_text(file.read_text().replace('path = "data"', 'path = "data"\nmap = "none"'))
     run(load(file), workers=1)
     assert "<|User|>" in (load(file).home / "prep" / "tokenizer" / "chat_template.jinja").read_text()
+
+
+def test_exact_decimals_are_text_in_json(make_pipeline: MakePipeline) -> None:
+    file = make_pipeline(conversations(5), "[prep.eval]\nfraction = 0.5")
+    done = CliRunner().invoke(main, ["prep", str(file), "--json", "--workers", "1"], catch_exceptions=False)
+    assert json.loads(done.stdout)["settings"]["prep"]["eval"]["fraction"] == "0.5"
