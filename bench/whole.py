@@ -58,6 +58,7 @@ def figures(folder: Path, *, megabytes: int = 200) -> Iterator[Figure]:
         yield Figure("  with pages of files", one.cost.pages / 1e6, "MB", "size of the data", one.size / 1e6)
     growth = max(many.cost.memory - few.cost.memory, 0) / (many.samples - few.samples)
     yield Figure(f"memory from {few.samples:,} samples to {many.samples:,}", growth, "bytes a sample")
+    # The large one has a full shard in both processes: with more data, only what is known of each sample grows.
     needed = large.cost.memory + growth * large.samples / large.size * 100e9
     yield Figure("memory that 100 GB of ftdp would take", needed / 1e9, "GB", "data", 100, "<= 8")
 
