@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.artifacts import Json, write_atomic
+from pipelines.artifacts import Json
 
 LOSS_BIT = np.uint32(1 << 31)
 _TOKENS, _SAMPLES, _COUNTS = "tokens.u32", "samples.i64", "counts.json"
@@ -61,7 +61,7 @@ class ChunkWriter:
     def finish(self, **told: Json) -> None:
         """Write the counts, with what else is to be told of the chunk."""
         counts = {"dropped": self.dropped, "rejects": self.rejects, "records": self.records, **told}
-        write_atomic(self._folder / _COUNTS, json.dumps(counts).encode())
+        (self._folder / _COUNTS).write_text(json.dumps(counts), encoding="utf-8")
 
 
 def tokens_of(folder: Path) -> Path:
