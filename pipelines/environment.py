@@ -10,9 +10,11 @@ from typing import Any
 PACKAGES = {
     "base": ["numba", "numpy", "pyarrow", "pydantic", "sentencepiece", "tokenizers", "tomli"],
     "train": ["torch", "transformers", "deepspeed", "peft"],
+    "fast": ["fastokens"],
+    "ray": ["ray"],
     "gpu": ["flash-attn", "bitsandbytes", "liger-kernel"],
 }
-"""What each extra of the distribution is for; gpu only where a GPU is."""
+"""What each extra of the distribution adds; all but train are for speed or size."""
 
 
 def describe() -> dict[str, Any]:
@@ -39,6 +41,10 @@ def lines(found: dict[str, Any]) -> list[str]:
         text.append(f"{extra:6}" + ", ".join(f"{name} {have or 'missing'}" for name, have in packages.items()))
     if missing(found, "train"):
         text.append("to train and export: pip install 'packtrain[train]'")
+    if missing(found, "fast"):
+        text.append("to tokenize byte-level BPE faster: pip install 'packtrain[fast]'")
+    if missing(found, "ray"):
+        text.append("to tokenize on a Ray cluster: pip install 'packtrain[ray]'")
     if found["gpus"] and missing(found, "gpu"):
         text.append("for this GPU, none of them required: pip install 'packtrain[gpu]'")
     return text

@@ -165,7 +165,7 @@ def test_every_command_of_the_readme_exists() -> None:
     assert sum(words[:1] == ["packtrain"] for words in lines) >= 7
     for words in lines:
         if words[:1] == ["packtrain"]:
-            name = words[1:3] if words[1] == "order" else words[1:2]
+            name = words[1:3] if words[1] == "order" or words[2] in ("verify", "convert") else words[1:2]
             assert CliRunner().invoke(main, [*name, "--help"]).exit_code == 0, words
         elif words[:1] == ["make"]:
             subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
