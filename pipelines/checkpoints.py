@@ -16,11 +16,15 @@ Facts of the manifest:
     kinds          what the optimizer keeps for each element, such as exp_avg
     optimizer      its scalars, such as {"step": 500.0}
     scaler         the dynamic loss scaler's state, for fp16
+    skipped_steps  steps so far whose gradient was not finite, and which changed nothing
     step, total_steps, epoch, packs_consumed      where the run is
-    loss           {"first": mean loss of the first step, "last": of this one}
+    loss           {"first": mean loss of the first step, "last": of this one}; of those with a finite loss
     settings       what the run's identity is made of, so that a difference can be named
     layout         {"world_size", "zero_stage", "precision"} of the run that wrote it; any other can read it
     versions       of the libraries that computed it
+    adapter        only where an adapter was trained, and `parameters` are its own:
+                   {"base": {"sha256": `digest_base` of the model below it}, "config": PEFT's configuration,
+                   "layers": adapted module -> {"rank", "scaling", "transposed", "dora"}}
 
 A fragment is a flat run of one tensor's elements. Its key is `kind/name/first element`, for example
 `parameter/model.norm.weight/0` or `exp_avg/model.layers.0.mlp.up_proj.weight/8192`. `parameter` is the float32 master
@@ -28,9 +32,11 @@ weight; the other kinds are the optimizer's. Fragments of one tensor never overl
 ZeRO cut it, so any layout can be loaded into any other and the exporter reads only the ranges it wants.
 """
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +45,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from pipelines.artifacts import MANIFEST, Manifest
+from pipelines.artifacts import MANIFEST, Json, Manifest, digest_file
 from pipelines.errors import CheckError, DataError
+from pipelines.schema import Pipeline
 
 FORMAT_VERSION = 1
 STEP_NAME = re.compile(r"step-(\d{8})")
@@ -82,6 +89,11 @@ class Checkpoint:
     def step(self) -> int:
         """Optimizer steps done."""
         return int(self.manifest.facts["step"])
+
+    @property
+    def adapter(self) -> Json:
+        """What was trained on top of which model; None where the whole model was."""
+        return self.manifest.facts.get("adapter")
 
     @property
     def packs_consumed(self) -> int:
@@ -157,6 +169,26 @@ class Checkpoint:
 def fragment_key(kind: str, name: str, start: int) -> str:
     """The key of a fragment inside a state file."""
     return f"{kind}/{name}/{start}"
+
+
+def base_folder(pipeline: Pipeline) -> Path:
+    """The directory of the model below an adapter; the trainer writes that of a model from scratch."""
+    return pipeline.model.name_or_path or pipeline.home / "train" / "base"
+
+
+def digest_base(folder: Path) -> str:
+    """SHA-256 over the names and digests of a model directory's weight files.
+
+    Raises:
+        DataError: if there are none.
+    """
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise DataError(f"{folder}: no safetensors files of the model below an adapter; convert the model to that form")
+    with ThreadPoolExecutor() as threads:
+        digests = list(threads.map(digest_file, paths))
+    lines = "".join(f"{digest} {path.name}\n" for digest, path in zip(digests, paths, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:

@@ -663,6 +663,11 @@ class ExportVerify(Table):
     """[export.verify]: what is compared after writing."""
 
     max_abs_diff: NonNegativeReal = 0.0
+    on_nonfinite: Literal["skip_step", "stop"] = "skip_step"
+    """When a loss or gradient is no number: leave the weights as they are, count the step and go on (a few times in a
+    row at most), or stop. The steps in which fp16 looks for its loss scale are always skipped."""
+    error_if_nonfinite: bool = False
+    """true is on_nonfinite = "stop" under the name that PyTorch gives it."""
     """Largest difference accepted between the logits of the export and of the checkpoint's weights, both in the
     exported format. The weights themselves are always compared bit for bit."""
     greedy_tokens: NonNegativeInt = 16

@@ -104,6 +104,7 @@ def load(engine: Engine, checkpoint: Checkpoint) -> None:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
     """Write and digest tensors in one pass, one at a time in memory.
+    engine.skipped_steps = facts["skipped_steps"]
 
     Args:
         tensors: [elements] each, float32 or int64, on any device; the file has them in this order.
@@ -177,6 +178,7 @@ def _manifest(
     consumed = step * plan.train.global_batch_size
     facts = {
         "run": plan.identity,
+        "skipped_steps": engine.skipped_steps,
         "parameters": {name: list(shape) for name, shape in shapes(engine.model).items()},
         "tied": tied(engine.model),
         "buffers": {name: list(buffer.shape) for name, buffer in buffers(engine.model).items()},

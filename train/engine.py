@@ -1,6 +1,7 @@
 """The DeepSpeed engine: its configuration, and one optimizer step."""
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -35,7 +36,14 @@ class StepStats:
     grad_norm: float
     """Before clipping."""
     skipped: bool
-    """fp16 only: a gradient overflowed, and the weights stayed as they were."""
+    """A gradient was not finite, and weights and optimizer stayed as they were on every rank."""
+    overflow: bool = False
+    """fp16 only: it was skipped because of the loss scale, which is lower now."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether the model's loss and gradient are numbers, whatever a loss scale made of them."""
+        return math.isfinite(self.loss) and (self.overflow or not self.skipped)
 
 
 class Engine:
@@ -71,7 +79,11 @@ class Engine:
                 raise
             finding = " ".join(str(error).split())
             raise ConfigError(f"{pipeline.cite('train.deepspeed.extra')}: DeepSpeed refuses it: {finding}") from error
+        if self.precision == "fp16":
+            self.deepspeed.optimizer.loss_scaler.raise_error_at_min_scale = False  # such steps are told of by StepStats
         self.device = self.deepspeed.device
+        self.skipped_steps = 0
+        """Of the whole run, also before it was resumed."""
 
     @property
     def model(self) -> nn.Module:
@@ -102,13 +114,19 @@ class Engine:
             total += loss.detach()
             if self._clip_here and self.deepspeed.is_gradient_accumulation_boundary():
                 norm = clip_grad_norm_(self.model.parameters(), self._max_grad_norm or float("inf"))
+                if not norm.isfinite():
+                    self.model.zero_grad(set_to_none=True)  # which is what optimizers pass over
             self.deepspeed.step()
         if self.ranks > 1:
             dist.all_reduce(total)
+        grad_norm = float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
+        skipped = not self.deepspeed.was_step_applied() or (norm is not None and not math.isfinite(grad_norm))
+        self.skipped_steps += skipped
         return StepStats(
             loss=total.item() / max(1, batch.loss_tokens),
-            grad_norm=float(self.deepspeed.get_global_grad_norm() if norm is None else norm),
-            skipped=not self.deepspeed.was_step_applied(),
+            grad_norm=grad_norm,
+            skipped=skipped,
+            overflow=skipped and self.precision == "fp16" and self.deepspeed.optimizer.loss_scaler.cur_scale > 1,
         )
 
     def refresh_parameters(self) -> None:

@@ -34,6 +34,9 @@ from train.stop import StopRequest
 
 log = logging.getLogger(__name__)
 
+MOST_NONFINITE_IN_A_ROW = 5
+"""A batch, or a fault of the machine, spoils a step or two. More in a row are of weights that are no numbers."""
+
 
 def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
     """Take the steps of the plan that are not done yet, saving on the way."""
@@ -68,13 +71,16 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
         device=engine.device,
     )
     announce(plan, ranks, engine, first)
+    in_a_row = 0
     with Metrics(plan, done=first, write=ranks.rank == 0) as metrics, StopRequest() as stop:
         for step, batch in batches.from_step(first, plan.total_steps):
             started = time.perf_counter()
             lr = learning_rate(plan.train, step, plan.total_steps, plan.packs)
             stats = engine.step(batch, lr)
-            check_finite(stats, step + 1)
-            loss = {"first": loss.get("first", stats.loss), "last": stats.loss}
+            in_a_row = 0 if stats.finite else in_a_row + 1
+            check_finite(plan, stats, step + 1, in_a_row)
+            if math.isfinite(stats.loss):
+                loss = {"first": loss.get("first", stats.loss), "last": stats.loss}
             metrics.add(row(plan, engine, step + 1, batch, stats, lr=lr, seconds=time.perf_counter() - started))
             stopping = stop.agreed(engine.device) if step + 1 < plan.total_steps else None
             if is_due(plan, step + 1) or stopping:
@@ -123,13 +129,21 @@ def is_due(plan: Plan, step: int) -> bool:
     return step == plan.total_steps or (every > 0 and step % every == 0)
 
 
-def check_finite(stats: StepStats, step: int) -> None:
-    """Stop at a loss that is no number: every step after it would be one of the same."""
-    if not math.isfinite(stats.loss):
-        raise PacktrainError(
-            f"step {step}: the loss is {stats.loss}; lower train.optimizer.lr or train.max_grad_norm, or use bf16 or "
-            "fp32, then train with --no-resume"
-        )
+def check_finite(plan: Plan, stats: StepStats, step: int, in_a_row: int) -> None:
+    """Stop at a step that is not finite where that was asked for, or when they do not end: the weights are lost then.
+
+    Args:
+        in_a_row: such steps without one between them, this one included; 0 if it is finite.
+    """
+    stops = plan.train.error_if_nonfinite or plan.train.on_nonfinite == "stop"
+    if not in_a_row or (not stops and in_a_row < MOST_NONFINITE_IN_A_ROW):
+        return
+    finding = f"loss is {stats.loss}" if not math.isfinite(stats.loss) else f"gradient's norm is {stats.grad_norm}"
+    many = f", and so it was for {in_a_row} steps in a row" if in_a_row > 1 else ""
+    raise PacktrainError(
+        f"step {step}: the {finding}{many}; lower train.optimizer.lr or train.max_grad_norm, or use bf16 or fp32, then "
+        "train with --no-resume"
+    )
 
 
 def row(plan: Plan, engine: Engine, step: int, batch: StepBatch, stats: StepStats, *, lr: float, seconds: float) -> Row:
@@ -139,7 +153,7 @@ def row(plan: Plan, engine: Engine, step: int, batch: StepBatch, stats: StepStat
     return Row(
         step=step,
         epoch=step * plan.train.global_batch_size / plan.packs,
-        loss=stats.loss,
+        loss=stats.loss if math.isfinite(stats.loss) else None,
         loss_tokens=batch.loss_tokens,
         tokens=batch.tokens,
         grad_norm=stats.grad_norm if math.isfinite(stats.grad_norm) else None,
@@ -149,6 +163,7 @@ def row(plan: Plan, engine: Engine, step: int, batch: StepBatch, stats: StepStat
         mfu=None if peak is None or flops is None else flops / seconds / (peak * engine.ranks),
         memory_gb=memory_gb(engine.device),
         skipped=stats.skipped,
+        skipped_steps=engine.skipped_steps,
     )
 
 
@@ -192,5 +207,6 @@ def conclude(plan: Plan, loss: dict[str, float], *, seconds: float) -> None:
         write_run_json(plan.home / "run.json", {"ended": datetime.now(UTC).isoformat(timespec="seconds")})
         log.info(
             "trained %d steps in %s: loss %.4f -> %.4f; checkpoint %s",
-            plan.total_steps, duration(seconds), loss["first"], loss["last"], finished(plan.checkpoints)[-1],
+            plan.total_steps, duration(seconds), loss.get("first", math.nan), loss.get("last", math.nan),
+            finished(plan.checkpoints)[-1],
         )  # fmt: skip

@@ -30,12 +30,12 @@ class Row:
     """From 1: optimizer steps done."""
     epoch: float
     """Passes over the packs done."""
-    loss: float
-    """Mean over the loss tokens of the global batch, before the update."""
+    loss: float | None
+    """Mean over the loss tokens of the global batch, before the update; null where it is no number."""
     loss_tokens: int
     tokens: int
     grad_norm: float | None
-    """Before clipping; null where it overflowed."""
+    """Before clipping; null where it is no number."""
     lr: float
     step_time_s: float
     tokens_per_s: float
@@ -45,7 +45,9 @@ class Row:
     memory_gb: float
     """Most memory that rank 0 has used: of its GPU, or of the process."""
     skipped: bool = False
-    """fp16 only: the update was skipped because a gradient overflowed."""
+    """The weights stayed as they were because the gradient was not finite."""
+    skipped_steps: int = 0
+    """Such steps so far, from the run's first."""
     kind: Literal["train"] = "train"
 
 
@@ -75,17 +77,19 @@ class Metrics:
             return
         self._file.write(json.dumps(asdict(row)) + "\n")
         self._file.flush()
-        if row.step % self._every == 0 or row.step in (self._done + 1, self._total):
+        if row.step % self._every == 0 or row.step in (self._done + 1, self._total) or row.skipped:
             log.info("%s", self._line(row))
 
     def _line(self, row: Row) -> str:
         elapsed = time.monotonic() - self._began
         left = elapsed / (row.step - self._done) * (self._total - row.step)
         mfu = "" if row.mfu is None else f"  mfu {row.mfu:.1%}"
-        grad = "overflow, skipped" if row.grad_norm is None else f"{row.grad_norm:.2f}"
+        loss = "not finite" if row.loss is None else f"{row.loss:.4f}"
+        grad = "not finite" if row.grad_norm is None else f"{row.grad_norm:.2f}"
+        skipped = f", skipped ({row.skipped_steps} so far)" if row.skipped else ""
         return (
-            f"step {row.step:>{len(str(self._total))}}/{self._total}  epoch {row.epoch:.2f}  loss {row.loss:.4f}  "
-            f"grad {grad}  lr {row.lr:.2e}  {row.tokens_per_s:,.0f} tokens/s{mfu}  "
+            f"step {row.step:>{len(str(self._total))}}/{self._total}  epoch {row.epoch:.2f}  loss {loss}  "
+            f"grad {grad}{skipped}  lr {row.lr:.2e}  {row.tokens_per_s:,.0f} tokens/s{mfu}  "
             f"{row.memory_gb:.1f} GB  {duration(left)} left"
         )
 

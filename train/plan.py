@@ -16,7 +16,17 @@ log = logging.getLogger(__name__)
 
 COST_ONLY = {
     "model": {"torch_dtype", "attn_implementation"},
-    "train": {"nproc_per_node", "activation_checkpointing", "resume", "parallel", "deepspeed", "checkpoint", "log"},
+    "train": {
+        "nproc_per_node",
+        "activation_checkpointing",
+        "on_nonfinite",
+        "error_if_nonfinite",
+        "resume",
+        "parallel",
+        "deepspeed",
+        "checkpoint",
+        "log",
+    },
 }
 """Keys that change how a run is computed, saved or exported, but not what it computes."""
 

@@ -339,8 +339,26 @@ def test_what_the_machine_lacks_is_one_line(
         run(pipeline(folder, **SETTINGS))
 
 
-def test_loss_that_is_no_number_stops_the_run(tmp_path: Path, shards: Path) -> None:
+HOPELESS: dict[str, Any] = {
+    "max_steps": 9,
+    "optimizer": {"lr": 10**30},
+    "scheduler": {"warmup_steps": 0},
+    "max_grad_norm": 0,
+}
+"""The first step makes weights that no loss can be computed with."""
+
+
+@pytest.mark.parametrize("policy", [{"on_nonfinite": "stop"}, {"error_if_nonfinite": True}], ids=str)
+def test_loss_that_is_no_number_stops_the_run_if_asked_to(policy: dict[str, Any], tmp_path: Path, shards: Path) -> None:
     folder = share(shards, tmp_path / "work")
-    with pytest.raises(PacktrainError, match=r"step [23]: the loss is nan; lower"):
-        run(pipeline(folder, max_steps=4, optimizer={"lr": 10**30}, scheduler={"warmup_steps": 0}, max_grad_norm=0))
+    with pytest.raises(PacktrainError, match=r"step [23]: the (loss|gradient's norm) is nan; lower"):
+        run(pipeline(folder, **HOPELESS, **policy))
     assert not checkpoints(folder)
+
+
+def test_weights_that_are_no_numbers_stop_the_run(tmp_path: Path, shards: Path) -> None:
+    folder = share(shards, tmp_path / "work")
+    with pytest.raises(PacktrainError, match=r"step [67]: .* is nan, and so it was for 5 steps in a row; lower"):
+        run(pipeline(folder, **HOPELESS))
+    assert not checkpoints(folder)
+    assert [(row["grad_norm"], row["skipped_steps"]) for row in rows(folder)][2:5] == [(None, 2), (None, 3), (None, 4)]
