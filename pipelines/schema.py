@@ -189,6 +189,10 @@ MapName = Literal[
 """Shape of a record, as prep/records.py describes each."""
 PythonMap = Annotated[str, AfterValidator(_python_map)]
 """`python:module:function`: a map of the user's own."""
+Ranks = dict[str, PositiveInt]
+"""Ranks by the end of a module's name."""
+Alphas = dict[str, PositiveReal]
+"""Scales by the end of a module's name."""
 
 
 class Table(BaseModel):
@@ -216,6 +220,34 @@ class Run(Table):
     """The only seed; every stage derives its own from it."""
 
 
+class Lora(Table):
+    """[model.lora]: train low-rank additions to the model's matrices and leave the matrices as they are. Without the
+    table every parameter is trained."""
+
+    r: PositiveInt = 64
+    """Rank of the additions."""
+    lora_alpha: PositiveReal = 16.0
+    """The addition is scaled by lora_alpha / r, or by lora_alpha / sqrt(r) with use_rslora."""
+    lora_dropout: Beta = 0.0
+    """Share of the inputs of the additions that is dropped while training."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases of the model are trained as well."""
+    task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
+    """What PEFT calls a language model."""
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Modules that get an addition, by the end of their names; all-linear is every linear layer but the output."""
+    modules_to_save: list[str] = []
+    """Modules that are trained whole, such as `embed_tokens` and `lm_head` where tokens were added."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r), which keeps large ranks stable."""
+    use_dora: bool = False
+    """Train the lengths of the rows of each matrix as well (DoRA)."""
+    rank_pattern: Ranks = {}
+    """Another rank for some modules, by the end of their names."""
+    alpha_pattern: Alphas = {}
+    """Another lora_alpha for some modules, by the end of their names."""
+
+
 class Model(Table):
     """[model]: what is trained. Either name_or_path or the [model.scratch] table."""
 
@@ -227,6 +259,9 @@ class Model(Table):
     """Number format of the exported weights: auto is the checkpoint's own, or float32 for a scratch model."""
     attn_implementation: Literal["auto", "flash_attention_2", "varlen", "sdpa"] = "auto"
     """Varlen attention: auto takes flash-attn where installed, else PyTorch's kernel on CUDA, else SDPA by document."""
+
+    lora: Lora | None = None
+    """Train an adapter instead of every parameter."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -644,6 +679,8 @@ class HfExport(Table):
     """Number format of the weights; auto is model.torch_dtype."""
     max_shard_size: PositiveInt = 5_000_000_000
     """Bytes per safetensors file."""
+    merge_lora: bool = True
+    """Add an adapter to the model it was trained on; false is refused, since `adapter` among the targets says so."""
 
 
 class TurbomindExport(Table):
@@ -690,8 +727,8 @@ class Export(Table):
 
     checkpoint: Literal["latest"] | NonNegativeInt = "latest"
     """Newest complete checkpoint, or a step."""
-    targets: list[Literal["hf", "turbomind"]] = Field(default=["hf"], min_length=1)
-    """A Hugging Face directory, TurboMind weights, or both."""
+    targets: list[Literal["hf", "turbomind", "adapter"]] = Field(default=["hf"], min_length=1)
+    """A Hugging Face directory, TurboMind weights, a PEFT directory of the adapter alone (adapter), or several."""
     hf: HfExport = HfExport()
     turbomind: TurbomindExport = TurbomindExport()
     verify: ExportVerify = ExportVerify()

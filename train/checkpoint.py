@@ -26,8 +26,10 @@ from pipelines.artifacts import (
 )
 from pipelines.checkpoints import FORMAT_VERSION, Checkpoint, finished, fragment_key, step_folder
 from pipelines.errors import CheckError, MachineError, PacktrainError
+from train.adapters import adapter_facts, check_base, is_adapted
 from train.engine import Engine
 from train.fragments import buffers, create_state, kinds_and_scalars, own_pieces, pieces, shapes, tied
+from train.model import exported_config
 from train.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -80,6 +82,8 @@ def load_newest(engine: Engine, plan: Plan) -> Checkpoint | None:
         damage = _agree(lambda folder=folder: _verify_share(folder))  # type: ignore[misc]  # a default binds the loop's
         if damage is None:
             checkpoint = Checkpoint(folder)
+            if is_adapted(engine.model):
+                check_base(engine.model, checkpoint)
             load(engine, checkpoint)
             return checkpoint
         log.warning("%s; trying the checkpoint before it", damage)
@@ -100,11 +104,11 @@ def load(engine: Engine, checkpoint: Checkpoint) -> None:
         engine.model.get_buffer(name).copy_(torch.from_numpy(values))
     engine.refresh_parameters()
     engine.load_scaler(facts["scaler"])
+    engine.skipped_steps = facts["skipped_steps"]
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
     """Write and digest tensors in one pass, one at a time in memory.
-    engine.skipped_steps = facts["skipped_steps"]
 
     Args:
         tensors: [elements] each, float32 or int64, on any device; the file has them in this order.
@@ -161,16 +165,6 @@ def _write_model_and_tokenizer(engine: Engine, plan: Plan, partial: Path) -> lis
     return [FileRecord.of(partial, path) for path in written]
 
 
-def exported_config(model: Any) -> bytes:
-    """config.json as a user of the model wants it: without what only training sets."""
-    config = json.loads(model.config.to_json_string(use_diff=True))
-    for key in ("_attn_implementation", "attn_implementation"):
-        config.pop(key, None)
-    config["use_cache"] = True
-    config["architectures"] = [type(model).__name__]  # Transformers sets it only when it saves a model itself
-    return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-
-
 def _manifest(
     engine: Engine, plan: Plan, records: Sequence[FileRecord], step: int, loss: Mapping[str, float]
 ) -> Manifest:
@@ -178,13 +172,13 @@ def _manifest(
     consumed = step * plan.train.global_batch_size
     facts = {
         "run": plan.identity,
-        "skipped_steps": engine.skipped_steps,
         "parameters": {name: list(shape) for name, shape in shapes(engine.model).items()},
         "tied": tied(engine.model),
         "buffers": {name: list(buffer.shape) for name, buffer in buffers(engine.model).items()},
         "kinds": kinds,
         "optimizer": scalars,
         "scaler": engine.scaler(),
+        "skipped_steps": engine.skipped_steps,
         "step": step,
         "total_steps": plan.total_steps,
         "packs_consumed": consumed,
@@ -199,6 +193,8 @@ def _manifest(
         },
         "versions": {name: version(name) for name in LIBRARIES},
     }
+    if is_adapted(engine.model):
+        facts["adapter"] = adapter_facts(engine.model)
     files = sorted(records, key=lambda record: record.path)
     # Of its bytes, not only of what they were computed from: GPU kernels need not repeat themselves.
     mine = identity("checkpoint", plan.identity, step, [record.sha256 for record in files])

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.errors import ConfigError
+from train.adapters import is_adapted
 from train.engine import Engine
 
 
@@ -92,12 +93,14 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def tied(model: nn.Module) -> dict[str, str]:
     """Other names of parameters to the one in `shapes`."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
-    every = model.named_parameters(remove_duplicate=False)
+    every = [item for item in model.named_parameters(remove_duplicate=False) if item[1].requires_grad]
     return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
 
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that are part of the model's weights, float32 or int64."""
+    """Buffers that are part of the model's weights, float32 or int64; below an adapter they stay as they are."""
+    if is_adapted(model):
+        return {}
     kept = model.state_dict().keys()
     return {
         name: buffer.to(torch.float32 if buffer.is_floating_point() else torch.int64)

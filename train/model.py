@@ -1,16 +1,22 @@
 """The model that is trained: built from a config or read from a directory, and checked against the data."""
 
 import difflib
+import json
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from pipelines.artifacts import Json
+from pipelines.artifacts import Json, commit_directory, make_directory, write_atomic
+from pipelines.checkpoints import base_folder, digest_base
 from pipelines.errors import ConfigError, DataError
 from pipelines.schema import Pipeline
+from train.adapters import add_adapter
 from train.attention import NAME
 
 
@@ -50,7 +56,21 @@ def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel
         raise ConfigError(f"{_cite(pipeline)}: {config.model_type}: {_finding(error)}") from error
     _check_vocabulary(pipeline, model, prep)
     _make_generation_greedy_by_default(model)
+    if pipeline.model.lora is not None:
+        if pipeline.model.scratch is not None and (not dist.is_initialized() or dist.get_rank() == 0):
+            _write_base(base_folder(pipeline), model)
+        add_adapter(pipeline, model)
     return model
+
+
+def exported_config(model: PreTrainedModel) -> bytes:
+    """config.json as a user of the model wants it: without what only training sets."""
+    config = json.loads(model.config.to_json_string(use_diff=True))
+    for key in ("_attn_implementation", "attn_implementation"):
+        config.pop(key, None)
+    config["use_cache"] = True
+    config["architectures"] = [type(model).__name__]  # Transformers sets it only when it saves a model itself
+    return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def model_config(pipeline: Pipeline, prep: Mapping[str, Json]) -> PretrainedConfig:
@@ -85,6 +105,18 @@ def model_config(pipeline: Pipeline, prep: Mapping[str, Json]) -> PretrainedConf
         return AutoConfig.for_model(model_type, **keys)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ConfigError(f"{_cite(pipeline)}: {_finding(error)}") from error
+
+
+def _write_base(folder: Path, model: PreTrainedModel) -> None:
+    """Give a model from scratch the files that an adapter on it needs later."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(make_directory(partial))
+    write_atomic(partial / "config.json", exported_config(model))
+    if (folder / "config.json").is_file() and digest_base(folder) == digest_base(partial):
+        shutil.rmtree(partial)
+    else:
+        commit_directory(partial, folder)
 
 
 def _check_positions(pipeline: Pipeline, config: PretrainedConfig) -> None:

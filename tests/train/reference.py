@@ -1,6 +1,7 @@
 """Training written the obvious way: every document alone, one after the other, in plain PyTorch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +22,22 @@ class Trained:
     weights: dict[str, Tensor]
 
 
-def train_alone(pipeline: Pipeline, steps: int) -> Trained:
-    """The first steps of a run, without packing, ranks, accumulation, DeepSpeed or our attention."""
+def train_alone(pipeline: Pipeline, steps: int, model: Any = None) -> Trained:
+    """The first steps of a run, without packing, ranks, accumulation, DeepSpeed or our attention.
+
+    Args:
+        model: instead of the pipeline's.
+    """
     train = pipeline.train
     assert train is not None
     assert pipeline.model.scratch is not None
     packs = ShardReader(pipeline.home / "prep")
     order = PackOrder(len(packs), shuffle=train.shuffle == "hash", seed=pipeline.run.seed)
-    keys = dict(pipeline.model.scratch)
-    torch.manual_seed(pipeline.run.seed)
-    config = AutoConfig.for_model(keys.pop("model_type"), **keys)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    if model is None:
+        keys = dict(pipeline.model.scratch)
+        torch.manual_seed(pipeline.run.seed)
+        config = AutoConfig.for_model(keys.pop("model_type"), **keys)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     model.train()
     settings = train.optimizer
     groups = parameter_groups(model.named_parameters(), settings)
@@ -55,4 +61,6 @@ def train_alone(pipeline: Pipeline, steps: int) -> Trained:
             group["lr"] = learning_rate(train, step, steps, len(packs))
         optimizer.step()
         losses.append(float(total.detach() / targets))
-    return Trained(losses, norms, {name: weight.detach() for name, weight in model.named_parameters()})
+    return Trained(
+        losses, norms, {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    )
