@@ -23,7 +23,7 @@ from prep.formats import FORMATS, ftdp
 from prep.formats.fault import Outcome, RecordFault
 from prep.inputs import Input, unchanged
 from prep.rendering import template_of
-from prep.store import LOSS_BIT, ChunkWriter, Marked, Rows
+from prep.store import LOSS_BIT, ChunkWriter, Marked, Rows, count_loss_tokens
 from prep.tokenizer import Tokenizer, load_tokenizer
 
 _BATCH = 256
@@ -157,12 +157,11 @@ def _write_as_it_is(chunk: Chunk, rules: Rules, writer: ChunkWriter) -> bool:
     lengths = counts[records]
     if not lengths.size or lengths.max() > rules.max_length or lengths.min() < rules.min_length:
         return False
-    firsts = np.cumsum(lengths) - lengths
-    tokens[firsts] &= ~LOSS_BIT
-    loss_tokens = np.add.reduceat(tokens >> 31, firsts)
+    tokens[np.cumsum(lengths) - lengths] &= ~LOSS_BIT
+    loss_tokens = count_loss_tokens(tokens, lengths)
     if loss_tokens.min() < 1 and rules.template.loss.on_empty != "keep":
         return False
-    writer.add(np.column_stack([records, np.zeros_like(records), lengths, loss_tokens.astype(np.int64)]), tokens)
+    writer.add(np.column_stack([records, np.zeros_like(records), lengths, loss_tokens]), tokens)
     writer.records = counts.size
     return True
 
@@ -202,13 +201,12 @@ def _all_samples(batch: Sequence[tuple[int, _Outcome]], rules: Rules) -> tuple[R
     if lengths.max() > rules.max_length or lengths.min() < rules.min_length:
         return None
     tokens = np.concatenate(samples)
-    firsts = np.cumsum(lengths) - lengths
-    tokens[firsts] &= ~LOSS_BIT  # nothing comes before it that could predict it
-    loss_tokens = np.add.reduceat(tokens >> 31, firsts)
+    tokens[np.cumsum(lengths) - lengths] &= ~LOSS_BIT  # nothing comes before it that could predict it
+    loss_tokens = count_loss_tokens(tokens, lengths)
     if loss_tokens.min() < 1 and rules.template.loss.on_empty != "keep":
         return None
     records = np.fromiter((record for record, _ in batch), np.int64, len(batch))
-    return np.column_stack([records, np.zeros_like(records), lengths, loss_tokens.astype(np.int64)]), tokens
+    return np.column_stack([records, np.zeros_like(records), lengths, loss_tokens]), tokens
 
 
 def outcomes(chunk: Chunk, rules: Rules, only: Container[int] | None = None) -> Iterator[tuple[int, _Outcome]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from pipelines.artifacts import Json
 
@@ -114,3 +115,33 @@ class Samples:
         """A chunk's tokens as a memory map, loss in bit 31."""
         path = self.token_files[chunk]
         return np.memmap(path, np.uint32, "r") if path.stat().st_size else np.zeros(0, np.uint32)
+
+
+def count_loss_tokens(tokens: Marked, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """int64[samples], tokens with loss of each of the samples that `tokens` holds end to end.
+
+    Args:
+        lengths: int64[samples], tokens of each; together all of `tokens`.
+    """
+    if lengths.size and (lengths.min() < 0 or lengths.sum() != tokens.size):
+        raise ValueError(f"samples of {lengths.sum()} tokens, but there are {tokens.size}")
+    return np.asarray(_count_loss_tokens(tokens, lengths))
+
+
+@njit(cache=True)
+def _count_loss_tokens(tokens: Marked, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    found = np.zeros(lengths.size, np.int64)
+    at = 0
+    for sample in range(lengths.size):
+        count = np.uint32(0)
+        for token in tokens[at : at + lengths[sample]]:
+            count += token >> np.uint32(31)
+        found[sample] = count
+        at += lengths[sample]
+    return found
+
+
+def count_loss_tokens_reference(tokens: Marked, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """`count_loss_tokens` written the obvious way: slow, and right. The tests compare the two."""
+    samples = np.split(tokens, np.cumsum(lengths)[:-1])
+    return np.array([sum(bool(token & LOSS_BIT) for token in sample) for sample in samples], np.int64)
