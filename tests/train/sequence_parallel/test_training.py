@@ -23,13 +23,15 @@ def train_on(ranks: int, size: int, folder: Path, **how: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(
-    ("ranks", "size"),
+    ("stage", "ranks", "size"),
     [
-        (2, 2),
-        (3, 3),  # does not divide the 4 heads
-        (4, 2),  # two groups of two
+        (0, 2, 2),
+        (1, 2, 2),
+        (2, 4, 2),  # two groups of two
+        (3, 4, 2),
+        (0, 3, 3),  # does not divide the 4 heads
+        (3, 3, 3),
     ],
 )
 def test_ranks_that_share_packs_train_as_documents_alone(
