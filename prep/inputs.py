@@ -32,6 +32,8 @@ class Input:
     modified_ns: int = 0
     """Only to notice a change while the run lasts; part of no artefact."""
     sha256: str = ""
+    meta_sha256: str = ""
+    """Of the .meta beside a file of ftdp, which says what its lines are; empty where there is none to read."""
     columns: tuple[tuple[str, str], ...] = ()
     """Pairs of the key that the map reads and the record's own name for it."""
     template: str | None = None
@@ -122,6 +124,16 @@ def _digest(one: Input, known: Known) -> Input:
         size, modified_ns, sha256 = known.get(str(one.where.resolve()), (-1, -1, ""))
         if (size, modified_ns) != (state.st_size, state.st_mtime_ns):
             sha256 = digest_file(one.where)
-        return replace(one, size=state.st_size, modified_ns=state.st_mtime_ns, sha256=sha256)
+        meta_sha256 = _meta_digest(one.where) if one.format == "ftdp" else ""
+        return replace(one, size=state.st_size, modified_ns=state.st_mtime_ns, sha256=sha256, meta_sha256=meta_sha256)
     except OSError as error:
         raise DataError(f"{one.where}: cannot be read ({error.strerror})") from error
+
+
+def _meta_digest(path: Path) -> str:
+    from prep.formats.ftdp import meta_path  # imports numba, which `order check` need not wait for
+
+    try:
+        return digest_file(meta_path(path))
+    except OSError:
+        return ""  # who reads the file says what is wrong

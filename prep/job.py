@@ -160,7 +160,8 @@ def versions() -> dict[str, str]:
 
 def input_facts(one: Input) -> Json:
     """An input file as manifests list it."""
-    return {"source": one.name, "path": one.path, "format": one.format, "size": one.size, "sha256": one.sha256}
+    facts = {"source": one.name, "path": one.path, "format": one.format, "size": one.size, "sha256": one.sha256}
+    return {**facts, "meta_sha256": one.meta_sha256} if one.meta_sha256 else facts
 
 
 def places(inputs: list[Input]) -> Json:

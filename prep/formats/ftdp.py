@@ -67,6 +67,8 @@ def read_meta(path: Path, begin: int = 0, end: int | None = None) -> tuple[Int64
             f"{where}: not a NumPy array ({error}); make it again with the tool that wrote {path}"
         ) from error
     if rows.size == 0:
+        if size := path.stat().st_size:
+            raise DataError(f"{where}: has no row, but {path.name} has {size} bytes; make the meta file again")
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     if rows.ndim != 2 or rows.shape[1] < 2 or rows.dtype.kind not in "iu":
         raise DataError(

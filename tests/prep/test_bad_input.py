@@ -156,6 +156,13 @@ def test_a_token_file_that_does_not_fit_its_meta_or_the_vocabulary_is_named(
     assert refusal(ftdp(tmp_path, line, meta)).startswith(f"data/{message}")
 
 
+def test_a_meta_file_that_was_repaired_is_read_anew(tmp_path: Path) -> None:
+    lines = b'{"tokens": [1, 2]}\n{"tokens": [3, 4]}\n'
+    assert "expected" in refusal(ftdp(tmp_path, lines, [[0, 2]]))  # half of the rows: the first line does not end
+    repaired = CliRunner().invoke(main, ["prep", "--workers", "1", str(ftdp(tmp_path, lines, [[0, 2], [19, 2]]))])
+    assert "2 samples" in repaired.output
+
+
 @pytest.mark.parametrize(
     ("lines", "finding"),
     [

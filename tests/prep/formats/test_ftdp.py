@@ -104,6 +104,7 @@ def test_a_faulty_line_is_named(tmp_path: Path, second: bytes, tokens: int, find
         (np.array([[0, 1], [999, 1]]), "row 1 is"),
         (np.array([[-1, 1]]), "row 0 is"),
         (np.array([[0, -1]]), "row 0 is"),
+        (np.zeros(0), "has no row, but data.bin has 32 bytes"),
         (np.array([0, 1]), "expected integer rows"),
         (np.array([[0.0, 1.0]]), "expected integer rows"),
         (np.array([["a", "b"]], dtype=object), "not a NumPy array"),
