@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import zstandard
+import pyarrow as pa
 
 from pipelines.errors import DataError
 from prep.endings import COMPRESSED
@@ -35,16 +35,14 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
                 with gzip.open(file) as content:
                     yield cast("BinaryIO", content)
             elif path.suffix == ".zst":
-                reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
-                    file, read_across_frames=True
-                )
-                yield cast("BinaryIO", io.BufferedReader(reader))
+                # Not the zstandard library: its reader takes a file that ends within a frame for complete.
+                yield cast("BinaryIO", io.BufferedReader(pa.CompressedInputStream(file, "zstd")))
             else:
                 yield file
-    except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         raise DataError(f"{path}: damaged or truncated ({error}); fetch or compress it again") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def pass_byte_order_mark(file: BinaryIO) -> int:

@@ -1,7 +1,9 @@
 """JSON lines are read the same however the file is cut into chunks."""
 
 import gzip
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.errors import DataError
 from prep.formats import jsonl
 from prep.formats import lines as text_lines
 from prep.formats.fault import RecordFault
@@ -122,6 +125,18 @@ def test_a_byte_order_mark_is_passed_over_and_members_follow_each_other(tmp_path
     path.write_bytes(b"".join(parts))
     [(begin, end)] = jsonl.chunks(path)
     assert list(jsonl.records(path, begin, end, max_bytes=99)) == [(0, {"a": 1}), (1, {"a": "\ufeff2"})]
+
+
+@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
+@pytest.mark.parametrize("cut", [6, 4_000, -1])
+def test_a_compressed_file_that_is_cut_off_is_never_taken_for_complete(
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes], cut: int
+) -> None:
+    path = tmp_path / f"data.jsonl.{ending}"
+    lines = b"".join(b'{"a": "%s"}\n' % hashlib.sha256(b"%d" % number).hexdigest().encode() for number in range(9999))
+    path.write_bytes(compress(lines)[:cut])
+    with pytest.raises(DataError, match=rf"data\.jsonl\.{ending}: damaged or truncated"):
+        list(jsonl.records(path, 0, path.stat().st_size, max_bytes=99))
 
 
 def test_what_was_not_written_in_utf8_says_so(tmp_path: Path) -> None:
