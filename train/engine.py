@@ -58,10 +58,13 @@ class Engine:
         self.zero_stage = train.deepspeed.zero_stage
         self.ranks = dist.get_world_size()
         self.accumulation = -(-train.global_batch_size // self.parallel.data.size)
-        if self.zero_stage == 0 and self.precision != "fp32":
-            # DeepSpeed's ZeRO 0 would add up micro-batches in half precision. ZeRO 1 computes the same in float32.
-            log.info("zero_stage = 0 with %s runs as ZeRO 1, which accumulates gradients in float32", self.precision)
-            self.zero_stage = 1
+        if self.zero_stage < 2 and self.precision != "fp32":
+            # DeepSpeed's ZeRO 0 would add up micro-batches in half precision, and its ZeRO 1 (0.19.8) reduces only the
+            # last of them over the ranks. ZeRO 2 computes the same, of every micro-batch, in float32.
+            log.info(
+                "zero_stage = %d with %s runs as ZeRO 2, which adds up in float32", self.zero_stage, self.precision
+            )
+            self.zero_stage = 2
         # Without ZeRO, DeepSpeed clips but does not say the norm, so it is done here.
         self._clip_here = self.zero_stage == 0
         self._max_grad_norm = train.max_grad_norm

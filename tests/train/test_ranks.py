@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.train.conftest import SETTINGS
 from tests.train.ranks import run_on_ranks
 from tests.train.reference import Trained
-from tests.train.runs import checkpoints, pipeline, same, share
+from tests.train.runs import checkpoints, pipeline, rows, same, share
 from tests.train.test_run import assert_trained_as_alone, undo
 from train.run import run
 
@@ -25,6 +26,18 @@ def test_ranks_train_as_documents_alone(stage: int, ranks: int, tmp_path: Path, 
     folder = share(shards, tmp_path / "work")
     train_on(ranks, folder, deepspeed={"zero_stage": stage})
     assert_trained_as_alone(folder, alone)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_half_precision_adds_up_every_micro_batch_of_every_rank(
+    stage: int, precision: str, tmp_path: Path, shards: Path, alone: Trained
+) -> None:
+    folder = share(shards, tmp_path / "work")
+    train_on(2, folder, precision=precision, deepspeed={"zero_stage": stage})
+    found = [(row["loss"], row["grad_norm"]) for row in rows(folder) if not row["skipped"]][:1]
+    # The first step, from the same weights: bf16 keeps 8 bits of a number.
+    np.testing.assert_allclose(found, [(alone.losses[0], alone.grad_norms[0])], rtol=0.01)
 
 
 def test_more_ranks_than_packs_in_a_step(tmp_path: Path, shards: Path, alone: Trained) -> None:
