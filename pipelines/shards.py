@@ -172,6 +172,8 @@ def write_shard(path: Path, packs: Packs) -> str:
 def read_shard(path: Path) -> Packs:
     """What `write_shard` was given, as views of the memory map."""
     (_, tokens), (_, loss_mask), (boundaries, cu_seqlens), (_, file), (_, record), (_, start) = _columns(path)
+    if boundaries[0] or (boundaries[1:] <= boundaries[:-1]).any():
+        raise _damaged(path, "its packs do not follow each other")
     return Packs(
         tokens=tokens,
         loss_mask=loss_mask,
