@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, TextStreamer
 
+from export.adapter import load_described
 from export.hf import Model
 from export.language_model import load_folder, load_tensors
 from export.model_config import stored_dtype
@@ -24,7 +25,7 @@ def chat(folder: Path, *, prompt: str | None = None, system: str = "", max_new_t
     """Answer what is typed, word by word, until /quit or the end of the input.
 
     Args:
-        folder: an exported Hugging Face directory, a checkpoint, or a directory of exports.
+        folder: an exported Hugging Face or adapter directory, a checkpoint, or a directory of exports.
         prompt: answer this alone and return.
         system: text of a system message before the conversation.
         max_new_tokens: of one answer.
@@ -90,6 +91,10 @@ class Speaker:
 def _load(folder: Path) -> tuple[Any, Any]:
     if (folder / "hf" / "config.json").is_file():
         folder = folder / "hf"
+    elif (folder / "adapter" / "adapter_config.json").is_file():
+        folder = folder / "adapter"
+    if (folder / "adapter_config.json").is_file():
+        return load_described(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if (folder / "triton_models").is_dir():
         raise DataError(f"{folder}: a TurboMind folder, which LMDeploy 0.6 to 0.7.3 serves; name the hf export instead")
     if (folder / "config.json").is_file():
@@ -102,6 +107,8 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 def _load_checkpoint(checkpoint: Checkpoint) -> tuple[Any, Any]:
     """What its export would load as, without writing the weights."""
+    if checkpoint.adapter is not None:
+        raise DataError(f"{checkpoint.folder}: holds an adapter alone; run `packtrain export`, then name what it wrote")
     model = Model.of(checkpoint, stored_dtype(checkpoint.folder))
     tensors = ((name, model.weights.tensor(name)) for name in model.weights.shapes)
     loaded = load_tensors(model.config, tensors, model.weights.dtype, str(checkpoint.folder))

@@ -19,7 +19,10 @@ from pipelines.errors import ConfigError
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint as it is exported: its weights in one number format, and the files that go with them."""
+    """A checkpoint as it is exported: its weights in one number format, and the files that go with them.
+
+    The weights are the whole model's, or those of an adapter alone.
+    """
 
     checkpoint: Checkpoint
     weights: Weights
@@ -30,9 +33,11 @@ class Model:
     """Configuration and tokenizer, content by file name."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, dtype: Dtype) -> "Model":
+    def of(cls, checkpoint: Checkpoint, dtype: Dtype, base: Path | None = None) -> "Model":
         """Read what is small and check that it fits together; the weights are read when they are written.
 
+        Args:
+            base: the model that the checkpoint's adapter is merged into.
         Raises:
             CheckError: if the checkpoint lacks what an export needs.
             ConfigError: if the model has parts that are not exported yet.
@@ -41,13 +46,14 @@ class Model:
         trained = read_config(checkpoint.folder)
         tokenizer = checkpoint.folder / "tokenizer"
         special = special_tokens(tokenizer, trained)
-        config = exported_config(trained, checkpoint.shapes, dtype, special)
+        weights = Weights(checkpoint, dtype, base)
+        config = exported_config(trained, weights.shapes, dtype, special)
         files = {
             "config.json": canonical_json(config),
             "generation_config.json": canonical_json(exported_generation_config(checkpoint, special)),
             **tokenizer_files(tokenizer, special),
         }
-        return cls(checkpoint, Weights(checkpoint, dtype), config, special, files)
+        return cls(checkpoint, weights, config, special, files)
 
     @property
     def chats(self) -> bool:

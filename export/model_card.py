@@ -52,3 +52,39 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=128)[0]))
 ```
 """
+
+
+def adapter_card(checkpoint: Checkpoint, weights: Weights, special: SpecialTokens) -> str:
+    """The same for an adapter alone."""
+    config = checkpoint.adapter["config"]
+    kind = "DoRA" if config["use_dora"] else "rsLoRA" if config["use_rslora"] else "LoRA"
+    return f"""---
+library_name: peft
+pipeline_tag: text-generation
+tags:
+- packtrain
+- lora
+---
+
+# {kind} adapter of rank {config["r"]}, {weights.parameters:,} parameters
+
+Trained with packtrain: {checkpoint.step:,} optimizer steps over {checkpoint.packs_consumed:,} packs of tokens.
+
+| | |
+|---|---|
+| Numbers | float32, as they were trained |
+| Stop tokens | {", ".join(str(id_) for id_ in special.stop) or "none"} |
+| Base | weights of SHA-256 `{checkpoint.adapter["base"]["sha256"]}` |
+| Checkpoint | `{checkpoint.manifest.identity}` |
+
+It works on the model that it was trained on and no other. The base's digest is over the names and SHA-256 of its
+safetensors files.
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForCausalLM.from_pretrained(folder)
+```
+"""

@@ -24,7 +24,26 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     Raises:
         CheckError: if it is missing or incomplete.
     """
-    path = checkpoint / "model" / "config.json"
+    return _read(checkpoint / "model" / "config.json")
+
+
+def stored_dtype(checkpoint: Path, base: Path | None = None) -> Dtype:
+    """The number format that the trained model was stored in, or float32 where nothing says.
+
+    Args:
+        base: the model below the checkpoint's adapter.
+    """
+    path = (checkpoint / "model" if base is None else base) / "config.json"
+    config = _read(path)
+    stored = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if stored not in WIDTH:
+        raise ConfigError(
+            f"{path}: dtype {stored!r} cannot be exported; set export.hf.dtype to bfloat16, float16 or float32"
+        )
+    return cast(Dtype, stored)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         config = dict(json.loads(path.read_bytes()))
     except (OSError, ValueError) as error:
@@ -33,18 +52,6 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
         if not config.get(key):
             raise CheckError(f"{path}: {key} is missing; use a checkpoint that this version wrote")
     return config
-
-
-def stored_dtype(checkpoint: Path) -> Dtype:
-    """The number format that the trained model was stored in, or float32 where nothing says."""
-    config = read_config(checkpoint)
-    stored = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if stored not in WIDTH:
-        raise ConfigError(
-            f"{checkpoint / 'model' / 'config.json'}: dtype {stored!r} cannot be exported; "
-            "set export.hf.dtype to bfloat16, float16 or float32"
-        )
-    return cast(Dtype, stored)
 
 
 def exported_config(

@@ -8,7 +8,7 @@ from pathlib import Path
 from export.cast import Dtype
 from export.model_config import stored_dtype
 from pipelines.artifacts import Json, Manifest, digest_file, identity
-from pipelines.checkpoints import finished, step_folder
+from pipelines.checkpoints import base_folder, finished, step_folder
 from pipelines.errors import ConfigError, DataError, MachineError
 from pipelines.schema import Pipeline
 
@@ -24,6 +24,8 @@ class Plan:
     checkpoint: Path
     parent: str
     """Identity of the checkpoint."""
+    base: Path | None
+    """The model below the checkpoint's adapter, if it is one's."""
     home: Path
     """The stage's directory."""
     dtype: Dtype
@@ -40,7 +42,7 @@ class Plan:
         """Choose the checkpoint and name what it becomes.
 
         Raises:
-            ConfigError: if the evaluation has nothing to ask.
+            ConfigError: if the evaluation has nothing to ask, or a target needs an adapter or a whole model.
             DataError: if there is no such checkpoint, or no such evaluation file.
             MachineError: if a library is missing.
         """
@@ -48,12 +50,16 @@ class Plan:
         if table.eval and "hf" not in table.targets:
             raise ConfigError(f'{pipeline.cite("export.targets")}: export.eval asks the exported model; add "hf"')
         checkpoint, manifest = _choose(pipeline)
-        dtype = _dtype(pipeline, checkpoint)
+        adapted = manifest.facts.get("adapter") is not None
+        _refuse_targets(pipeline, adapted=adapted)
+        base = base_folder(pipeline) if adapted else None
+        dtype = _dtype(pipeline, checkpoint, base)
         versions = _versions()
         shared = {"format": FORMAT_VERSION, "parent": manifest.identity, "versions": versions}
         settings: dict[str, Json] = {
             "hf": {**table.hf.model_dump(mode="json"), "dtype": dtype},
             "turbomind": {**table.turbomind.model_dump(mode="json"), "model_name": model_name(pipeline)},
+            "adapter": {"base": str(base and base.resolve())},
         }
         verify = table.verify.model_dump(mode="json")
         targets: dict[str, str] = {
@@ -67,6 +73,7 @@ class Plan:
         return cls(
             checkpoint=checkpoint,
             parent=manifest.identity,
+            base=base,
             home=pipeline.home / "export",
             dtype=dtype,
             targets=targets,
@@ -105,11 +112,25 @@ def _choose(pipeline: Pipeline) -> tuple[Path, Manifest]:
     return folder, manifest
 
 
-def _dtype(pipeline: Pipeline, checkpoint: Path) -> Dtype:
+def _refuse_targets(pipeline: Pipeline, *, adapted: bool) -> None:
+    table = pipeline.export
+    if "adapter" in table.targets and not adapted:
+        raise ConfigError(
+            f"{pipeline.cite('export.targets')}: the checkpoint is of a whole model, not of an adapter; remove "
+            '"adapter", or train with [model.lora]'
+        )
+    if adapted and not table.hf.merge_lora and "hf" in table.targets:
+        raise ConfigError(
+            f"{pipeline.cite('export.hf.merge_lora')}: without merging, the model below the adapter is all there is to "
+            'write; set export.targets = ["adapter"]'
+        )
+
+
+def _dtype(pipeline: Pipeline, checkpoint: Path, base: Path | None) -> Dtype:
     for chosen in (pipeline.export.hf.dtype, pipeline.model.torch_dtype):
         if chosen != "auto":
             return chosen
-    return stored_dtype(checkpoint)
+    return stored_dtype(checkpoint, base)
 
 
 def _versions() -> dict[str, str]:

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.adapter import write_adapter
 from export.destination import refuse_foreign_files, staged
 from export.hf import Model, write_hf
+from export.merge import check_base
 from export.plan import FORMAT_VERSION, Plan, model_name
 from export.summary import EVALUATION, facts, summary
 from export.turbomind.folder import settings_of, write_turbomind
@@ -40,6 +42,8 @@ def run(pipeline: Pipeline) -> None:
     with exclusive(plan.home):
         checkpoint = Checkpoint(plan.checkpoint)
         _refuse(pipeline, plan, checkpoint)
+        if plan.base is not None:
+            check_base(checkpoint, plan.base)
         questions = _questions(pipeline)
         checkpoint.manifest.verify(plan.checkpoint)
         (plan.home / MANIFEST).unlink(missing_ok=True)
@@ -54,13 +58,13 @@ def _refuse(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint) -> None:
     """What can be known to fail, before any work."""
     for target in plan.targets:
         refuse_foreign_files(plan.home / target)
-    if pipeline.export.eval and not Model.of(checkpoint, plan.dtype).chats:
+    if pipeline.export.eval and not Model.of(checkpoint, plan.dtype, plan.base).chats:
         where = pipeline.cite("export.eval")
         raise ConfigError(f"{where}: the model has no chat template to ask it with; remove the table")
     if "turbomind" in plan.targets:
         table = pipeline.export.turbomind
         try:
-            settings_of(Model.of(checkpoint, table.weight_type), table, model_name(pipeline))
+            settings_of(Model.of(checkpoint, table.weight_type, plan.base), table, model_name(pipeline))
         except Unservable as error:
             raise ConfigError(f"{pipeline.cite(error.key)}: {error}") from error
 
@@ -74,14 +78,21 @@ def _questions(pipeline: Pipeline) -> "list[Question]":
 
 
 def _write(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint, target: str) -> None:
-    from export.verify import verify_hf, verify_turbomind
+    from export.verify import verify_adapter, verify_hf, verify_turbomind
 
     table = pipeline.export
-    model = Model.of(checkpoint, plan.dtype if target == "hf" else table.turbomind.weight_type)
+    if target == "adapter":
+        model = Model.of(checkpoint, "float32")
+    else:
+        model = Model.of(checkpoint, plan.dtype if target == "hf" else table.turbomind.weight_type, plan.base)
     with staged(plan.home / target) as folder:
         if target == "hf":
             write_hf(model, folder, table.hf.max_shard_size)
             about = {"verified": verify_hf(model, folder, table.verify)}
+        elif target == "adapter":
+            assert plan.base is not None  # Plan.of refuses the target without
+            write_adapter(model, plan.base, folder)
+            about = {"verified": verify_adapter(model, plan.base, folder, table.verify)}
         else:
             write_turbomind(model, folder, table.turbomind, model_name(pipeline))
             about = {"verified": verify_turbomind(model, folder, table.verify)}
@@ -92,6 +103,8 @@ def _write(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint, target: str) 
             "step": checkpoint.step,
             "versions": dict(plan.versions),
         }
+        if checkpoint.adapter is not None:
+            about["base"] = checkpoint.adapter["base"]
         _manifest(target, plan.targets[target], plan, _records(folder), about).write(folder)
     count = f"{model.weights.parameters:,}"
     log.info("export: %s written, %s parameters in %s, and read back equal", target, count, model.weights.dtype)

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
+from export.adapter import WEIGHTS, load_adapter, load_trained_adapter, stored_tensors
 from export.cast import WIDTH, Bits
 from export.hf import Model
 from export.language_model import Continuation, continue_greedily, load_folder, load_tensors
@@ -65,6 +66,31 @@ def verify_turbomind(model: Model, folder: Path, table: ExportVerify) -> Json:
         trained = _continuations(model, _trained(model), table.greedy_tokens)
         found["greedy"] = _compare_continuations(exported, trained, table.max_abs_diff, folder)
     return found
+
+
+def verify_adapter(model: Model, base: Path, folder: Path, table: ExportVerify) -> Json:
+    """Check a PEFT directory by loading it on its base; returns what was compared.
+
+    Raises:
+        CheckError: at the first difference, naming it.
+    """
+    found: dict[str, Json] = {"tensors_equal": _compare_adapter(model, folder)}
+    found["prompts_equal"] = _compare_prompts(model, folder)
+    if table.greedy_tokens:
+        exported = _continuations(model, load_adapter(base, folder), table.greedy_tokens)
+        trained = _continuations(model, load_trained_adapter(base, model), table.greedy_tokens)
+        found["greedy"] = _compare_continuations(exported, trained, table.max_abs_diff, folder)
+    return found
+
+
+def _compare_adapter(model: Model, folder: Path) -> int:
+    path, weights = folder / WEIGHTS, model.weights
+    with safe_open(path, framework="numpy") as file:
+        stored = stored_tensors(model)
+        for name, trained in stored.items():
+            found = file.get_tensor(name).view(np.uint32)
+            _refuse_difference(found, weights.tensor(trained), f"{path}: {name}")
+    return len(stored)
 
 
 def _trained(model: Model) -> Any:

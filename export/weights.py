@@ -1,10 +1,14 @@
 """A checkpoint's weights as bit patterns of the exported format, range by range, so that no model has to fit memory."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from export.cast import WIDTH, Bits, Dtype, all_finite, cast, vanished
+from export.merge import Merged
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError
 
@@ -13,11 +17,16 @@ BLOCK = 1 << 22
 
 
 class Weights:
-    """The parameters of a checkpoint, each number rounded once to `dtype`."""
+    """The parameters of a checkpoint, each number rounded once to `dtype`.
 
-    def __init__(self, checkpoint: Checkpoint, dtype: Dtype) -> None:
+    Args:
+        base: the model that the checkpoint's adapter is merged into; without it, parameters are what was trained.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: Dtype, base: Path | None = None) -> None:
         self.dtype = dtype
-        self.shapes: Mapping[str, tuple[int, ...]] = checkpoint.shapes
+        self._merged = None if base is None else Merged(checkpoint, base)
+        self.shapes: Mapping[str, tuple[int, ...]] = self._merged.shapes if self._merged else checkpoint.shapes
         """Of every tensor by name."""
         self.vanished = 0
         """Numbers read so far that are not zero and too small for the format."""
@@ -43,8 +52,12 @@ class Weights:
         Raises:
             CheckError: if a number is not finite, or not in the exported format.
         """
-        values = self._checkpoint.read("parameter", name, start, stop)
-        bits = cast(values, self.dtype)
+        values: npt.NDArray[Any]
+        if self._merged is None:
+            values = self._checkpoint.read("parameter", name, start, stop)
+            bits = cast(values, self.dtype)
+        else:
+            values, bits = self._merged.read(name, start, stop, self.dtype)
         if not all_finite(bits, self.dtype):
             if not np.isfinite(values).all():
                 raise CheckError(

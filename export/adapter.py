@@ -1,0 +1,133 @@
+"""A PEFT directory: the adapter's weights as they were trained, its configuration, and the tokenizer."""
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.hf import Model
+from export.model_card import adapter_card
+from export.progress import progress_bar
+from export.safetensors_stream import write_file
+from pipelines.artifacts import Manifest, canonical_json, write_atomic
+from pipelines.checkpoints import digest_base
+from pipelines.errors import CheckError, DataError, MachineError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def write_adapter(model: Model, base: Path, folder: Path) -> None:
+    """Write what `peft.PeftModel.from_pretrained` loads, in float32 as it was trained.
+
+    Args:
+        base: the directory of the model below the adapter, named in the configuration.
+    """
+    weights, stored = model.weights, stored_tensors(model)
+    with progress_bar("writing adapter", weights.nbytes, "B") as progress:
+        write_file(
+            folder / WEIGHTS,
+            weights.dtype,
+            {name: weights.shapes[trained] for name, trained in stored.items()},
+            (block for trained in stored.values() for block in weights.blocks(trained)),
+            progress,
+        )
+    config = {**model.checkpoint.adapter["config"], "base_model_name_or_path": str(base.resolve())}
+    write_atomic(folder / CONFIG, canonical_json({**config, "inference_mode": True}))
+    for name, content in model.files.items():
+        if name != "config.json":  # of the model below; Transformers would take the directory for a whole model
+            write_atomic(folder / name, content)
+    card = adapter_card(model.checkpoint, weights, model.special)
+    write_atomic(folder / "README.md", card.encode("utf-8"))
+
+
+def stored_tensors(model: Model) -> dict[str, str]:
+    """The name of every tensor in a PEFT file, and of the trained one that it is; PEFT wants tied ones twice."""
+    trained = {name: name for name in model.weights.shapes} | dict(model.checkpoint.manifest.facts["tied"])
+    return {_peft_name(name): one for name, one in trained.items()}
+
+
+def _peft_name(trained: str) -> str:
+    """What PEFT calls a trained tensor in its files: without the name of the adapter, below its wrapper."""
+    name = trained.replace(".modules_to_save.default.", ".")
+    name = name.replace(".lora_magnitude_vector.default.weight", ".lora_magnitude_vector")
+    name = re.sub(r"\.(lora_\w+)\.default\b", r".\1", name)
+    return f"base_model.model.{name}"
+
+
+def load_described(folder: Path) -> Any:
+    """An exported adapter on the model that its configuration names.
+
+    Raises:
+        DataError: if that model is not there, or not the one it was trained on.
+    """
+    config = json.loads((folder / CONFIG).read_bytes())
+    base = Path(config["base_model_name_or_path"] or ".")
+    manifest = Manifest.read(folder)
+    if not (base / "config.json").is_file():
+        raise DataError(f"{folder}: its base {base} is not there; put it back, or correct {CONFIG}")
+    if manifest is not None and digest_base(base) != manifest.facts["base"]["sha256"]:
+        raise DataError(f"{folder}: {base} is not the model that it was trained on; restore its files")
+    model = load_adapter(base, folder)
+    model.generation_config = type(model.generation_config).from_pretrained(folder)
+    return model
+
+
+def load_adapter(base: Path, folder: Path) -> Any:
+    """An exported adapter on its base, computing in float32.
+
+    Raises:
+        CheckError: if PEFT finds a tensor too many.
+    """
+    peft = _library()
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        model = peft.PeftModel.from_pretrained(_float32(base), folder)
+    for remark in remarks:
+        if "missing adapter keys" in str(remark.message):
+            raise CheckError(f"{folder}: PEFT misses tensors ({str(remark.message)[:200]}); export again")
+    return model.eval()
+
+
+def load_trained_adapter(base: Path, model: Model) -> Any:
+    """The same as the trainer has it: every tensor of the checkpoint under the trainer's own name."""
+    import torch
+
+    from export.language_model import as_tensor
+
+    peft = _library()
+    settings = dict(model.checkpoint.adapter["config"])
+    kind = settings.pop("peft_type")
+    config = peft.get_peft_config({"peft_type": kind, **settings})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trained = peft.inject_adapter_in_model(config, _float32(base))
+    parameters: dict[str, nn.Parameter] = dict(trained.named_parameters())
+    with torch.no_grad():
+        for name in model.weights.shapes:
+            if name not in parameters:
+                raise CheckError(f"{model.checkpoint.folder}: {name} has no place in the model {base}; export again")
+            parameters[name].copy_(as_tensor(model.weights.tensor(name), model.weights.dtype))
+    return trained.eval()
+
+
+def _float32(base: Path) -> Any:
+    import torch
+
+    from export.language_model import load_folder
+
+    return load_folder(base).to(torch.float32)
+
+
+def _library() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise MachineError(
+            "an adapter needs peft, which is not installed here; pip install 'packtrain[train]'"
+        ) from error
+    return peft
