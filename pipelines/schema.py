@@ -589,9 +589,45 @@ class Deepspeed(Table):
     """[train.deepspeed]: how DeepSpeed shards the training state."""
 
     zero_stage: Annotated[Literal[0, 1, 2, 3], Whole] = 0
-    """What is sharded over ranks: 1 optimizer state, 2 gradients as well, 3 parameters as well."""
+    """What is sharded over ranks: 1 optimizer state, 2 gradients as well, 3 parameters as well. In half precision 2 is
+    the least."""
+    preset: (
+        Literal[
+            "deepspeed_zero1",
+            "deepspeed_zero2",
+            "deepspeed_zero2_offload",
+            "deepspeed_zero3",
+            "deepspeed_zero3_offload",
+        ]
+        | None
+    ) = None
+    """zero_stage and both offloads by XTuner's name for them; a key that stands beside it wins."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """Where optimizer state and float32 weights are kept and stepped; cpu needs a zero_stage above 0. Never changes the
+    loss."""
+    offload_param: Literal["none", "cpu"] = "none"
+    """Where parameters wait until they are needed; cpu needs zero_stage = 3. Never changes the loss."""
+    overlap_comm: bool = True
+    """Reduce gradients while the backward pass goes on, for one more bucket of memory."""
+    contiguous_gradients: bool = True
+    """Copy gradients into one buffer as they come, so that memory does not fragment."""
     extra: Verbatim = {}
     """Any other DeepSpeed key, verbatim; keys that this file owns are refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_gaps(cls, table: Any) -> Any:
+        if isinstance(table, dict) and table.get("preset") in _PRESETS:
+            return {**_PRESETS[table["preset"]], **table}
+        return table
+
+    @model_validator(mode="after")
+    def _offload_is_possible(self) -> Self:
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise fault("needs a zero_stage of 1, 2 or 3", "offload_optimizer")
+        if self.offload_param != "none" and self.zero_stage != 3:
+            raise fault("needs zero_stage = 3", "offload_param")
+        return self
 
     @model_validator(mode="after")
     def _extra_overrides_nothing(self) -> Self:
@@ -604,6 +640,14 @@ class Deepspeed(Table):
             raise fault("this file sets it by train.deepspeed.zero_stage; remove it here", *path)
         return self
 
+
+_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "deepspeed_zero1": {"zero_stage": 1},
+    "deepspeed_zero2": {"zero_stage": 2},
+    "deepspeed_zero2_offload": {"zero_stage": 2, "offload_optimizer": "cpu"},
+    "deepspeed_zero3": {"zero_stage": 3},
+    "deepspeed_zero3_offload": {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"},
+}
 
 _OWNED_BY_US: Mapping[str, str] = {
     "train_batch_size": "train.global_batch_size",
@@ -624,7 +668,7 @@ class Parallel(Table):
 
     sequence_parallel_size: PositiveInt = 1
     """Ranks that share each pack, every one of them with a part of its tokens; has to divide the number of ranks.
-    Never changes the loss."""
+    Never changes the loss, except that dropout draws other elements."""
 
 
 class CheckpointTable(Table):
@@ -661,8 +705,16 @@ class Train(Table):
     """Ranks to start on this machine when no launcher did; auto: one a GPU, or one on a CPU."""
     activation_checkpointing: Literal["none", "full"] = "none"
     """Recompute the layers' activations in the backward pass."""
+    fused_loss: bool = True
+    """Compute the loss a stretch of targets after the other, so that the logits of a whole pack are never in memory.
+    Never changes the loss."""
     max_grad_norm: NonNegativeReal = 1.0
     """Gradients are scaled down to this norm; 0 turns it off."""
+    on_nonfinite: Literal["skip_step", "stop"] = "skip_step"
+    """When a loss or gradient is no number: leave the weights as they are, count the step and go on (a few times in a
+    row at most), or stop. The steps in which fp16 looks for its loss scale are always skipped."""
+    error_if_nonfinite: bool = False
+    """true is on_nonfinite = "stop" under the name that PyTorch gives it."""
     resume: Literal["auto", "none"] = "auto"
     """auto continues from the newest complete checkpoint of this very run."""
     scheduler: Scheduler = Scheduler()
@@ -700,11 +752,6 @@ class ExportVerify(Table):
     """[export.verify]: what is compared after writing."""
 
     max_abs_diff: NonNegativeReal = 0.0
-    on_nonfinite: Literal["skip_step", "stop"] = "skip_step"
-    """When a loss or gradient is no number: leave the weights as they are, count the step and go on (a few times in a
-    row at most), or stop. The steps in which fp16 looks for its loss scale are always skipped."""
-    error_if_nonfinite: bool = False
-    """true is on_nonfinite = "stop" under the name that PyTorch gives it."""
     """Largest difference accepted between the logits of the export and of the checkpoint's weights, both in the
     exported format. The weights themselves are always compared bit for bit."""
     greedy_tokens: NonNegativeInt = 16

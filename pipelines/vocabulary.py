@@ -126,7 +126,7 @@ DESCRIBED: Mapping[str, str] = {
     "train.optimizer": "type lr betas eps weight_decay fused no_decay",
     "train.scheduler": "type warmup_ratio warmup_steps warmup_start_factor min_lr decay_ratio interval",
     "train.parallel": "sequence_parallel_size",
-    "train.deepspeed": """zero_stage offload_optimizer offload_param nvme_path overlap_comm contiguous_gradients
+    "train.deepspeed": """zero_stage preset offload_optimizer offload_param nvme_path overlap_comm contiguous_gradients
         zero_allow_untested_optimizer gather_16bit_weights_on_save initial_scale_power prebuild_ops extra""",
     "train.checkpoint": """save_steps save_total_limit save_optimizer by_epoch save_on_signal async_save verify
         elastic""",
@@ -176,6 +176,8 @@ DESCRIBED_VALUES: Mapping[str, str] = {
     "train.activation_checkpointing": "none full selective",
     "train.resume": "auto none */*",
     "train.optimizer.type": "adamw adamw_8bit paged_adamw_32bit sgd lion muon python:*",
+    "train.deepspeed.offload_optimizer": "none cpu nvme",
+    "train.deepspeed.offload_param": "none cpu nvme",
     "train.scheduler.type": "cosine linear constant wsd",
     "export.checkpoint": "latest best */*",
     "export.targets": "hf adapter turbomind",

@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from pipelines.errors import ConfigError
 from pipelines.schema import Optimizer, Pipeline, Train
 from train.batches import StepBatch
+from train.chunked_loss import ChunkedHead
 from train.loss import computes_chosen_logits, loss_sum
 from train.sequence_parallel import SequenceParallelAttention
 
@@ -74,6 +75,7 @@ class Engine:
         self.matmul_parameters = self.parameters - _looked_up(model)
         """Those that every token is multiplied with."""
         self._keeps_logits = computes_chosen_logits(model)
+        self._head = _chunked_head(model) if train.fused_loss else None
         config = self._config(train, pipeline)
         try:
             self.deepspeed = _initialize(model, config, train.optimizer)
@@ -112,7 +114,7 @@ class Engine:
         for micro in batch.micro_batches:
             torch.manual_seed(micro.seed)
             with self.attention.over(micro.segments):
-                loss = loss_sum(self.deepspeed, micro, keeps_logits=self._keeps_logits)
+                loss = loss_sum(self.deepspeed, micro, keeps_logits=self._keeps_logits, head=self._head)
                 self.deepspeed.backward(loss * scale)
             total += loss.detach()
             if self._clip_here and self.deepspeed.is_gradient_accumulation_boundary():
@@ -161,6 +163,13 @@ class Engine:
         zero: dict[str, Any] = {"stage": self.zero_stage}
         if self.zero_stage:
             zero["reduce_bucket_size"] = zero["allgather_bucket_size"] = elements
+            zero["overlap_comm"] = train.deepspeed.overlap_comm
+            zero["contiguous_gradients"] = train.deepspeed.contiguous_gradients
+        pinned = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        if train.deepspeed.offload_optimizer == "cpu":
+            zero["offload_optimizer"] = pinned
+        if train.deepspeed.offload_param == "cpu":
+            zero["offload_param"] = pinned
         if self.zero_stage == 3:
             zero["stage3_prefetch_bucket_size"] = elements
         ours: dict[str, Any] = {
@@ -208,6 +217,14 @@ def _looked_up(model: nn.Module) -> int:
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
     head = model.get_output_embeddings()  # type: ignore[operator]
     return 0 if head is not None and head.weight is embedding else int(embedding.numel())
+
+
+def _chunked_head(model: nn.Module) -> ChunkedHead | None:
+    try:
+        return ChunkedHead(model)
+    except ValueError as finding:
+        log.info("the logits of all targets of a pack are in memory at once: %s", finding)
+        return None
 
 
 def _initialize(model: nn.Module, config: dict[str, Any], settings: Optimizer) -> Any:

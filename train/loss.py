@@ -1,15 +1,17 @@
 """The loss of a micro-batch: exact for the global batch, whatever the ranks and the accumulation."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.batches import MicroBatch
+from train.chunked_loss import ChunkedHead
 
 
-def loss_sum(model: nn.Module, batch: MicroBatch, *, keeps_logits: bool) -> Tensor:
+def loss_sum(model: nn.Module, batch: MicroBatch, *, keeps_logits: bool, head: ChunkedHead | None = None) -> Tensor:
     """Cross entropy summed over the targets of a micro-batch, float32[].
 
     Zero, with zero gradients for every parameter, where the micro-batch has no target.
@@ -17,9 +19,13 @@ def loss_sum(model: nn.Module, batch: MicroBatch, *, keeps_logits: bool) -> Tens
     Args:
         model: called like a Transformers causal LM.
         keeps_logits: whether it computes logits only where asked (`computes_chosen_logits`).
+        head: its output layer, if that can give the loss without all logits.
     """
     chosen: dict[str, Any] = {"logits_to_keep": batch.predictors} if keeps_logits else {}
-    logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **chosen).logits[0]
+    call = partial(model, input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **chosen)
+    if head is not None:
+        return head.loss_sum(call, batch.targets, None if keeps_logits else batch.predictors)
+    logits = call().logits[0]
     if not keeps_logits:
         logits = logits[batch.predictors]
     return F.cross_entropy(logits.float(), batch.targets, reduction="sum")

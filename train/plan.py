@@ -19,6 +19,7 @@ COST_ONLY = {
     "train": {
         "nproc_per_node",
         "activation_checkpointing",
+        "fused_loss",
         "on_nonfinite",
         "error_if_nonfinite",
         "resume",
