@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.artifacts import MANIFEST
+from pipelines.errors import DataError
 from pipelines.shards import ShardReader, read_shard
 from prep.shuffle import record_keys
 from prep.store import LOSS_BIT
@@ -48,7 +50,11 @@ class Segment:
 
 
 class Segments:
-    """The segments of all shards of a prep directory, those held out at the end."""
+    """The segments of all shards of a prep directory, those held out at the end.
+
+    Raises:
+        DataError: if there are no finished shards, or one is damaged so that it cannot be read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.manifest = ShardReader(folder).manifest
@@ -57,6 +63,11 @@ class Segments:
         sizes = [np.zeros(1, np.int64)]
         for path, reader, first in _shards(folder, self.manifest.facts):
             packs = read_shard(folder / path)
+            if packs.file.max(initial=0) >= len(self.manifest.facts["files"]):
+                raise DataError(
+                    f"{folder / path}: names an input that {MANIFEST} does not list; it was changed or damaged, run "
+                    "`packtrain prep` again"
+                )
             self._shards.append((path, reader, first))
             files.append(packs.file)
             sizes.append(packs.segments_per_pack.astype(np.int64))

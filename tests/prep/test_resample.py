@@ -219,6 +219,18 @@ def test_a_sample_of_another_length_is_named(make_pipeline: MakePipeline) -> Non
         resample(pipeline, EVERY)
 
 
+def test_a_shard_that_names_no_input_is_refused(make_pipeline: MakePipeline) -> None:
+    pipeline = prepared(make_pipeline(conversations(5)))
+
+    def change(packs: Packs) -> Packs:
+        packs.file[2] = 1
+        return packs
+
+    tamper(pipeline, change)
+    with pytest.raises(DataError, match=r"shard-00000\.arrow: names an input that manifest\.json does not list"):
+        resample(pipeline, EVERY)
+
+
 def test_a_record_that_is_not_there_is_named(make_pipeline: MakePipeline) -> None:
     pipeline = prepared(make_pipeline(conversations(5)))
 
