@@ -1,8 +1,10 @@
 """Reading the fields of a parsed JSON record; what is wrong with one is said by its path."""
 
+import json
 from collections.abc import Mapping
 
 from prep.conversation import Json, RecordError
+from prep.formats.repeated_keys import ALIKE, DEEP, DEEPEST, judge, repeated_key
 
 
 def text(table: Mapping[str, Json], key: str, path: str = "", *, default: str | None = None) -> str:
@@ -33,6 +35,29 @@ def objects(values: Json, path: str) -> list[Mapping[str, Json]]:
         if not isinstance(value, dict):
             raise RecordError(f"{path}[{index}]", f"expected an object, found {kind(value)}")
     return values
+
+
+def json_text(value: str, path: str) -> Json:
+    """What a string of a record says that is JSON itself: held to what the record is held to.
+
+    Raises:
+        RecordError: if it is no JSON, holds NaN or a key twice in one object, or is nested too deep.
+    """
+    encoded = value.encode("utf-8", "replace")
+    [verdict] = judge([encoded])
+    if verdict == DEEP:
+        raise RecordError(path, f"JSON nested deeper than {DEEPEST} objects and arrays; flatten it")
+    try:
+        found = json.loads(value, parse_constant=_refused)
+    except ValueError as error:
+        raise RecordError(path, f"not valid JSON: {error}") from error
+    if verdict == ALIKE and (repeated := repeated_key(encoded)):
+        raise RecordError(path, f"the key {json.dumps(repeated.key)} stands twice in one object of its JSON; keep one")
+    return found
+
+
+def _refused(constant: str) -> Json:
+    raise ValueError(f"{constant} is no number")
 
 
 def some_keys(table: Mapping[str, Json]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prep.conversation import Conversation, Json, Message, RecordError
-from prep.fields import objects, text
+from prep.fields import json_text, objects, text
 
 _CALL = re.compile(r"(.*?)<\|startofthink\|>(.*?)<\|endofthink\|>", re.DOTALL)
 _RESULT = re.compile(r"<\|startofexec\|>(.*?)<\|endofexec\|>(.*?)$", re.DOTALL)
@@ -141,4 +141,4 @@ def _returned(match: re.Match[str]) -> str:
 
 
 def _json(block: str) -> Any:
-    return json.loads(block.replace("```JSON", "").replace("```", "").replace("\n", ""))
+    return json_text(block.replace("```JSON", "").replace("```", "").replace("\n", ""), "conversations")

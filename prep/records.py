@@ -6,7 +6,6 @@ Inside a message every key counts, so one that is not understood is refused.
 
 import importlib
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +14,7 @@ from typing import Any
 from pipelines.artifacts import digest_file
 from pipelines.errors import ConfigError
 from prep.conversation import Conversation, Json, Message, RecordError
-from prep.fields import array, kind, objects, some_keys, text
+from prep.fields import array, json_text, kind, objects, some_keys, text
 from prep.msagent import msagent_react
 
 RecordMap = Callable[[Mapping[str, Json]], Conversation | None]
@@ -290,7 +289,7 @@ def _said(entry: Mapping[str, Json], path: str, roles: Mapping[str, str]) -> Mes
     value, loss = text(entry, "value", path), _loss(given, path)
     if speaker != _CALLS:
         return Message(roles[speaker], value, loss)
-    calls = _parsed(value, f"{path}.value")
+    calls = json_text(value, f"{path}.value")
     extra = {
         "tool_calls": [
             {"type": "function", "function": _tool_call(call, f"{path}.value[{index}]")}
@@ -303,15 +302,8 @@ def _said(entry: Mapping[str, Json], path: str, roles: Mapping[str, str]) -> Mes
 def _tools(record: Mapping[str, Json]) -> list[Mapping[str, Json]]:
     tools = record.get("tools")
     if isinstance(tools, str):
-        tools = _parsed(tools, "tools") if tools.strip() else []
+        tools = json_text(tools, "tools") if tools.strip() else []
     return objects(tools, "tools") if tools else []
-
-
-def _parsed(value: str, path: str) -> Json:
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(path, f"not valid JSON: {error}") from error
 
 
 class _Renamed:

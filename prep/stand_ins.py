@@ -1,11 +1,11 @@
 """Messages as a template gets them: their text cannot become a special token, and parts of it can be found again."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prep.conversation import Conversation, Json, Message
+from prep.conversation import Conversation, Json, Message, RecordError
+from prep.fields import json_text
 from prep.jinja import to_json
 from prep.spans import Span
 from prep.tokenizer import Tokenizer
@@ -179,7 +179,7 @@ def _call(call: Mapping[str, Json], as_text: bool) -> Mapping[str, Json]:
         return {**call, "arguments": to_json(arguments)}
     if not as_text and isinstance(arguments, str):
         try:
-            return {**call, "arguments": json.loads(arguments)}
-        except (ValueError, RecursionError):
+            return {**call, "arguments": json_text(arguments, "arguments")}
+        except RecordError:  # what a model wrote amiss stays the text that it is
             return call
     return call

@@ -232,7 +232,15 @@ def test_sharegpt_messages_say_themselves_whether_they_are_trained(weights: Sequ
         ({"from": "function_call", "value": "add(1)"}, "conversations[1].value: not valid JSON: Expecting value"),
         ({"from": "function_call", "value": "[1]"}, "conversations[1].value[0]: expected an object, found a number"),
         ({"from": "function_call", "value": "{}"}, "conversations[1].value[0].name: expected a string, found no such"),
-        ({"from": "function_call", "value": "[" * 100_000}, "conversations[1].value: not valid JSON"),
+        ({"from": "function_call", "value": "[" * 100_000}, "conversations[1].value: JSON nested deeper than 100"),
+        (
+            {"from": "function_call", "value": '{"name": "f", "name": "g"}'},
+            'conversations[1].value: the key "name" stands',
+        ),
+        (
+            {"from": "function_call", "value": '{"name": "f", "x": NaN}'},
+            "conversations[1].value: not valid JSON: NaN is",
+        ),
     ],
 )
 def test_a_wrong_sharegpt_message_is_named_by_its_path(entry: Mapping[str, Any], finding: str) -> None:
@@ -312,7 +320,12 @@ def test_msagent_reads_the_text_of_a_list_without_running_it(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "answer",
-    ["<|startofthink|>not JSON<|endofthink|>", '<|startofthink|>{"api_name": 1}<|endofthink|>', "<|startofexec|>" * 2],
+    [
+        "<|startofthink|>not JSON<|endofthink|>",
+        "<|startofthink|>" + "[" * 5000 + "<|endofthink|>",
+        '<|startofthink|>{"api_name": 1}<|endofthink|>',
+        "<|startofexec|>" * 2,
+    ],
 )
 def test_msagent_leaves_out_what_it_cannot_rewrite(answer: str) -> None:
     said = [{"from": "user", "value": "1?"}, {"from": "assistant", "value": answer}]

@@ -228,6 +228,16 @@ def test_arguments_of_calls_are_json_once_whatever_the_template_does_with_them(
         assert trained(chat(tmp_path, source).render(turns)) == ['{"a": 1, "b": "加"}']
 
 
+@pytest.mark.parametrize("arguments", ["add(1)", '{"a":' * 600 + "1" + "}" * 600, '{"a": 1, "a": 2}'])
+def test_arguments_that_are_no_json_of_a_record_stay_their_text(arguments: str, tmp_path: Path) -> None:
+    call = {"function": {"name": "add", "arguments": arguments}}
+    turns = Conversation((Message("user", "x"), Message("assistant", None, None, {"tool_calls": [call]})))
+    source = CHATML.replace(
+        "generation -%}{{- message['content']", "generation -%}{{- message.tool_calls[0].function.arguments"
+    )
+    assert trained(chat(tmp_path, source).render(turns))[0] == arguments
+
+
 def test_content_that_a_call_leaves_out_is_empty_where_a_template_takes_text_alone(tmp_path: Path) -> None:
     source = CHATML.replace("message['content'] +", "message['content'] + (message.tool_calls or '') | string +")
     turns = Conversation((Message("user", "x"), Message("assistant", None, None, {"tool_calls": [CALL]})))
