@@ -145,14 +145,17 @@ def summary(facts: Mapping[str, Any]) -> str:
 def _usable(tokenized: Tokenized, pipeline: Pipeline, inputs: Sequence[Input]) -> None:
     """Refuse data of which too much is faulty, or nothing is left."""
     bad, limit = len(tokenized.rejects), pipeline.prep.max_bad_fraction
-    if bad > limit * tokenized.records:
+    faulty = ""
+    if bad:
         first = tokenized.rejects[0]
+        faulty = f"the first is {first['source']}/{first['path']}:{first['record'] + 1}: {first['reason']}"
+    if bad > limit * tokenized.records:
         raise DataError(
-            f"{bad:,} of {tokenized.records:,} records are faulty, above prep.max_bad_fraction = {limit}; the first is "
-            f"{first['source']}/{first['path']}:{first['record'] + 1}: {first['reason']}"
+            f"{bad:,} of {tokenized.records:,} records are faulty, above prep.max_bad_fraction = {limit}; {faulty}"
         )
     if not tokenized.samples.lengths.size:
-        why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(tokenized.dropped.items()))
+        counts = [f"{count:,} {reason}" for reason, count in sorted(tokenized.dropped.items())]
+        why = ", ".join([*counts, f"{bad:,} faulty, of which {faulty}"] if bad else counts)
         raise DataError(
             f"no sample to train on in {len(inputs)} input files"
             + (f"; every record was dropped: {why}" if why else "; they are empty")

@@ -201,6 +201,12 @@ def test_records_that_are_all_dropped_are_an_error_that_says_why(make_pipeline: 
         run(load(file), workers=1)
 
 
+def test_records_that_are_all_faulty_are_an_error_that_names_the_first(make_pipeline: MakePipeline) -> None:
+    file = make_pipeline("{}\n5\n", 'on_bad_record = "skip"\nmax_bad_fraction = 1.0')
+    with pytest.raises(DataError, match=r"every record was dropped: 2 faulty, of which the first is .*:1: messages: "):
+        run(load(file), workers=1)
+
+
 def test_a_place_that_cannot_be_written_is_an_error(make_pipeline: MakePipeline, tmp_path: Path) -> None:
     file = make_pipeline(conversations(4))
     (tmp_path / "work").touch()
