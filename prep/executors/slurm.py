@@ -36,12 +36,19 @@ def part_of(environment: Mapping[str, str]) -> tuple[int, int] | None:
     """Which part of how many this task of an array does, from Slurm's variables; None outside an array.
 
     Raises:
-        ConfigError: if the array is no unbroken range.
+        ConfigError: if the array is no unbroken range, or Slurm does not tell what it is.
     """
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return None
-    task, count, first, step = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "COUNT", "MIN", "STEP"))
-    part, rest = divmod(task - first, step)
+    told = {name: environment.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "COUNT", "MIN", "STEP")}
+    for name, number in told.items():
+        if not number.isdecimal():
+            raise ConfigError(
+                f"SLURM_ARRAY_TASK_{name} is {number!r}, and a task of an array has a number there; unset "
+                "SLURM_ARRAY_TASK_ID if this is none, or name the part with --part I/N"
+            )
+    task, count, first, step = map(int, told.values())
+    part, rest = divmod(task - first, step or 1)
     if rest or not 0 <= part < count:
         raise ConfigError(
             f"task {task} of a Slurm array of {count} that begins at {first}: the array has gaps; submit a range, such "

@@ -49,6 +49,12 @@ def test_an_array_with_gaps_is_refused(task: int) -> None:  # --array=1,4,7: Slu
         part_of(told)
 
 
+@pytest.mark.parametrize(("name", "number"), [("COUNT", ""), ("STEP", "one")])
+def test_an_environment_that_does_not_tell_the_array_is_refused(name: str, number: str) -> None:
+    with pytest.raises(ConfigError, match=f"SLURM_ARRAY_TASK_{name} is '{number}', .* --part I/N"):
+        part_of(array(0, 2) | {f"SLURM_ARRAY_TASK_{name}": number})
+
+
 def freeze(file: Path) -> None:
     with pytest.raises(NotTokenized):
         run(load(file, [ON_SLURM, OBEDIENT]), workers=1)
