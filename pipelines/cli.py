@@ -120,6 +120,8 @@ def prep_run(
     from prep.executors import slurm
     from prep.run import dry_run, processes, run, summary
 
+    if plan_only and part is not None:
+        raise click.UsageError("--plan and --part exclude each other: a part plans no packs")
     pipeline = read(file, overrides)
     if part is None and pipeline.prep.executor == "slurm":
         part = slurm.part_of(os.environ)
