@@ -55,13 +55,13 @@ def _model(pipeline: Pipeline) -> Iterator[str]:
     config, problem = _config(pipeline)
     if problem:
         yield f"{pipeline.cite(_model_key(pipeline))}: {problem}"
-    limit = _size(config, "max_position_embeddings")
+    limit = pipeline.model.max_position_embeddings or _size(config, "max_position_embeddings")
     longest = min(pipeline.prep.max_length or pipeline.prep.pack.capacity, pipeline.prep.pack.capacity)
     if limit is not None and longest > limit:
         key = "prep.max_length" if pipeline.prep.max_length else "prep.pack.capacity"
         yield (
             f"{pipeline.cite(key)}: a document may have {longest} tokens, but the model's max_position_embeddings is "
-            f"{limit}; set prep.max_length = {limit}, or take a model with more positions"
+            f"{limit}; set prep.max_length = {limit}, or raise model.max_position_embeddings"
         )
 
 

@@ -260,6 +260,12 @@ class Model(Table):
     attn_implementation: Literal["auto", "flash_attention_2", "varlen", "sdpa"] = "auto"
     """Varlen attention: auto takes flash-attn where installed, else PyTorch's kernel on CUDA, else SDPA by document."""
 
+    max_position_embeddings: PositiveInt | None = None
+    """Longest document in tokens, where the model was made for shorter ones; rotary positions are scaled linearly by
+    the factor rounded up, unless rope_scaling says otherwise. The exported model has them."""
+    rope_scaling: Verbatim | None = None
+    """How rotary positions are scaled, such as `{ rope_type = "yarn", factor = 2.0 }`, instead of as the model has
+    it."""
     lora: Lora | None = None
     """Train an adapter instead of every parameter."""
 

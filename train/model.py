@@ -18,6 +18,7 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.schema import Pipeline
 from train.adapters import add_adapter
 from train.attention import NAME
+from train.rope import extend_positions
 
 
 def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel:
@@ -32,6 +33,7 @@ def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel
         DataError: if the shards hold tokens that the model has no embedding for.
     """
     config = model_config(pipeline, prep)
+    extend_positions(pipeline, config)
     _check_positions(pipeline, config)
     _check_longrope(pipeline, config)
     _check_attention(pipeline, config)
@@ -126,7 +128,7 @@ def _check_positions(pipeline: Pipeline, config: PretrainedConfig) -> None:
     if limit is not None and longest > limit:
         raise ConfigError(
             f"{pipeline.cite('prep.pack.capacity')}: documents may have {longest} tokens, but the model has "
-            f"max_position_embeddings = {limit}; set prep.max_length = {limit}, or take a model with more positions"
+            f"max_position_embeddings = {limit}; set prep.max_length = {limit}, or raise model.max_position_embeddings"
         )
 
 

@@ -101,8 +101,9 @@ def test_a_document_longer_than_the_model_has_positions_is_found(folder: Path) -
     (line,) = found(folder, TEXT.replace("capacity = 64", "capacity = 100"))
     assert line == (
         "x.toml:16:1: prep.pack.capacity = 100: a document may have 100 tokens, but the model's "
-        "max_position_embeddings is 64; set prep.max_length = 64, or take a model with more positions"
+        "max_position_embeddings is 64; set prep.max_length = 64, or raise model.max_position_embeddings"
     )
+    assert found(folder, TEXT.replace("capacity = 64", "capacity = 100"), "model.max_position_embeddings=100") == []
     assert found(folder, TEXT.replace("capacity = 64", "capacity = 100"), "prep.max_length=64") == []
 
 
