@@ -55,8 +55,12 @@ class Template:
         Raises:
             RecordError: if it has no form in this template, or special_text = "error" finds such text in it.
         """
-        conversation = self._prepared(conversation)
-        spans = self._renderer.spans(conversation, _trained(conversation.messages, self._settings.loss))
+        try:
+            conversation = self._prepared(conversation)
+            spans = self._renderer.spans(conversation, _trained(conversation.messages, self._settings.loss))
+        except RecursionError as error:  # a map of the user's own can return anything
+            raise RecordError("messages", "nested too deep; flatten what its tools and tool calls hold") from error
+        _refuse_half_pairs(spans)
         rendered = spans[1:] if spans[:1] and spans[0].special else spans  # BOS is never trained
         if self._settings.name != "none" and rendered and all(span.loss for span in rendered):
             raise RecordError(
@@ -183,6 +187,17 @@ def _trained(messages: Sequence[Message], rule: schema.Loss) -> list[bool]:
     chosen = [index for index, message in enumerate(messages) if message.role in rule.roles]
     chosen = chosen[-1:] if rule.turns == "last" else chosen
     return [index in chosen if message.loss is None else message.loss for index, message in enumerate(messages)]
+
+
+def _refuse_half_pairs(spans: Sequence[Span]) -> None:
+    """Half a surrogate pair comes out of JSON in a string of a record, and out of maps; no tokenizer takes it."""
+    for span in spans:
+        if not span.text.isascii():
+            try:
+                span.text.encode()
+            except UnicodeEncodeError as error:
+                half = ascii(span.text[error.start])
+                raise RecordError("messages", f"holds {half}, half of a surrogate pair; remove it") from error
 
 
 def _default_system(system: str) -> str:

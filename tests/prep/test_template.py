@@ -238,6 +238,20 @@ def test_arguments_that_are_no_json_of_a_record_stay_their_text(arguments: str, 
     assert trained(chat(tmp_path, source).render(turns))[0] == arguments
 
 
+def test_what_no_tokenizer_takes_is_a_fault_of_the_record(tmp_path: Path) -> None:
+    template = chat(
+        tmp_path, CHATML.replace("message['content']", "(message['content'] or message.tool_calls | string)")
+    )
+    half = Conversation((Message("user", "caf\u00e9"), Message("assistant", "a\ud83d")))
+    with pytest.raises(RecordError, match=r"^messages: holds '\\ud83d', half of a surrogate pair"):
+        template.render(half)
+    arguments: dict[str, object] = {}
+    arguments["itself"] = arguments
+    call = {"tool_calls": [{"function": {"name": "add", "arguments": arguments}}]}
+    with pytest.raises(RecordError, match=r"^messages: nested too deep"):
+        template.render(Conversation((Message("user", "x"), Message("assistant", None, None, call))))
+
+
 def test_content_that_a_call_leaves_out_is_empty_where_a_template_takes_text_alone(tmp_path: Path) -> None:
     source = CHATML.replace("message['content'] +", "message['content'] + (message.tool_calls or '') | string +")
     turns = Conversation((Message("user", "x"), Message("assistant", None, None, {"tool_calls": [CALL]})))
