@@ -223,7 +223,7 @@ class ChatTemplate:
             if not (after.startswith(before) and whole.startswith(after)):
                 changed = after.startswith(before)
                 reason = (
-                    "later messages change how it is rendered"
+                    "later messages change how it is rendered (reasoning belongs into reasoning_content, not content)"
                     if changed
                     else ("its generation prompt is not how the answer begins")
                 )

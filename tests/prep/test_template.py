@@ -173,7 +173,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> No
         "message['content'] +", "(message['content'] if loop.last or message['role'] != 'assistant' else '...') +"
     )
     with pytest.raises(
-        RecordError, match=r"messages\[2\]: .* later messages change how it is rendered; use a template"
+        RecordError, match=r"messages\[2\]: .* later messages change how it is rendered \(.*\); use a template"
     ):
         chat(tmp_path, source).render(conversation(*TALK))
 
