@@ -127,10 +127,12 @@ def summary(facts: Mapping[str, Any]) -> str:
         f"{facts['packs'] - facts['packs_lower_bound']} above the lower bound",
         *(
             f"  {source['name']}: {source['samples']:,} samples, {source['tokens']:,} tokens, "
-            f"{source['tokens'] / facts['tokens']:.2%} of the mix"
+            f"{source['share']:.2%} of the mix"
             for source in facts["sources"]
         ),
     ]
+    if left_out := sum(source["tokens"] for source in facts["sources"]) - facts["tokens"]:
+        lines.append(f"  left out: {left_out:,} tokens behind the last full packs, as prep.pack.drop_last asks")
     if held_out := facts.get("eval"):
         lines.append(
             f"  held out: {held_out['samples']:,} samples, {held_out['tokens']:,} tokens in {held_out['packs']:,} packs"

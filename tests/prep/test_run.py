@@ -51,6 +51,17 @@ def test_worker_count_and_chunk_scheduling_change_no_byte(
     assert written(file) == once
 
 
+def test_tokens_behind_the_last_full_pack_are_counted_and_shares_are_of_the_mix(make_pipeline: MakePipeline) -> None:
+    file = make_pipeline(conversations(50))
+    keys = ['prep.pack.strategy="concat_split"', "prep.pack.drop_last=true", "prep.pack.capacity=100"]
+    facts = run(load(file, keys), workers=1)
+    left_out = facts["sources"][0]["tokens"] - facts["tokens"]
+    assert facts["tokens"] == 100 * facts["packs"]
+    assert 0 < left_out < 100
+    assert f"left out: {left_out} tokens" in summary(facts)
+    assert "100.00% of the mix" in summary(facts)
+
+
 def test_a_second_run_does_nothing(make_pipeline: MakePipeline, caplog: pytest.LogCaptureFixture) -> None:
     file = make_pipeline(conversations(5))
     run(load(file), workers=1)
