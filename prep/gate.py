@@ -40,7 +40,8 @@ def settled(rules: Rules, chunks: Sequence[Chunk], folder: Path) -> Rules:
     if rules.backend is not None and not (rules.backend.fast and marked):
         return rules
     backend = marked or choose_backend(rules, chunks)
-    log.info("tokenizing with %s %s%s", backend.name, backend.version, f": {backend.why}" if backend.why else "")
+    library = f"{backend.name} {backend.version}".rstrip()
+    log.info("tokenizing with %s%s", library, f": {backend.why}" if backend.why else "")
     return replace(rules, backend=backend)
 
 
