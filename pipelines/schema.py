@@ -248,6 +248,20 @@ class Lora(Table):
     """Another lora_alpha for some modules, by the end of their names."""
 
 
+class Quantization(Table):
+    """[model.quantization]: with [model.lora], keep the model below the adapter in 4 bits while training (QLoRA). An
+    export merges into the model as it was."""
+
+    load_in_4bit: bool = True
+    """Four bits for every weight of a linear layer but the output; what bitsandbytes has otherwise is not offered."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """Which 16 numbers there are: spaced for normally distributed weights, or a small float."""
+    bnb_4bit_use_double_quant: bool = True
+    """Quantize the scales of the blocks as well."""
+    bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """What weights are unpacked to; auto is train.precision."""
+
+
 class Model(Table):
     """[model]: what is trained. Either name_or_path or the [model.scratch] table."""
 
@@ -268,6 +282,8 @@ class Model(Table):
     it."""
     lora: Lora | None = None
     """Train an adapter instead of every parameter."""
+    quantization: Quantization | None = None
+    """Keep the model below the adapter in 4 bits."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -105,8 +105,7 @@ DESCRIBED: Mapping[str, str] = {
     "model": """name_or_path revision source source_args trust_remote_code torch_dtype attn_implementation
         max_position_embeddings rope_scaling scratch weights_format""",
     "model.lora": "r lora_alpha lora_dropout bias task_type target_modules modules_to_save",
-    "model.quantization": """load_in_4bit load_in_8bit llm_int8_threshold llm_int8_has_fp16_weight
-        bnb_4bit_compute_dtype bnb_4bit_use_double_quant bnb_4bit_quant_type""",
+    "model.quantization": "load_in_4bit bnb_4bit_compute_dtype bnb_4bit_use_double_quant bnb_4bit_quant_type",
     "tokenizer": """name_or_path revision trust_remote_code use_fast add_special_tokens
         pad_vocab_multiple""",
     "template": "name file system bos eos stop_words special_text",
@@ -141,6 +140,9 @@ DESCRIBED: Mapping[str, str] = {
 """The keys of the whole design by table, whether the schema has them yet or not."""
 
 RETIRED: Mapping[str, str] = {
+    "model.quantization.load_in_8bit": "load_in_4bit is what a model below an adapter is packed with",
+    "model.quantization.llm_int8_threshold": "it belongs to load_in_8bit",
+    "model.quantization.llm_int8_has_fp16_weight": "it belongs to load_in_8bit",
     "prep.order.sort": "data_order.txt is always written in code point order",
     "prep.pack.align": "sequence parallelism takes packs of any length",
     "prep.output.format": "shards are Arrow files; `packtrain prep convert` writes other forms of them",

@@ -18,6 +18,7 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.schema import Pipeline
 from train.adapters import add_adapter
 from train.attention import NAME
+from train.quantize import load_quantized
 from train.rope import extend_positions
 
 
@@ -41,7 +42,11 @@ def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel
         if pipeline.model.scratch is not None:
             torch.manual_seed(pipeline.run.seed)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=NAME)
-        else:
+            if pipeline.model.lora is not None:
+                _write_base(base_folder(pipeline), model)
+        if pipeline.model.quantization is not None:
+            model = load_quantized(pipeline, base_folder(pipeline), config)
+        elif pipeline.model.scratch is None:
             model = AutoModelForCausalLM.from_pretrained(
                 pipeline.model.name_or_path,
                 config=config,
@@ -59,8 +64,6 @@ def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel
     _check_vocabulary(pipeline, model, prep)
     _make_generation_greedy_by_default(model)
     if pipeline.model.lora is not None:
-        if pipeline.model.scratch is not None and (not dist.is_initialized() or dist.get_rank() == 0):
-            _write_base(base_folder(pipeline), model)
         add_adapter(pipeline, model)
     return model
 
@@ -68,7 +71,7 @@ def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel
 def exported_config(model: PreTrainedModel) -> bytes:
     """config.json as a user of the model wants it: without what only training sets."""
     config = json.loads(model.config.to_json_string(use_diff=True))
-    for key in ("_attn_implementation", "attn_implementation"):
+    for key in ("_attn_implementation", "attn_implementation", "quantization_config"):
         config.pop(key, None)
     config["use_cache"] = True
     config["architectures"] = [type(model).__name__]  # Transformers sets it only when it saves a model itself
@@ -110,7 +113,15 @@ def model_config(pipeline: Pipeline, prep: Mapping[str, Json]) -> PretrainedConf
 
 
 def _write_base(folder: Path, model: PreTrainedModel) -> None:
-    """Give a model from scratch the files that an adapter on it needs later."""
+    """Give a model from scratch the files that an adapter on it needs later, on the first rank; the others wait."""
+    _make_generation_greedy_by_default(model)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        _write_base_alone(folder, model)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _write_base_alone(folder: Path, model: PreTrainedModel) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(make_directory(partial))

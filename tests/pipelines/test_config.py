@@ -377,7 +377,7 @@ ADDITIONS = [  # text behind BASE, and the complaint about it, with lines counte
         '4:1: train.deepspeed = "zero3.json": expected a table, found text; write [train.deepspeed]',
     ),
     (TRAIN + "[train.optimiser]", "4:8: train.optimiser: unknown table, did you mean 'optimizer'?"),
-    ("[model.quantization]\nload_in_4bit = true", "1:8: model.quantization: not supported yet; remove it"),
+    (TRAIN + "eval.steps = 9", "4:1: train.eval: not supported yet; remove it"),
 ]
 
 
@@ -416,7 +416,7 @@ def test_a_wrong_addition_is_one_complaint(tmp_path: Path, text: str, complaint:
         (
             "quantization_bit = 4",
             "1:1: prep.pack.quantization_bit: unknown key; quantization_bit of LLaMA-Factory is "
-            "model.quantization.load_in_4bit here, which is not supported yet",
+            "model.quantization.load_in_4bit here",
         ),
     ],
 )
