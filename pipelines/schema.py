@@ -557,14 +557,35 @@ class Prep(Table):
 class Optimizer(Table):
     """[train.optimizer]: how gradients change the weights."""
 
-    type: Literal["adamw"] = "adamw"
-    """AdamW, with decoupled weight decay."""
+    type: (
+        Literal[
+            "adamw",
+            "adam",
+            "adamax",
+            "nadam",
+            "radam",
+            "sgd",
+            "rmsprop",
+            "adagrad",
+            "adadelta",
+            "asgd",
+            "rprop",
+            "adafactor",
+            "adamw_8bit",
+            "paged_adamw_32bit",
+        ]
+        | PythonMap
+    ) = "adamw"
+    """An optimizer of PyTorch by name, of bitsandbytes (adamw_8bit, paged_adamw_32bit), or `python:module:Class`. One
+    that does not go by element is refused where ZeRO would cut its matrices."""
+    options: Verbatim = {}
+    """Further settings of that optimizer, such as `{ momentum = 0.9 }` of sgd; those not given are its own."""
     lr: PositiveReal = Field(examples=[Decimal("2e-5")])
     """Peak learning rate."""
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(_pair)] = (0.9, 0.95)
-    """How much of the running means of gradient and squared gradient stays at each step."""
+    """How much of the running means of gradient and squared gradient stays at each step, in the Adam family."""
     eps: PositiveReal = 1e-8
-    """Added to the root of the squared gradients' mean."""
+    """Added to the root of the squared gradients' mean, in the Adam family; others have a default of their own."""
     weight_decay: NonNegativeReal = 0.0
     """Share of a decayed parameter taken off at each step, times the learning rate."""
     no_decay: list[str] = ["bias", "norm"]

@@ -122,7 +122,7 @@ DESCRIBED: Mapping[str, str] = {
     "train": """data shuffle launcher nproc_per_node nnodes precision loss_scale max_epochs max_steps
         global_batch_size activation_checkpointing loss_reduction fused_loss max_grad_norm
         error_if_nonfinite on_nonfinite load_from resume compile""",
-    "train.optimizer": "type lr betas eps weight_decay fused no_decay",
+    "train.optimizer": "type options lr betas eps weight_decay fused no_decay",
     "train.scheduler": "type warmup_ratio warmup_steps warmup_start_factor min_lr decay_ratio interval",
     "train.parallel": "sequence_parallel_size",
     "train.deepspeed": """zero_stage preset offload_optimizer offload_param nvme_path overlap_comm contiguous_gradients

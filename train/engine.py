@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from pipelines.errors import ConfigError
-from pipelines.schema import Optimizer, Pipeline, Train
+from pipelines.schema import Pipeline, Train
 from train.batches import StepBatch
 from train.chunked_loss import ChunkedHead
 from train.loss import computes_chosen_logits, loss_sum
+from train.optimizers import make_optimizer, parameter_groups
 from train.sequence_parallel import SequenceParallelAttention
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,10 @@ class Engine:
         self._keeps_logits = computes_chosen_logits(model)
         self._head = _chunked_head(model) if train.fused_loss else None
         config = self._config(train, pipeline)
+        groups = parameter_groups(model.named_parameters(), train.optimizer)
+        optimizer = make_optimizer(groups, train.optimizer, pipeline, zero_stage=self.zero_stage)
         try:
-            self.deepspeed = _initialize(model, config, train.optimizer)
+            self.deepspeed = _initialize(model, config, optimizer)
         except (ValueError, AssertionError, NotImplementedError) as error:
             if not train.deepspeed.extra:
                 raise
@@ -197,21 +200,6 @@ def choose_precision(asked: Literal["auto", "bf16", "fp16", "fp32"]) -> Precisio
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Trained parameters, those that are decayed first; without decay there is one group."""
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in named:
-        if parameter.requires_grad:
-            spared = any(part in name for part in optimizer.no_decay) or not optimizer.weight_decay
-            (others if spared else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": optimizer.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 def _looked_up(model: nn.Module) -> int:
     """Parameters of an input embedding that does not serve as the output matrix as well."""
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
@@ -227,16 +215,9 @@ def _chunked_head(model: nn.Module) -> ChunkedHead | None:
         return None
 
 
-def _initialize(model: nn.Module, config: dict[str, Any], settings: Optimizer) -> Any:
+def _initialize(model: nn.Module, config: dict[str, Any], optimizer: torch.optim.Optimizer) -> Any:
     import deepspeed
 
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model.named_parameters(), settings),
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,
-    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipelines.errors import ConfigError
 from train.adapters import is_adapted
 from train.engine import Engine
+from train.optimizers import scalar_like
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ def create_state(engine: Engine, kinds: list[str], scalars: Mapping[str, float])
     """
     for flat in _stepped(engine):
         state: dict[str, Any] = {kind: torch.zeros_like(flat) for kind in kinds}
-        # As the optimizer makes it: float32 on the parameter's device, since it is fused.
-        state |= {key: torch.tensor(value, dtype=torch.float32, device=flat.device) for key, value in scalars.items()}
+        state |= {key: scalar_like(engine.optimizer, key, value, flat) for key, value in scalars.items()}
         engine.optimizer.state[flat] = state
 
 
@@ -81,7 +81,7 @@ def kinds_and_scalars(engine: Engine) -> tuple[list[str], dict[str, float]]:
     for flat in _stepped(engine):
         state = engine.optimizer.state.get(flat, {})
         kinds = sorted(key for key, value in state.items() if torch.is_tensor(value) and value.shape == flat.shape)
-        return kinds, {key: float(value) for key, value in state.items() if key not in kinds}
+        return kinds, {key: float(value) for key, value in state.items() if key not in kinds and value is not None}
     raise ConfigError("the model has no parameter to train")
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pipelines.schema import Pipeline
 from pipelines.shards import ShardReader
 from train.batches import PackOrder
-from train.engine import parameter_groups
+from train.optimizers import make_optimizer, parameter_groups
 from train.schedule import learning_rate
 
 
@@ -41,7 +41,12 @@ def train_alone(pipeline: Pipeline, steps: int, model: Any = None) -> Trained:
     model.train()
     settings = train.optimizer
     groups = parameter_groups(model.named_parameters(), settings)
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    if settings.type == "adamw" and not settings.options:
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            groups, lr=settings.lr, betas=settings.betas, eps=settings.eps
+        )
+    else:
+        optimizer = make_optimizer(groups, settings, pipeline, zero_stage=0)
     losses, norms = [], []
     for step in range(steps):
         first = step * train.global_batch_size

@@ -1,0 +1,217 @@
+"""Optimizers by name, and what each must be for ZeRO to step it in parts and a checkpoint to hold it."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adagrad import adagrad
+
+from pipelines.errors import ConfigError, MachineError
+from pipelines.schema import Optimizer, Pipeline
+
+WITH_BETAS = {
+    "adamw": "AdamW",
+    "adam": "Adam",
+    "adamax": "Adamax",
+    "nadam": "NAdam",
+    "radam": "RAdam",
+}
+"""Of torch.optim: those that our defaults of betas and eps are for."""
+OTHERS = {
+    "sgd": "SGD",
+    "rmsprop": "RMSprop",
+    "adadelta": "Adadelta",
+    "asgd": "ASGD",
+    "rprop": "Rprop",
+    "adafactor": "Adafactor",
+}
+"""Of torch.optim: those with defaults of their own, which `train.optimizer.options` may change."""
+BITSANDBYTES = {"adamw_8bit": "AdamW8bit", "paged_adamw_32bit": "PagedAdamW32bit"}
+"""Of bitsandbytes, which is an extra."""
+
+
+class Adagrad(torch.optim.Optimizer):
+    """PyTorch's Adagrad, but its state is made at its first step.
+
+    ZeRO puts flattened parts in the place of parameters before that; PyTorch's own has its state by then, and DeepSpeed
+    would replace it with one that knows no groups.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+    ) -> None:
+        start = initial_accumulator_value
+        super().__init__(
+            params, {"lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay, "eps": eps, "start": start}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # noqa: ARG002 (torch's)
+        for group in self.param_groups:
+            stepped = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in stepped:
+                if not self.state[parameter]:
+                    self.state[parameter] = {
+                        "step": torch.tensor(0.0),
+                        "sum": torch.full_like(parameter, group["start"]),
+                    }
+            adagrad(
+                stepped,
+                [parameter.grad for parameter in stepped],
+                [self.state[parameter]["sum"] for parameter in stepped],
+                [self.state[parameter]["step"] for parameter in stepped],
+                has_sparse_grad=False,
+                maximize=False,
+                **{key: group[key] for key in ("lr", "weight_decay", "lr_decay", "eps")},
+            )
+        return None
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], settings: Optimizer, pipeline: Pipeline, *, zero_stage: int
+) -> torch.optim.Optimizer:
+    """The optimizer that [train.optimizer] names, over these parameter groups.
+
+    It is tried on a few numbers first: ZeRO steps flattened parts of the parameters, which must come out as in the
+    whole, and what it keeps must be one number for each element, or one for all.
+
+    Raises:
+        ConfigError: if there is no such optimizer, or it is not made for this ZeRO stage, these settings, or resuming.
+        MachineError: if it is of a package that is not installed.
+    """
+    kind = _class(settings, pipeline)
+    keys = _keys(kind, settings, pipeline)
+    cited = pipeline.cite("train.optimizer.type")
+    try:
+        whole, parts = _tried(kind, keys, parts=1), _tried(kind, keys, parts=2)
+        optimizer = kind(groups, **keys)
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+        raise ConfigError(f"{cited}: {' '.join(str(error).split())}; see train.optimizer.options") from error
+    for key, value in whole.state.items():
+        if not _is_number(value) and not (torch.is_tensor(value) and value.shape == whole.weight.shape):
+            raise ConfigError(f"{cited}: keeps {key}, which is not one number an element, so no checkpoint can hold it")
+    if zero_stage and not torch.allclose(whole.weight.view(-1), parts.weight.view(-1), rtol=1e-5, atol=1e-7):
+        raise ConfigError(
+            f"{cited}: does not go by element, and ZeRO {zero_stage} steps flattened parts of the parameters; use "
+            'zero_stage = 0 with precision = "fp32", or another optimizer'
+        )
+    optimizer.scalars = {key: value for key, value in whole.state.items() if _is_number(value)}
+    made: torch.optim.Optimizer = optimizer
+    return made
+
+
+def scalar_like(optimizer: torch.optim.Optimizer, key: str, value: float, beside: Tensor) -> Any:
+    """A number that an optimizer keeps once a tensor, as it would have made it itself for the tensor `beside`."""
+    like = getattr(optimizer, "scalars", {}).get(key)
+    if like is not None and not torch.is_tensor(like):
+        return type(like)(value)
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    dtype = torch.float32 if like is None else like.dtype
+    return torch.tensor(value, dtype=dtype, device=beside.device if on_device else "cpu")
+
+
+def _class(settings: Optimizer, pipeline: Pipeline) -> type[Any]:
+    name = settings.type
+    if name == "adagrad":
+        return Adagrad
+    if name in BITSANDBYTES:
+        try:
+            module = import_module("bitsandbytes.optim")
+        except ImportError as error:
+            raise MachineError(
+                f"{pipeline.cite('train.optimizer.type')}: needs bitsandbytes; pip install bitsandbytes"
+            ) from error
+        return _named(module, BITSANDBYTES[name])
+    if name.startswith("python:"):
+        _, path, attribute = name.split(":")
+        try:
+            return _named(import_module(path), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{pipeline.cite('train.optimizer.type')}: cannot be imported ({error})") from error
+    return _named(torch.optim, {**WITH_BETAS, **OTHERS}[name])
+
+
+def _named(module: Any, name: str) -> type[Any]:
+    found: type[Any] = getattr(module, name)
+    return found
+
+
+def _keys(kind: type[Any], settings: Optimizer, pipeline: Pipeline) -> dict[str, Any]:
+    """What the optimizer is made with: our keys where it has them, then its options."""
+    accepted = inspect.signature(kind).parameters
+    keys: dict[str, Any] = {"lr": settings.lr}
+    if "fused" in accepted:
+        keys["fused"] = True
+    for key in ("betas", "eps", "weight_decay"):
+        value = getattr(settings, key)
+        asked = value != Optimizer.model_fields[key].default
+        if asked and key not in accepted:
+            raise ConfigError(
+                f"{pipeline.cite(f'train.optimizer.{key}')}: {settings.type} has no such setting; remove it"
+            )
+        if key != "weight_decay" and key in accepted and (asked or settings.type in WITH_BETAS):
+            keys[key] = value
+    for key, value in settings.options.items():
+        cited = pipeline.cite(f"train.optimizer.options.{key}")
+        if key in ("lr", "betas", "eps", "weight_decay", "params"):
+            raise ConfigError(f"{cited}: this file sets it by train.optimizer.{key}; remove it here")
+        if key not in accepted:
+            known = ", ".join(name for name in accepted if name not in ("params", "lr", "weight_decay"))
+            raise ConfigError(f"{cited}: {settings.type} has no such setting; it has {known}")
+        keys[key] = value
+    return keys
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A small weight after a few steps, and what was kept for it."""
+
+    weight: Tensor
+    state: Mapping[str, Any]
+
+
+def _tried(kind: type[Any], keys: Mapping[str, Any], *, parts: int) -> _Tried:
+    """Step a matrix three times, as it is or flattened and cut in parts."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 6, generator=generator)
+    pieces = [weight] if parts == 1 else list(weight.view(-1).chunk(parts))
+    stepped = [nn.Parameter(piece.clone()) for piece in pieces]
+    optimizer = kind(stepped, **keys)
+    for _ in range(3):
+        gradient = torch.randn(4, 6, generator=generator)
+        cut = [gradient] if parts == 1 else list(gradient.view(-1).chunk(parts))
+        for parameter, part in zip(stepped, cut, strict=True):
+            parameter.grad = part.clone()
+        optimizer.step()
+    state = {key: value for key, value in optimizer.state[stepped[0]].items() if value is not None}
+    return _Tried(torch.cat([parameter.detach().view(-1) for parameter in stepped]).view(4, 6), state)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float)) or (torch.is_tensor(value) and value.dim() == 0)
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Trained parameters, those that are decayed first; without decay there is one group."""
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in named:
+        if parameter.requires_grad:
+            spared = any(part in name for part in optimizer.no_decay) or not optimizer.weight_decay
+            (others if spared else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": optimizer.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
