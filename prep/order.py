@@ -9,6 +9,7 @@ here prep.order.follow_symlinks = true asks for.
 """
 
 import json
+import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -162,7 +163,7 @@ def _why_missing(pipeline: Pipeline, line: str) -> str:
     sources = pipeline.prep.source
     name, path = line.split("/", 1) if len(sources) > 1 else (sources[0].name, line)
     source = next(source for source in sources if source.name == name)
-    if not source.path.is_dir() or not (source.path / path).is_file():
+    if not os.path.isfile(source.path / path):  # noqa: PTH113 (Path.is_file raises where a name is too long for one)
         return "is not on disk"
     if source.format == "hf_disk":
         return f"the dataset saved in {source.path} does not list it as its own"

@@ -225,6 +225,12 @@ def test_files_that_are_missing_or_extra_are_named(tmp_path: Path) -> None:
     ]
 
 
+def test_a_line_too_long_for_a_file_name_is_not_on_disk(tmp_path: Path) -> None:
+    make(tmp_path / "chat", "a.bin")
+    write(tmp_path, f"a.bin\n{'x' * 5000}.bin\n")
+    assert refusal(pipeline(tmp_path))[0].endswith("is listed, but is not on disk")
+
+
 def test_an_empty_file_lists_nothing(tmp_path: Path) -> None:
     make(tmp_path / "chat", "a.bin")
     write(tmp_path, "")
