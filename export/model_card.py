@@ -57,6 +57,8 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=128)[0]))
 def adapter_card(checkpoint: Checkpoint, weights: Weights, special: SpecialTokens) -> str:
     """The same for an adapter alone."""
     config = checkpoint.adapter["config"]
+    packed = (checkpoint.manifest.facts.get("settings", {}).get("model", {})).get("quantization")
+    how = f", in 4 bits ({packed['bnb_4bit_quant_type']}) while training" if packed else ""
     kind = "DoRA" if config["use_dora"] else "rsLoRA" if config["use_rslora"] else "LoRA"
     return f"""---
 library_name: peft
@@ -74,7 +76,7 @@ Trained with packtrain: {checkpoint.step:,} optimizer steps over {checkpoint.pac
 |---|---|
 | Numbers | float32, as they were trained |
 | Stop tokens | {", ".join(str(id_) for id_ in special.stop) or "none"} |
-| Base | weights of SHA-256 `{checkpoint.adapter["base"]["sha256"]}` |
+| Base | weights of SHA-256 `{checkpoint.adapter["base"]["sha256"]}`{how} |
 | Checkpoint | `{checkpoint.manifest.identity}` |
 
 It works on the model that it was trained on and no other. The base's digest is over the names and SHA-256 of its

@@ -51,7 +51,7 @@ class Plan:
             raise ConfigError(f'{pipeline.cite("export.targets")}: export.eval asks the exported model; add "hf"')
         checkpoint, manifest = _choose(pipeline)
         adapted = manifest.facts.get("adapter") is not None
-        _refuse_targets(pipeline, adapted=adapted)
+        _refuse_targets(pipeline, manifest, adapted=adapted)
         base = base_folder(pipeline) if adapted else None
         dtype = _dtype(pipeline, checkpoint, base)
         versions = _versions()
@@ -112,12 +112,19 @@ def _choose(pipeline: Pipeline) -> tuple[Path, Manifest]:
     return folder, manifest
 
 
-def _refuse_targets(pipeline: Pipeline, *, adapted: bool) -> None:
+def _refuse_targets(pipeline: Pipeline, checkpoint: Manifest, *, adapted: bool) -> None:
     table = pipeline.export
     if "adapter" in table.targets and not adapted:
         raise ConfigError(
             f"{pipeline.cite('export.targets')}: the checkpoint is of a whole model, not of an adapter; remove "
             '"adapter", or train with [model.lora]'
+        )
+    trained = checkpoint.facts.get("settings", {}).get("model", {})
+    changed = next((key for key in ("max_position_embeddings", "rope_scaling") if trained.get(key) is not None), None)
+    if "adapter" in table.targets and changed:
+        raise ConfigError(
+            f"{pipeline.cite('export.targets')}: the adapter was trained with model.{changed}, which the base's own "
+            'config does not have; export "hf", where it is merged, instead of "adapter"'
         )
     if adapted and not table.hf.merge_lora and "hf" in table.targets:
         raise ConfigError(

@@ -178,3 +178,25 @@ def test_base_in_another_layout_is_refused(tmp_path: Path) -> None:
     Manifest(**{**vars(manifest), "facts": {**manifest.facts, "adapter": adapter}}).write(checkpoint)
     with pytest.raises(ConfigError, match=r"base: has no tensor model.layers.0.* stored in another layout"):
         run(adapted_pipeline(tmp_path, LORA))
+
+
+def test_adapter_on_positions_that_its_base_lacks_is_refused(tmp_path: Path) -> None:
+    checkpoint, _ = write_adapted_run(tmp_path, LORA)
+    manifest = Manifest.read(checkpoint)
+    assert manifest is not None
+    facts = {**manifest.facts, "settings": {"model": {"max_position_embeddings": 4096}}}
+    Manifest(**{**vars(manifest), "facts": facts}).write(checkpoint)
+    with pytest.raises(
+        ConfigError, match=r"trained with model.max_position_embeddings, which the base's .*export \"hf\""
+    ):
+        run(adapted_pipeline(tmp_path, LORA, targets=["adapter"]))
+
+
+def test_card_says_that_the_base_was_packed(tmp_path: Path) -> None:
+    checkpoint, _ = write_adapted_run(tmp_path, LORA)
+    manifest = Manifest.read(checkpoint)
+    assert manifest is not None
+    facts = {**manifest.facts, "settings": {"model": {"quantization": {"bnb_4bit_quant_type": "nf4"}}}}
+    Manifest(**{**vars(manifest), "facts": facts}).write(checkpoint)
+    run(adapted_pipeline(tmp_path, LORA, targets=["adapter"]))
+    assert "in 4 bits (nf4) while training" in (tmp_path / "work/tiny/export/adapter/README.md").read_text()
