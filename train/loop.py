@@ -18,12 +18,13 @@ import torch.distributed as dist
 from pipelines.checkpoints import finished
 from pipelines.errors import InterruptedRun, MachineError, PacktrainError
 from pipelines.shards import ShardReader
+from train.adapters import is_adapted
 from train.attention import choose_backend
 from train.audit import audit
 from train.batches import Batches, StepBatch
 from train.checkpoint import load_newest, save
 from train.engine import Engine, StepStats, choose_precision
-from train.fragments import set_masters
+from train.fragments import set_masters, shapes
 from train.launch import TIMEOUT, Ranks, hosts
 from train.metrics import Metrics, Row, duration, memory_gb, peak_flops, training_flops, write_run_json
 from train.model import build_model
@@ -62,7 +63,7 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
     batches = Batches(
         packs,
         global_batch_size=plan.train.global_batch_size,
-        shuffle=plan.train.shuffle == "hash",
+        shuffle=plan.train.shuffle,
         seed=plan.pipeline.run.seed,
         rank=parallel.data.rank,
         ranks=parallel.data.size,
@@ -149,7 +150,8 @@ def check_finite(plan: Plan, stats: StepStats, step: int, in_a_row: int) -> None
 def row(plan: Plan, engine: Engine, step: int, batch: StepBatch, stats: StepStats, *, lr: float, seconds: float) -> Row:
     """The metrics of a step."""
     peak = peak_flops(engine.device)
-    flops = training_flops(engine.matmul_parameters, engine.model.config, batch)
+    # Below an adapter no gradients of weights are computed, and weights of 4 bits are counted otherwise.
+    flops = None if is_adapted(engine.model) else training_flops(engine.matmul_parameters, engine.model.config, batch)
     return Row(
         step=step,
         epoch=step * plan.train.global_batch_size / plan.packs,
@@ -186,11 +188,12 @@ def announce(plan: Plan, ranks: Ranks, engine: Engine, first: int) -> None:
         "first_step": first,
         "identity": plan.identity,
     }
+    trained = sum(math.prod(shape) for shape in shapes(engine.model).values())
     if ranks.rank == 0:
         write_run_json(plan.home / "run.json", facts)
         log.info(
-            "training %.1fM parameters on %d x %s%s: ZeRO %d, %s, %s attention",
-            engine.parameters / 1e6, ranks.ranks, where,
+            "training %s%.1fM parameters on %d x %s%s: ZeRO %d, %s, %s attention",
+            "an adapter of " if is_adapted(engine.model) else "", trained / 1e6, ranks.ranks, where,
             "" if engine.parallel.size == 1 else f", {engine.parallel.size} to a pack",
             engine.zero_stage, engine.precision, engine.attention.backend,
         )  # fmt: skip
