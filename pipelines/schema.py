@@ -619,11 +619,11 @@ class Scheduler(Table):
 
     @model_validator(mode="after")
     def _no_key_without_effect(self) -> Self:
-        if self.type != "wsd" and "decay_ratio" in self.model_fields_set:
+        if self.type != "wsd" and self.decay_ratio != Scheduler.model_fields["decay_ratio"].default:
             raise fault(f'is for type = "wsd", not "{self.type}"; remove it', "decay_ratio")
         if self.type == "constant":
             for key in ("min_lr", "interval"):
-                if key in self.model_fields_set:
+                if getattr(self, key) != Scheduler.model_fields[key].default:
                     raise fault('has no effect with type = "constant"; remove it', key)
         return self
 
@@ -660,9 +660,8 @@ class Deepspeed(Table):
     @model_validator(mode="before")
     @classmethod
     def _preset_fills_gaps(cls, table: Any) -> Any:
-        if isinstance(table, dict) and table.get("preset") in _PRESETS:
-            return {**_PRESETS[table["preset"]], **table}
-        return table
+        preset = table.get("preset") if isinstance(table, dict) else None
+        return {**_PRESETS.get(preset, {}), **table} if isinstance(preset, str) else table
 
     @model_validator(mode="after")
     def _offload_is_possible(self) -> Self:
