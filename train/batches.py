@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.permutation import Permutation
 from pipelines.shards import Pack, ShardReader
 from train.attention import Segments
+from train.order import PackOrder, Shuffle
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Batches:
         packs: ShardReader,
         *,
         global_batch_size: int,
-        shuffle: bool,
+        shuffle: Shuffle,
         seed: int,
         rank: int = 0,
         ranks: int = 1,
@@ -77,7 +77,7 @@ class Batches:
         self.global_batch_size = global_batch_size
         self.accumulation = -(-global_batch_size // ranks)
         """Micro-batches per rank and step."""
-        self._order = PackOrder(len(packs), shuffle=shuffle, seed=seed)
+        self._order = PackOrder(len(packs), shuffle=shuffle, seed=seed, global_batch_size=global_batch_size)
         self._seed = seed
         self._rank, self._ranks = rank, ranks
         self._part, self._parts = part, parts
@@ -106,22 +106,6 @@ class Batches:
     def from_step(self, first: int, last: int) -> Iterator[tuple[int, StepBatch]]:
         """Steps first..last - 1 with their batches."""
         return ((step, self[step]) for step in range(first, last))
-
-
-class PackOrder:
-    """Which pack is at each position of the endless sequence of epochs, in constant time."""
-
-    def __init__(self, packs: int, *, shuffle: bool, seed: int) -> None:
-        self._packs, self._shuffle, self._seed = packs, shuffle, seed
-        self._epoch, self._permutation = 0, Permutation(packs, "packs", seed, 0)
-
-    def __getitem__(self, position: int) -> int:
-        epoch, at = divmod(position, self._packs)
-        if not self._shuffle:
-            return at
-        if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, Permutation(self._packs, "packs", self._seed, epoch)
-        return self._permutation.at(at)
 
 
 def micro_batch(pack: Pack, device: torch.device, *, seed: int = 0, part: int = 0, parts: int = 1) -> MicroBatch:

@@ -11,6 +11,7 @@ from pipelines.checkpoints import FORMAT_VERSION, finished
 from pipelines.errors import CheckError, ConfigError, DataError
 from pipelines.schema import Model, Pipeline, Train
 from pipelines.shards import ShardReader
+from train.order import epoch_packs
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Plan:
     prep: Manifest
     """The shards that are trained on."""
     packs: int
-    """Packs of one epoch."""
+    """Packs of one epoch: the shards', or with XTuner's order what it rounds them up to."""
     total_steps: int
     """Optimizer steps of the whole run."""
     settings: Json
@@ -61,12 +62,13 @@ class Plan:
                 "the pipeline has no [train] table; add one with global_batch_size and train.optimizer.lr"
             )
         reader = ShardReader(pipeline.home / "prep")
+        packs = epoch_packs(len(reader), train.shuffle, train.global_batch_size)
         return cls(
             pipeline=pipeline,
             train=train,
             prep=reader.manifest,
-            packs=len(reader),
-            total_steps=_total_steps(train, len(reader)),
+            packs=packs,
+            total_steps=_total_steps(train, packs),
             settings=_settings(pipeline, train),
         )
 

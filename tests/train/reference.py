@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipelines.schema import Pipeline
 from pipelines.shards import ShardReader
-from train.batches import PackOrder
 from train.optimizers import make_optimizer, parameter_groups
+from train.order import PackOrder
 from train.schedule import learning_rate
 
 
@@ -32,7 +32,7 @@ def train_alone(pipeline: Pipeline, steps: int, model: Any = None) -> Trained:
     assert train is not None
     assert pipeline.model.scratch is not None
     packs = ShardReader(pipeline.home / "prep")
-    order = PackOrder(len(packs), shuffle=train.shuffle == "hash", seed=pipeline.run.seed)
+    order = PackOrder(len(packs), shuffle=train.shuffle, seed=pipeline.run.seed)
     if model is None:
         keys = dict(pipeline.model.scratch)
         torch.manual_seed(pipeline.run.seed)

@@ -1,0 +1,66 @@
+"""The order of packs over a run's epochs."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.order import PackOrder, epoch_packs
+
+PACKS = 10
+
+
+def test_each_epoch_has_every_pack_once_in_its_own_order() -> None:
+    order = PackOrder(PACKS, shuffle="hash", seed=3)
+    epochs = [[order[epoch * PACKS + at] for at in range(PACKS)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(PACKS)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert [order[at] for at in range(PACKS)] == epochs[0], "seeking back gives the same order"
+    assert [PackOrder(PACKS, shuffle="none", seed=3)[at] for at in (0, 9, 10, 25)] == [0, 9, 0, 5]
+
+
+def test_order_never_changes() -> None:
+    # A change would make every run under way resume into another order.
+    order = PackOrder(PACKS, shuffle="hash", seed=1024)
+    assert [order[at] for at in range(2 * PACKS)] == PINNED
+
+
+PINNED = [7, 8, 4, 3, 1, 6, 9, 0, 2, 5, 7, 9, 1, 0, 8, 5, 2, 3, 6, 4]
+
+
+def xtuner_sampler(packs: int, seed: int, epoch: int, rank: int, ranks: int) -> list[int]:
+    """What XTuner's sampler gives one data-parallel rank in an epoch, written as its sampler does it."""
+    order = torch.randperm(packs, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+    total = -(-packs // ranks) * ranks
+    return (order * (total // packs + 1))[:total][rank::ranks]
+
+
+@given(packs=st.integers(1, 30), ranks=st.integers(1, 6), epochs=st.integers(1, 3), seed=st.integers(0, 99))
+def test_ranks_take_what_the_sampler_of_xtuner_gives_them(packs: int, ranks: int, epochs: int, seed: int) -> None:
+    order = PackOrder(packs, shuffle="xtuner", seed=seed, global_batch_size=ranks)
+    length = epoch_packs(packs, "xtuner", ranks)
+    for rank in range(ranks):
+        mine = [order[position] for position in range(epochs * length)][rank::ranks]
+        assert mine == [pack for epoch in range(epochs) for pack in xtuner_sampler(packs, seed, epoch, rank, ranks)]
+
+
+@given(ranks=st.integers(1, 4), accumulation=st.integers(1, 4), steps=st.integers(1, 5), epoch=st.integers(0, 2))
+def test_accumulated_steps_are_those_of_xtuner_where_they_fill_its_epoch(
+    ranks: int, accumulation: int, steps: int, epoch: int
+) -> None:
+    size = ranks * accumulation
+    packs = steps * size
+    order = PackOrder(packs, shuffle="xtuner", seed=5, global_batch_size=size)
+    for rank in range(ranks):
+        theirs = xtuner_sampler(packs, 5, epoch, rank, ranks)
+        for step in range(steps):
+            first = epoch * packs + step * size
+            mine = [order[position] for position in range(first, first + size)][rank::ranks]
+            assert mine == theirs[step * accumulation :][:accumulation]
+
+
+def test_epoch_of_xtuner_ends_with_a_whole_step_that_repeats_its_first_packs() -> None:
+    order = PackOrder(PACKS, shuffle="xtuner", seed=0, global_batch_size=8)
+    first = [order[position] for position in range(16)]
+    assert first[10:] == first[:6]
+    assert sorted(order[position] for position in range(16, 26)) == list(range(PACKS))
+    assert [order[position] for position in range(16)] == first, "seeking back gives the same order"
