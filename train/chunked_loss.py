@@ -175,7 +175,8 @@ def _after_body(causal: Any, body: str, name: str, head: nn.Module) -> Callable[
     def run(rows: Tensor) -> Tensor:
         given.rows = rows[None]
         try:
-            logits: Tensor = forward(shell, input_ids=None, use_cache=False).logits[0]
+            tokens = torch.zeros(1, len(rows), dtype=torch.int64, device=rows.device)
+            logits: Tensor = forward(shell, input_ids=tokens, use_cache=False).logits[0]
         finally:
             given.rows = None
         return logits
