@@ -10,6 +10,7 @@ import pytest
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import ConfigError, MachineError
 from tests.train.conftest import SETTINGS
+from tests.train.ranks import run_on_ranks
 from tests.train.runs import LLAMA, checkpoints, pipeline, rows, same, share
 from tests.train.test_run import undo
 from train.run import run
@@ -73,3 +74,12 @@ def test_missing_library_is_named(tmp_path: Path, shards: Path, monkeypatch: pyt
     folder = share(shards, tmp_path / "work")
     with pytest.raises(MachineError, match=r"model.quantization needs bitsandbytes, which is not installed here"):
         run(pipeline(folder, model=MODEL))
+
+
+@pytest.mark.slow
+def test_ranks_that_share_out_the_four_bits_compute_the_same(tmp_path: Path, shards: Path) -> None:
+    whole, shared = packed(share(shards, tmp_path / "whole")), share(shards, tmp_path / "shared")
+    settings = pipeline(shared, model=MODEL, deepspeed={"zero_stage": 3}, **SETTINGS)
+    assert run_on_ranks(2, run, settings) == [0, 0]
+    losses, expected = ([row["loss"] for row in rows(one)] for one in (shared, whole))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
