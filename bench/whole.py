@@ -60,7 +60,9 @@ def figures(folder: Path, *, megabytes: int = 200) -> Iterator[Figure]:
     yield Figure(f"memory from {few.samples:,} samples to {many.samples:,}", growth, "bytes a sample")
     # The large one has a full shard in both processes: with more data, only what is known of each sample grows.
     needed = large.cost.memory + growth * large.samples / large.size * 100e9
-    yield Figure("memory that 100 GB of ftdp would take", needed / 1e9, "GB", "data", 100, "<= 8")
+    yield Figure(
+        "memory that 100 GB of ftdp in samples as long as these would take", needed / 1e9, "GB", "data", 100, "<= 8"
+    )
 
 
 @dataclass(frozen=True)

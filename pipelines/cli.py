@@ -95,7 +95,7 @@ def as_part(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
     return int(part), int(of)
 
 
-@main.group(cls=WithDefault)
+@main.group(cls=WithDefault, short_help="Tokenize, order, mix and pack the data.")
 def prep() -> None:
     """Tokenize, order, mix and pack the data of the pipeline FILE into shards."""
 
@@ -178,7 +178,7 @@ def prep_verify(file: Path, overrides: tuple[str, ...], count: int, as_json: boo
     show(result, summary(result), as_json=as_json)
 
 
-@main.command()
+@main.command(short_help="Train on the packs.")
 @pipeline_file
 @click.option("--resume/--no-resume", default=None, help="Continue from the newest checkpoint, or start over.")
 def train(file: Path, overrides: tuple[str, ...], resume: bool | None) -> None:
@@ -188,7 +188,7 @@ def train(file: Path, overrides: tuple[str, ...], resume: bool | None) -> None:
     run(read(file, overrides), resume=resume)
 
 
-@main.command()
+@main.command(short_help="Write checkpoints for Hugging Face and TurboMind, and check them.")
 @pipeline_file
 @json_output
 def export(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -242,7 +242,7 @@ def order_check(file: Path, overrides: tuple[str, ...], quick: bool, golden: Pat
     show(result, text, as_json=as_json)
 
 
-@main.command()
+@main.command(short_help="Find what is wrong with a pipeline before any work.")
 @pipeline_file
 @json_output
 def check(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -257,7 +257,7 @@ def check(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     show(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json=as_json)
 
 
-@main.command()
+@main.command(short_help="Check artefacts by digest, down to the inputs.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @json_output
 def verify(paths: tuple[Path, ...], as_json: bool) -> None:
@@ -274,7 +274,7 @@ def verify(paths: tuple[Path, ...], as_json: bool) -> None:
     show({"verified": result}, "\n".join(lines), as_json=as_json)
 
 
-@main.command()
+@main.command(short_help="Talk to an export or a checkpoint.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--prompt", help="Answer this one prompt and end.")
 @click.option("--system", default="", help="System text of the conversation.")
@@ -296,7 +296,7 @@ def recipes(as_json: bool) -> None:
     show({"recipes": found}, "\n".join(f"{name:16} {what}" for name, what in found.items()), as_json=as_json)
 
 
-@main.command()
+@main.command(short_help="Copy a ready pipeline with its data.")
 @click.argument("name")
 @click.argument("folder", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
 @json_output
@@ -316,7 +316,7 @@ def init(name: str, folder: Path, as_json: bool) -> None:
     show({"written": [str(path) for path in written]}, f"{folder / name}.toml: {what}", as_json=as_json)
 
 
-@main.command()
+@main.command(short_help="Versions, devices, and what is missing.")
 @json_output
 def env(as_json: bool) -> None:
     """Versions and devices, what is missing, and the command that adds it."""

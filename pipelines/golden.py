@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-from pipelines.artifacts import Json, Manifest, canonical_json, digest_file, write_atomic
+from pipelines.artifacts import Json, Manifest, canonical_json, digest_file, identity, write_atomic
 from pipelines.errors import CheckError, DataError
 from pipelines.schema import Pipeline
 
 
 def digests(pipeline: Pipeline) -> Json:
-    """The format version, and the digests of the data order and of every shard of the finished prep output."""
+    """The format version, what was asked for, and the digests of the data order and of every finished shard."""
     folder = pipeline.home / "prep"
     manifest = Manifest.read(folder)
     if manifest is None:
@@ -18,8 +18,9 @@ def digests(pipeline: Pipeline) -> Json:
     order = pipeline.prep.order.file
     return {
         "format_version": manifest.format_version,
+        "asked": identity(*(manifest.facts[what] for what in ("settings", "files", "tokenizer"))),
         "data_order": digest_file(order) if order.is_file() else None,
-        "files": {record.path: record.sha256 for record in manifest.files if record.path.startswith("shards/")},
+        "files": {record.path: record.sha256 for record in manifest.files if record.path.endswith(".arrow")},
     }
 
 
@@ -32,7 +33,7 @@ def check(pipeline: Pipeline, golden: Path) -> int:
     """Compare the prep output with golden digests; returns how many files agree.
 
     Raises:
-        CheckError: naming what differs and, where bytes changed under one format version, that it must be raised.
+        CheckError: naming what differs: the format, what was asked for, or the bytes alone.
     """
     try:
         expected = json.loads(golden.read_bytes())
@@ -50,12 +51,17 @@ def check(pipeline: Pipeline, golden: Path) -> int:
         )
     if found["data_order"] != expected["data_order"]:
         raise CheckError(f"{pipeline.prep.order.file}: SHA-256 differs from {golden}; the list of input files changed")
+    if found["asked"] != expected["asked"]:
+        raise CheckError(
+            f"{golden}: written for other settings, other input files or another tokenizer; if the change is meant, "
+            f"run `packtrain order write --golden {golden}`"
+        )
     names = sorted(found["files"].keys() | expected["files"].keys())
     wrong = [name for name in names if found["files"].get(name) != expected["files"].get(name)]
     if wrong:
         raise CheckError(
-            f"{golden}: {len(wrong)} of {len(names)} shards differ ({', '.join(wrong[:3])}); the bytes changed under "
-            f"shard format {found['format_version']}: raise FORMAT_VERSION in pipelines/shards.py if it is meant, "
-            "else find what moved"
+            f"{golden}: {len(wrong)} of {len(names)} shards differ ({', '.join(wrong[:3])}), though the same was asked "
+            "of the same inputs; find out which library or version of packtrain changed them, and if that is meant run "
+            f"`packtrain order write --golden {golden}`"
         )
     return len(names)

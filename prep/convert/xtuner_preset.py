@@ -49,7 +49,8 @@ def place(folder: Path, final: Path) -> None:
     """Write each part's paths.json for data that lies, or will lie, below `final`."""
     for pack in sorted(folder.glob("*/pack")):
         data = pack.parent / "data"
-        names = [*sorted(path.name for path in data.glob("shard-*")), *(path.name for path in data.glob("padding*"))]
+        shards = sorted(data.glob("shard-*"), key=lambda path: (len(path.name), path.name))  # more than 99,999 too
+        names = [path.name for path in (*shards, *data.glob("padding*"))]
         paths = [str(final / pack.parent.name / "data" / name) for name in names]
         write_atomic(pack / "paths.json", json.dumps(paths, ensure_ascii=False, indent=1).encode("utf-8"))
 
