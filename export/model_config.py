@@ -13,6 +13,7 @@ from export.cast import WIDTH, Dtype
 from export.tokenizer_files import SpecialTokens
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError, ConfigError
+from pipelines.llama_layouts import KEY as ORIGINAL
 
 _OF_A_MACHINE = ("_name_or_path", "transformers_version", "_attn_implementation", "_attn_implementation_autoset")
 _ROPE_PLACES = ("rope_theta", "partial_rotary_factor")
@@ -58,7 +59,7 @@ def exported_config(
     config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: str, special: SpecialTokens
 ) -> dict[str, Any]:
     """config.json for weights of `dtype`."""
-    exported = {key: value for key, value in config.items() if key not in _OF_A_MACHINE}
+    exported = {key: value for key, value in config.items() if key not in (*_OF_A_MACHINE, ORIGINAL)}
     exported |= special.as_config()
     exported |= {"dtype": dtype, "torch_dtype": dtype}
     exported["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", "lm_head.weight" not in shapes))

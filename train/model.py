@@ -15,9 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from pipelines.artifacts import Json, commit_directory, make_directory, write_atomic
 from pipelines.checkpoints import base_folder, digest_base
 from pipelines.errors import ConfigError, DataError
+from pipelines.llama_layouts import KEY as ORIGINAL
 from pipelines.schema import Pipeline
 from train.adapters import add_adapter
 from train.attention import NAME
+from train.original_weights import load_original, original_llama_config
 from train.quantize import load_quantized
 from train.rope import extend_positions
 
@@ -44,7 +46,9 @@ def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=NAME)
             if pipeline.model.lora is not None:
                 _write_base(base_folder(pipeline), model)
-        if pipeline.model.quantization is not None:
+        if hasattr(config, ORIGINAL):
+            model = load_original(pipeline, config)
+        elif pipeline.model.quantization is not None:
             model = load_quantized(pipeline, base_folder(pipeline), config)
         elif pipeline.model.scratch is None:
             model = AutoModelForCausalLM.from_pretrained(
@@ -86,8 +90,10 @@ def model_config(pipeline: Pipeline, prep: Mapping[str, Json]) -> PretrainedConf
     """
     if pipeline.model.scratch is None:
         try:
-            return AutoConfig.from_pretrained(pipeline.model.name_or_path, local_files_only=True)
-        except (ValueError, OSError) as error:
+            assert pipeline.model.name_or_path is not None  # the schema wants one of the two
+            original = original_llama_config(pipeline.model.name_or_path)
+            return original or AutoConfig.from_pretrained(pipeline.model.name_or_path, local_files_only=True)
+        except (ValueError, OSError, ConfigError, StrictDataclassError) as error:
             raise ConfigError(f"{_cite(pipeline)}: {_finding(error)}") from error
     keys = {"vocab_size": prep["vocab_size"], **pipeline.model.scratch}
     model_type = keys.pop("model_type", None)
