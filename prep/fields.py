@@ -60,6 +60,22 @@ def _refused(constant: str) -> Json:
     raise ValueError(f"{constant} is no number")
 
 
+def kept_exactly(value: Json, path: str) -> None:
+    """Refuse a whole number beyond 64 bits, which the reader of a line has rounded by now.
+
+    Raises:
+        RecordError: naming it; `value` itself is what chat templates print.
+    """
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, float) and abs(one) >= 2.0**63:
+            raise RecordError(
+                path, f"holds a number beyond 64 bits, {one:.6g}, which would be rounded; write it as text"
+            )
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+
+
 def some_keys(table: Mapping[str, Json]) -> str:
     """The first few keys of a table, in words."""
     names = [key if len(key) <= 40 else f"{key[:40]}..." for key in list(table)[:6]]

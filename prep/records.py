@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.artifacts import digest_file
 from pipelines.errors import ConfigError
 from prep.conversation import Conversation, Json, Message, RecordError
-from prep.fields import array, json_text, kind, objects, some_keys, text
+from prep.fields import array, json_text, kept_exactly, kind, objects, some_keys, text
 from prep.msagent import msagent_react
 
 RecordMap = Callable[[Mapping[str, Json]], Conversation | None]
@@ -93,10 +93,21 @@ def wizardlm(record: Mapping[str, Json]) -> Conversation | None:
 
 
 def alpaca(record: Mapping[str, Json]) -> Conversation | None:
-    """`instruction`, a line feed and `input` asked, `output` answered; an output of `<nooutput>` leaves it out."""
+    """`instruction`, a line feed and `input` asked, `output` answered; an output of `<nooutput>` leaves it out.
+
+    Optionally `system`, and `history`: pairs of what was asked and answered before.
+    """
     asked = f"{text(record, 'instruction')}\n{text(record, 'input', default='')}"
     answered = text(record, "output")
-    return None if answered == "<nooutput>" else _turn(asked, answered)
+    if answered == "<nooutput>":
+        return None
+    system = text(record, "system", default="")
+    messages = [Message("system", system)] if system else []
+    for index, pair in enumerate(array(record, "history") if record.get("history") else ()):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(said, str) for said in pair)):
+            raise RecordError(f"history[{index}]", "expected a pair of strings: what was asked, and answered")
+        messages += [Message("user", pair[0]), Message("assistant", pair[1])]
+    return Conversation((*messages, Message("user", asked), Message("assistant", answered)))
 
 
 def colors(record: Mapping[str, Json]) -> Conversation:
@@ -234,6 +245,7 @@ def _tool_call(call: Mapping[str, Json], path: str) -> Mapping[str, Json]:
     if not isinstance(function, dict):
         raise RecordError(f"{path}.function", f"expected an object, found {kind(function)}")
     text(function, "name", f"{path}.function" if "function" in call else path)
+    kept_exactly(call, path)
     return call
 
 
@@ -303,6 +315,7 @@ def _tools(record: Mapping[str, Json]) -> list[Mapping[str, Json]]:
     tools = record.get("tools")
     if isinstance(tools, str):
         tools = json_text(tools, "tools") if tools.strip() else []
+    kept_exactly(tools, "tools")
     return objects(tools, "tools") if tools else []
 
 

@@ -36,6 +36,7 @@ class Template:
         self._tokenizer = tokenizer
         self._escape = settings.special_text != "allow"
         self._renderer = _renderer(settings, tokenizer)
+        self._bos = tokenizer.named_tokens.get("bos_token", "")
         self._special = re.compile("|".join(map(re.escape, filter(None, tokenizer.special_tokens))) or "(?!)")
 
     @property
@@ -61,6 +62,8 @@ class Template:
         except RecursionError as error:  # a map of the user's own can return anything
             raise RecordError("messages", "nested too deep; flatten what its tools and tool calls hold") from error
         _refuse_half_pairs(spans)
+        if len(spans) > 1 and spans[0].special and spans[:2] == [spans[0]] * 2 and spans[0].text == self._bos:
+            raise RecordError("", f"begins with {self._bos} twice; let the template write it once")
         rendered = spans[1:] if spans[:1] and spans[0].special else spans  # BOS is never trained
         if self._settings.name != "none" and rendered and all(span.loss for span in rendered):
             raise RecordError(

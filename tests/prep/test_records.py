@@ -75,6 +75,33 @@ def test_a_question_and_its_answer_have_the_texts_of_their_map(
     assert mapped(name, record) == [*opening, ("user", asked), ("assistant", answered)]
 
 
+def test_alpaca_may_have_a_system_text_and_what_was_said_before() -> None:
+    record = {"instruction": "c?", "output": "d", "system": "s", "history": [["a?", "b"]]}
+    found = record_map("alpaca")(record)
+    assert found is not None
+    assert [(message.role, message.content) for message in found.messages] == [
+        ("system", "s"), ("user", "a?"), ("assistant", "b"), ("user", "c?\n"), ("assistant", "d"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("history", [["a"], [["a"]], [["a", 1]]])
+def test_a_history_of_anything_but_pairs_is_refused(history: list[Any]) -> None:
+    with pytest.raises(RecordError, match=r"history\[0\]: expected a pair of strings"):
+        record_map("alpaca")({"instruction": "i", "output": "o", "history": history})
+
+
+@pytest.mark.parametrize("where", ["arguments", "tools"])
+def test_a_number_that_the_reader_rounded_is_refused(where: str) -> None:
+    number = {"id": 1.2345678901234568e29}
+    call = {"function": {"name": "f", "arguments": number if where == "arguments" else {}}}
+    record = {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}],
+        "tools": [{"function": {"name": "f", "default": number if where == "tools" else 1.5}}],
+    }
+    with pytest.raises(RecordError, match=r"a number beyond 64 bits, 1\.23457e\+29, which would be rounded"):
+        record_map("openai")(record)
+
+
 def test_alpaca_leaves_records_without_an_output_out() -> None:
     assert record_map("alpaca")({"instruction": "i", "input": "", "output": "<nooutput>"}) is None
 

@@ -715,3 +715,14 @@ def test_internlm2_renders_as_its_model_was_trained(tmp_path: Path) -> None:
     assert tokens == [*asked, *tokenizer.encode("Hi"), end, line]
     assert loss == [False] * len(asked) + [True, True, False]
     assert template.stop_tokens == [end]
+
+
+def test_a_template_that_writes_bos_twice_is_refused(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(byte_level(tmp_path, bos=True))
+    (tmp_path / "twice.jinja").write_text(
+        "{{ bos_token }}{{ bos_token }}{% for message in messages %}{{ message.role }}: "
+        "{% generation %}{{ message.content }}{% endgeneration %}{% endfor %}"
+    )
+    template = Template(schema.Template(name="custom", file=tmp_path / "twice.jinja"), tokenizer)
+    with pytest.raises(RecordError, match=r"begins with .* twice; let the template write it once"):
+        template.render(Conversation((Message("user", "a"), Message("assistant", "b"))))
