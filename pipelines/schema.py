@@ -729,6 +729,14 @@ class TrainLog(Table):
     """Optimizer steps between lines on the terminal; metrics.jsonl has every step."""
 
 
+class TrainEval(Table):
+    """[train.eval]: what is measured between steps."""
+
+    steps: PositiveInt = 500
+    """Optimizer steps between evaluations on the samples that prep.eval.fraction holds out; one more follows the last
+    step. Never changes the training."""
+
+
 class Train(Table):
     """[train]: packed shards into checkpoints."""
 
@@ -763,6 +771,7 @@ class Train(Table):
     parallel: Parallel = Parallel()
     deepspeed: Deepspeed = Deepspeed()
     checkpoint: CheckpointTable = CheckpointTable()
+    eval: TrainEval | None = None
     log: TrainLog = TrainLog()
 
 

@@ -36,6 +36,8 @@ def chunked_cross_entropy(
         chunk: targets at once; by default as many as `LOGITS_AT_ONCE` holds.
     """
     rows = max(1, LOGITS_AT_ONCE // weight.shape[0]) if chunk is None else chunk
+    if not torch.is_grad_enabled():  # autograd tells a function what could need a gradient, not whether one is wanted
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     return cast(Tensor, _Chunked.apply(hidden, weight, bias, targets, finish, rows))  # type: ignore[no-untyped-call]
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from pipelines.errors import ConfigError
 from pipelines.schema import Pipeline, Train
-from train.batches import StepBatch
+from train.batches import MicroBatch, StepBatch
 from train.chunked_loss import ChunkedHead
 from train.loss import computes_chosen_logits, loss_sum
 from train.optimizers import make_optimizer, parameter_groups
@@ -136,6 +136,13 @@ class Engine:
             skipped=skipped,
             overflow=skipped and self.precision == "fp16" and self.deepspeed.optimizer.loss_scaler.cur_scale > 1,
         )
+
+    @torch.no_grad()
+    def held_out_loss(self, micro: MicroBatch) -> torch.Tensor:
+        """Loss summed over a micro-batch's targets on this rank, float32[], without training on it."""
+        self.model.eval()
+        with self.attention.over(micro.segments):
+            return loss_sum(self.deepspeed, micro, keeps_logits=self._keeps_logits, head=self._head)
 
     def refresh_parameters(self) -> None:
         """Let the parameters that the model computes with follow the master weights, after those were loaded."""

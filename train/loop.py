@@ -24,6 +24,7 @@ from train.audit import audit
 from train.batches import Batches, StepBatch
 from train.checkpoint import load_newest, save
 from train.engine import Engine, StepStats, choose_precision
+from train.evaluation import HeldOut
 from train.fragments import set_masters, shapes
 from train.launch import TIMEOUT, Ranks, hosts
 from train.metrics import Metrics, Row, duration, memory_gb, peak_flops, training_flops, write_run_json
@@ -71,6 +72,7 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
         parts=parallel.size,
         device=engine.device,
     )
+    held_out = HeldOut(ShardReader(plan.shards, "eval"), engine) if plan.train.eval else None
     announce(plan, ranks, engine, first)
     in_a_row = 0
     with Metrics(plan, done=first, write=ranks.rank == 0) as metrics, StopRequest() as stop:
@@ -83,6 +85,8 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
             if math.isfinite(stats.loss):
                 loss = {"first": loss.get("first", stats.loss), "last": stats.loss}
             metrics.add(row(plan, engine, step + 1, batch, stats, lr=lr, seconds=time.perf_counter() - started))
+            if held_out and plan.evaluates_after(step + 1):
+                metrics.add_evaluation(held_out.row(step + 1))
             stopping = stop.agreed(engine.device) if step + 1 < plan.total_steps else None
             if is_due(plan, step + 1) or stopping:
                 save(engine, plan, step=step + 1, loss=loss)

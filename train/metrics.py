@@ -51,6 +51,19 @@ class Row:
     kind: Literal["train"] = "train"
 
 
+@dataclass(frozen=True)
+class EvalRow:
+    """An evaluation on what prep held out."""
+
+    step: int
+    """Optimizer steps done."""
+    loss: float
+    """Mean over all held-out loss tokens."""
+    loss_tokens: int
+    seconds: float
+    kind: Literal["eval"] = "eval"
+
+
 class Metrics:
     """metrics.jsonl of a run, on rank 0; on other ranks, nothing happens."""
 
@@ -75,10 +88,25 @@ class Metrics:
         """Write a step to the file, and to the terminal where it is due."""
         if self._file is None:
             return
-        self._file.write(json.dumps(asdict(row)) + "\n")
-        self._file.flush()
+        self._append(row)
         if row.step % self._every == 0 or row.step in (self._done + 1, self._total) or row.skipped:
             log.info("%s", self._line(row))
+
+    def add_evaluation(self, row: EvalRow) -> None:
+        """Write an evaluation to the file and the terminal."""
+        if self._file is None:
+            return
+        self._append(row)
+        log.info(
+            "step %d/%d  held-out loss %.4f, of %s tokens in %s",
+            row.step, self._total, row.loss, f"{row.loss_tokens:,}", duration(row.seconds),
+        )  # fmt: skip
+
+    def _append(self, row: Row | EvalRow) -> None:
+        assert self._file is not None
+        values = {key: None if value != value else value for key, value in asdict(row).items()}  # JSON has no NaN
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
 
     def _line(self, row: Row) -> str:
         elapsed = time.monotonic() - self._began

@@ -27,6 +27,7 @@ COST_ONLY = {
         "parallel",
         "deepspeed",
         "checkpoint",
+        "eval",
         "log",
     },
 }
@@ -62,6 +63,11 @@ class Plan:
                 "the pipeline has no [train] table; add one with global_batch_size and train.optimizer.lr"
             )
         reader = ShardReader(pipeline.home / "prep")
+        if train.eval is not None and "eval" not in reader.manifest.facts:
+            raise ConfigError(
+                f"{pipeline.cite('train.eval.steps')}: prep held nothing out to evaluate on; set prep.eval.fraction "
+                "and run `packtrain prep` again, or remove [train.eval]"
+            )
         packs = epoch_packs(len(reader), train.shuffle, train.global_batch_size)
         return cls(
             pipeline=pipeline,
@@ -81,6 +87,11 @@ class Plan:
                 f"{self.pipeline.cite('train.parallel.sequence_parallel_size')}: does not divide the {ranks} ranks of "
                 f"this run; use {', '.join(most)}{' or ' if most else ''}{last}, or another number of ranks"
             )
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation follows `step` steps: every train.eval.steps, and after the last."""
+        table = self.train.eval
+        return table is not None and (step == self.total_steps or step % table.steps == 0)
 
     @property
     def identity(self) -> str:

@@ -29,7 +29,9 @@ LLAMA: dict[str, Any] = {
 }
 
 
-def write_prep(folder: Path, *, packs: int = 10, seed: int = 0, vocabulary: int = VOCABULARY, shards: int = 2) -> None:
+def write_prep(
+    folder: Path, *, packs: int = 10, seed: int = 0, vocabulary: int = VOCABULARY, shards: int = 2, held_out: int = 0
+) -> None:
     """A finished prep directory with random documents of learnable counting sequences."""
     random = np.random.default_rng(seed)
     (folder / "shards").mkdir(parents=True)
@@ -42,13 +44,19 @@ def write_prep(folder: Path, *, packs: int = 10, seed: int = 0, vocabulary: int 
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
     records.append(FileRecord.of(folder, folder / "tokenizer" / "tokenizer.json"))
-    facts = {
+    facts: dict[str, Any] = {
         "packs_per_shard": per_shard,
         "packs": packs,
         "capacity": CAPACITY,
         "vocab_size": vocabulary,
         "max_token_id": vocabulary - 1,
     }
+    if held_out:
+        path = folder / "eval" / "shards" / "shard-00000.arrow"
+        path.parent.mkdir(parents=True)
+        write_shard(path, _packs(random, held_out, vocabulary))
+        records.append(FileRecord.of(folder, path))
+        facts["eval"] = {"packs_per_shard": [held_out], "packs": held_out}
     Manifest("prep", FORMAT_VERSION, identity("prep", seed, packs, vocabulary), {}, records, facts).write(folder)
 
 
