@@ -1,13 +1,14 @@
 """A Hugging Face directory: weights, configuration, tokenizer, chat template, model card."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from export.cast import Dtype
 from export.model_card import model_card
 from export.model_config import exported_config, exported_generation_config, read_config
+from export.original_layout import OriginalWeights, originally
 from export.progress import progress_bar
 from export.safetensors_stream import write_model
 from export.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
@@ -55,6 +56,18 @@ class Model:
         }
         return cls(checkpoint, weights, config, special, files)
 
+    def as_it_came(self) -> "Model":
+        """The same model in the layout that it was published in.
+
+        Raises:
+            ConfigError: if it has no other layout, or that cannot hold it; without a place, which the caller adds.
+        """
+        weights, config = originally(read_config(self.checkpoint.folder), self.weights)
+        config |= self.special.as_config()
+        return replace(
+            self, weights=weights, config=config, files={**self.files, "config.json": canonical_json(config)}
+        )
+
     @property
     def chats(self) -> bool:
         """Whether it comes with a chat template."""
@@ -85,5 +98,8 @@ def write_hf(model: Model, folder: Path, max_shard_size: int) -> None:
     with progress_bar("writing hf", model.weights.nbytes, "B") as progress:
         write_model(folder, model.weights, max_shard_size, progress)
     model.write_files(folder)
-    card = model_card(model.checkpoint, model.config, model.weights, model.special, chats=model.chats)
+    original = isinstance(model.weights, OriginalWeights)
+    card = model_card(
+        model.checkpoint, model.config, model.weights, model.special, chats=model.chats, original=original
+    )
     write_atomic(folder / "README.md", card.encode("utf-8"))

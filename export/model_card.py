@@ -10,17 +10,38 @@ from pipelines.checkpoints import Checkpoint
 _CHAT = """messages = [{"role": "user", "content": "Hello"}]
 prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""
 _TEXT = 'prompt = tokenizer("Hello", return_tensors="pt")'
+_EXAMPLE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+{prompt}
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=128)[0]))
+```
+"""
+_ORIGINAL = """It has the layout and the config.json that the model came with, for engines that know it. Transformers
+knows it only with the Python files that `auto_map` names, which are not part of an export; copy them from the original.
+"""
 
 
 def model_card(
-    checkpoint: Checkpoint, config: Mapping[str, Any], weights: Weights, special: SpecialTokens, *, chats: bool
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    weights: Weights,
+    special: SpecialTokens,
+    *,
+    chats: bool,
+    original: bool = False,
 ) -> str:
     """Markdown with the front matter that model hubs read.
 
     Args:
         chats: whether there is a chat template to show the use of.
+        original: whether it is in a layout that Transformers has no class for.
     """
     stop = ", ".join(str(id_) for id_ in special.stop) or "none"
+    architecture = (config.get("architectures") or [config["model_type"]])[0]
+    use = _ORIGINAL if original else _EXAMPLE.format(prompt=_CHAT if chats else _TEXT)
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -28,13 +49,13 @@ tags:
 - packtrain
 ---
 
-# {config["architectures"][0]}, {weights.parameters:,} parameters
+# {architecture}, {weights.parameters:,} parameters
 
 Trained with packtrain: {checkpoint.step:,} optimizer steps over {checkpoint.packs_consumed:,} packs of tokens.
 
 | | |
 |---|---|
-| Architecture | `{config["architectures"][0]}` |
+| Architecture | `{architecture}` |
 | Vocabulary | {config["vocab_size"]:,} |
 | Numbers | {weights.dtype}, each rounded once from the float32 training state |
 | Stop tokens | {stop} |
@@ -43,15 +64,7 @@ Trained with packtrain: {checkpoint.step:,} optimizer steps over {checkpoint.pac
 What it was trained on, its licence and what it is good for are not known to the exporter; add them before sharing it.
 `manifest.json` lists every file with its SHA-256 and what was compared after writing.
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-{_CHAT if chats else _TEXT}
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=128)[0]))
-```
-"""
+{use}"""
 
 
 def adapter_card(checkpoint: Checkpoint, weights: Weights, special: SpecialTokens) -> str:

@@ -58,6 +58,14 @@ def _refuse(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint) -> None:
     """What can be known to fail, before any work."""
     for target in plan.targets:
         refuse_foreign_files(plan.home / target)
+    if "hf" in plan.targets and pipeline.export.hf.layout == "original":
+        where = pipeline.cite("export.hf.layout")
+        if pipeline.export.eval:
+            raise ConfigError(f"{where}: export.eval asks the model with Transformers; remove the table, or use auto")
+        try:
+            Model.of(checkpoint, plan.dtype, plan.base).as_it_came()
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
     if pipeline.export.eval and not Model.of(checkpoint, plan.dtype, plan.base).chats:
         where = pipeline.cite("export.eval")
         raise ConfigError(f"{where}: the model has no chat template to ask it with; remove the table")
@@ -85,6 +93,8 @@ def _write(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint, target: str) 
         model = Model.of(checkpoint, "float32")
     else:
         model = Model.of(checkpoint, plan.dtype if target == "hf" else table.turbomind.weight_type, plan.base)
+    if target == "hf" and table.hf.layout == "original":
+        model = model.as_it_came()
     with staged(plan.home / target) as folder:
         if target == "hf":
             write_hf(model, folder, table.hf.max_shard_size)

@@ -18,6 +18,7 @@ from export.cast import WIDTH, Bits
 from export.hf import Model
 from export.language_model import Continuation, continue_greedily, load_folder, load_tensors
 from export.model_config import read_config
+from export.original_layout import OriginalWeights
 from export.progress import progress_bar
 from export.turbomind import layout
 from export.turbomind.llama import EMBEDDING, OUTPUT
@@ -40,7 +41,7 @@ def verify_hf(model: Model, folder: Path, table: ExportVerify) -> Json:
     """
     found: dict[str, Json] = {"tensors_equal": _compare_safetensors(model, folder)}
     found["prompts_equal"] = _compare_prompts(model, folder)
-    loaded = load_folder(folder)
+    loaded = _loaded(model, folder)
     if table.greedy_tokens:
         exported = _continuations(model, loaded, table.greedy_tokens)
         del loaded
@@ -93,9 +94,17 @@ def _compare_adapter(model: Model, folder: Path) -> int:
     return len(stored)
 
 
+def _loaded(model: Model, folder: Path) -> Any:
+    if not isinstance(model.weights, OriginalWeights):
+        return load_folder(folder)
+    tensors = model.weights.read_back(folder).items()
+    return load_tensors(read_config(model.checkpoint.folder), tensors, model.weights.dtype, str(folder))
+
+
 def _trained(model: Model) -> Any:
     """The checkpoint's weights in the checkpoint's own config."""
-    tensors = ((name, model.weights.tensor(name)) for name in model.weights.shapes)
+    weights = model.weights.llama if isinstance(model.weights, OriginalWeights) else model.weights
+    tensors = ((name, weights.tensor(name)) for name in weights.shapes)
     return load_tensors(
         read_config(model.checkpoint.folder), tensors, model.weights.dtype, str(model.checkpoint.folder)
     )

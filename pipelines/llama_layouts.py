@@ -149,6 +149,8 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def original_config(llama: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """The original config.json of a trained Llama, for weights of `dtype`.
 
+    Args:
+        llama: its whole config.json, also where it is as Llama has it by default.
     Raises:
         ConfigError: if the model came with no other layout, or training left what the layout can hold.
     """
@@ -161,7 +163,7 @@ def original_config(llama: Mapping[str, Any], dtype: str) -> dict[str, Any]:
             "compute something else; use auto"
         )
     before = llama_config(original)
-    rope = {key: value for key, value in (llama.get("rope_parameters") or {}).items() if value is not None}
+    rope = {key: llama["rope_parameters"].get(key) for key in before["rope_parameters"]}
     same = ("max_position_embeddings", "num_key_value_heads", "attention_bias", "hidden_size")
     if rope != before["rope_parameters"] or any(key in before and llama.get(key) != before[key] for key in same):
         raise ConfigError("positions were extended in training, which the original code may not know; use auto")
