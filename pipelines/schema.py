@@ -727,6 +727,8 @@ class TrainLog(Table):
 
     steps: PositiveInt = 10
     """Optimizer steps between lines on the terminal; metrics.jsonl has every step."""
+    trackers: list[Literal["tensorboard"]] = []
+    """Where the numbers of metrics.jsonl are drawn as well: tensorboard, from train/tensorboard."""
 
 
 class TrainEval(Table):

@@ -15,6 +15,7 @@ import torch
 from pipelines.artifacts import Json, canonical_json, write_atomic
 from train.batches import StepBatch
 from train.plan import Plan
+from train.trackers import Tensorboard, open_trackers
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +73,12 @@ class Metrics:
         self._done, self._total, self._every = done, plan.total_steps, plan.train.log.steps
         self._file: TextIO | None = None
         self._write = write
+        self._names, self._trackers = plan.train.log.trackers, list[Tensorboard]()
         self._began = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._write:
+            self._trackers = open_trackers(self._names, self._path.parent, done=self._done)
             _keep_steps(self._path, self._done)
             self._file = self._path.open("a", encoding="utf-8")
         return self
@@ -83,6 +86,8 @@ class Metrics:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._file is not None:
             self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def add(self, row: Row) -> None:
         """Write a step to the file, and to the terminal where it is due."""
@@ -107,6 +112,8 @@ class Metrics:
         values = {key: None if value != value else value for key, value in asdict(row).items()}  # JSON has no NaN
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
+        for tracker in self._trackers:
+            tracker.add(values)
 
     def _line(self, row: Row) -> str:
         elapsed = time.monotonic() - self._began
