@@ -174,6 +174,7 @@ DESCRIBED_VALUES: Mapping[str, str] = {
     "prep.source.map": "openai sharegpt alpaca alpaca_zh oasst1 pretrain default none python:*",
     "prep.mix.unit": "tokens samples",
     "train.shuffle": "hash none xtuner",
+    "train.log.trackers": "tensorboard wandb swanlab trackio mlflow",
     "train.precision": "auto bf16 fp16 fp32",
     "train.activation_checkpointing": "none full selective",
     "train.resume": "auto none */*",
