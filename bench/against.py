@@ -73,11 +73,15 @@ def packing(folder: Path, tokens: int) -> Iterator[Figure]:
 
     trl = measure("trl_packing.py", folder / "tokens.npy", folder / "lengths.npy", CAPACITY, folder)
     if isinstance(trl, str):
-        yield Figure("samples in memory to packs on disk, processor time", written, "Mtok/s", f"TRL, {trl}", target=">= 10 x")
+        yield Figure(
+            "samples in memory to packs on disk, processor time", written, "Mtok/s", f"TRL, {trl}", target=">= 10 x"
+        )
         yield Figure("read packs, shuffled", read, "Mtok/s", f"datasets, {trl}", target=">= 150")
     else:
         theirs = mtok / trl["seconds"]
-        yield Figure("samples in memory to packs on disk, processor time", written, "Mtok/s", "TRL bfd", theirs, ">= 10 x")
+        yield Figure(
+            "samples in memory to packs on disk, processor time", written, "Mtok/s", "TRL bfd", theirs, ">= 10 x"
+        )
         yield Figure("  size", size, "B/token", "TRL bfd, 32-bit columns", trl["bytes"] / ids.size)
         yield Figure("  fill", 100 * plan(lengths).fill, "%", "TRL bfd", 100 * ids.size / CAPACITY / trl["packs"])
         yield Figure(
