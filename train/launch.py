@@ -229,11 +229,13 @@ def _installed_command() -> Path:
 def _raise_failure(failures: Mapping[int, Any], errors: Path) -> None:
     """Raise what ended the first rank that failed."""
     _raise_left_behind(errors)
-    for rank, one in sorted(failures.items()):
-        if one.exitcode < 0:
-            name = signal.Signals(-one.exitcode).name
-            reason = " (out of memory?)" if name == "SIGKILL" else ""
-            raise MachineError(f"rank {rank} was killed by {name}{reason}; the same command continues the run")
+    # The launcher ends the other ranks by SIGTERM, so one that another signal killed is the one it began with.
+    killed = [(one.exitcode == -signal.SIGTERM, rank) for rank, one in failures.items() if one.exitcode < 0]
+    if killed:
+        _, rank = min(killed)
+        name = signal.Signals(-failures[rank].exitcode).name
+        reason = " (out of memory?)" if name == "SIGKILL" else ""
+        raise MachineError(f"rank {rank} was killed by {name}{reason}; the same command continues the run")
     for path in sorted(errors.glob("*.txt"), key=lambda path: path.stat().st_mtime_ns):
         sys.stderr.write(path.read_text(encoding="utf-8"))
         raise PacktrainError(f"rank {int(path.stem)} failed, see above; this is a bug of packtrain or of a library")
