@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
-from transformers import LlamaConfig
 
 from export.cast import WIDTH, Bits
 from export.weights import Weights
@@ -48,6 +46,8 @@ class OriginalWeights(Weights):
 
     def read_back(self, folder: Path) -> dict[str, Bits]:
         """Llama's tensors, put together from a directory in the original layout."""
+        import torch  # which an export that is current need not wait for
+
         bits = torch.uint16 if WIDTH[self.dtype] == 2 else torch.uint32
         state: dict[str, Bits] = {}
         for path in sorted(folder.glob("*.safetensors")):
@@ -72,6 +72,8 @@ def originally(trained: dict[str, Any], llama: Weights) -> tuple[OriginalWeights
     Raises:
         ConfigError: if there is no other layout, or it cannot hold what was trained; without a place.
     """
+    from transformers import LlamaConfig  # imports torch
+
     whole = LlamaConfig(**trained).to_dict() if KEY in trained else trained  # what is as always is left out of it
     config = original_config(whole, llama.dtype)
     return OriginalWeights(llama, layout_of(config)), config

@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -349,3 +351,8 @@ def test_the_summary_says_where_things_are_and_how_to_talk(tmp_path: Path) -> No
         f"talk to it: packtrain chat {home / 'hf'}",
     ]
     assert facts(settings)["loss"] == {"first": 5.5, "last": 2.25}
+
+
+def test_a_current_export_does_not_wait_for_torch() -> None:
+    code = "import sys, export.run; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    subprocess.run([sys.executable, "-c", code], check=True)
