@@ -36,18 +36,23 @@ def check_template(settings: schema.Template, tokenizer: Tokenizer) -> Findings:
 
     Raises:
         ConfigError: if there is no such template, or it does not go with the tokenizer.
-        CheckError: if a sample does not begin as its prompt, begins with several BOS, or its answer does not end with a
-            trained token that stops generation, though loss.end_of_turn asks for it.
+        CheckError: if a sample does not begin as its prompt, its answer does not end with a trained token that stops
+            generation, though loss.end_of_turn asks for it, or all are refused, for a second BOS for instance.
     """
     template = Template(settings, tokenizer)
     found = Findings()
+    reasons: list[str] = []
     for name, conversation in (_TEXTS if settings.name == "none" else _PROBES).items():
         try:
             _try(name, conversation, template, settings, tokenizer, found)
-        except RecordError:
+        except RecordError as error:
             found.refused.append(name)
+            reasons.append(str(error))
     if not found.same and not found.other:
-        raise CheckError(f"template {settings.name!r} refuses every probe conversation; is it one for chats?")
+        raise CheckError(
+            f"template {settings.name!r} refuses every probe conversation; is it one for chats? It says of the first: "
+            f"{reasons[0]}"
+        )
     return found
 
 
@@ -65,7 +70,6 @@ def _try(
     place = f"template {settings.name!r}, probe {name!r}"
     if tokens[: len(prompt)] != prompt:
         raise CheckError(f"{place}: the sample does not begin as its prompt: {_apart(tokens, prompt, tokenizer)}")
-    _begins_once(place, tokens, tokenizer)
     found.begins = tokens[:1] == [tokenizer.bos_id]
     if settings.loss.end_of_turn and "assistant" in settings.loss.roles and settings.name != "none":
         _ends_trained(place, tokens, loss, template.stop_tokens, tokenizer)
@@ -74,11 +78,6 @@ def _try(
         found.same.append(name)
     else:
         found.other.append(f"{name}, where {_apart(served, prompt, tokenizer)}")
-
-
-def _begins_once(place: str, tokens: Sequence[int], tokenizer: Tokenizer) -> None:
-    if tokenizer.bos_id is not None and tokens[:2] == [tokenizer.bos_id] * 2:
-        raise CheckError(f"{place}: begins with BOS twice; take it out of the template's text")
 
 
 def _ends_trained(

@@ -47,7 +47,7 @@ def test_plain_text_begins_with_one_bos(tmp_path: Path) -> None:
 
 
 def test_a_second_bos_is_found(tmp_path: Path) -> None:
-    with pytest.raises(CheckError, match="template 'tokenizer', probe 'a question': begins with BOS twice"):
+    with pytest.raises(CheckError, match="It says of the first: begins with <s> twice; let the template write it"):
         checked(tmp_path, "{{- bos_token -}}<s>" + CHATML)
     assert checked(tmp_path, "{{- bos_token -}}" + CHATML).begins
 
