@@ -13,6 +13,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.artifacts import Json
 from pipelines.schema import Template
@@ -20,7 +21,9 @@ from prep.backend import Backend
 from prep.encoder import Encoder
 from prep.fast_tokenizer import Differs, Unsupported
 from prep.formats import FORMATS, ftdp
+from prep.formats.columnar import rows_of_groups
 from prep.formats.fault import Outcome, RecordFault
+from prep.formats.lines import lines
 from prep.inputs import Input, unchanged
 from prep.rendering import template_of
 from prep.store import LOSS_BIT, ChunkWriter, Marked, Rows, count_loss_tokens
@@ -96,7 +99,7 @@ def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | No
 
 
 def count_records(chunk: Chunk, rules: Rules) -> int:
-    """How many records a chunk takes, without tokenizing them.
+    """How many records a chunk takes, without what rendering and tokenizing them would cost.
 
     Raises:
         RecordFault: for one behind which nothing can be read.
@@ -104,6 +107,10 @@ def count_records(chunk: Chunk, rules: Rules) -> int:
     where, begin, end = chunk.input.where, chunk.begin, chunk.end
     if chunk.input.format == "ftdp":
         return end - begin
+    if chunk.input.format in ("parquet", "arrow", "hf_disk"):
+        return sum(rows_of_groups(where)[begin:end])
+    if chunk.input.format in ("jsonl", "text"):
+        return sum(1 for _ in lines(where, begin, end, max_bytes=rules.max_record_bytes))
     records = FORMATS[chunk.input.format].records(where, begin, end, max_bytes=rules.max_record_bytes)
     return max((number + 1 for number, _ in records), default=0)
 
@@ -155,13 +162,10 @@ def _write_as_it_is(chunk: Chunk, rules: Rules, writer: ChunkWriter) -> bool:
     tokens, counts = found
     records = np.flatnonzero(counts)  # a record without tokens is no sample, and nothing is said of it
     lengths = counts[records]
-    if not lengths.size or lengths.max() > rules.max_length or lengths.min() < rules.min_length:
+    rows = _rows_if_all_fit(records, lengths, tokens, rules)
+    if rows is None:
         return False
-    tokens[np.cumsum(lengths) - lengths] &= ~LOSS_BIT
-    loss_tokens = count_loss_tokens(tokens, lengths)
-    if loss_tokens.min() < 1 and rules.template.loss.on_empty != "keep":
-        return False
-    writer.add(np.column_stack([records, np.zeros_like(records), lengths, loss_tokens]), tokens)
+    writer.add(rows, tokens)
     writer.records = counts.size
     return True
 
@@ -197,16 +201,27 @@ def _all_samples(batch: Sequence[tuple[int, _Outcome]], rules: Rules) -> tuple[R
     samples = [outcome for _, outcome in batch if isinstance(outcome, np.ndarray) and outcome.size]
     if len(samples) < len(batch):
         return None
-    lengths = np.fromiter(map(len, samples), np.int64, len(samples))
-    if lengths.max() > rules.max_length or lengths.min() < rules.min_length:
-        return None
     tokens = np.concatenate(samples)
-    tokens[np.cumsum(lengths) - lengths] &= ~LOSS_BIT  # nothing comes before it that could predict it
+    lengths = np.fromiter(map(len, samples), np.int64, len(samples))
+    records = np.fromiter((record for record, _ in batch), np.int64, len(batch))
+    rows = _rows_if_all_fit(records, lengths, tokens, rules)
+    return None if rows is None else (rows, tokens)
+
+
+def _rows_if_all_fit(
+    records: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], tokens: Marked, rules: Rules
+) -> Rows | None:
+    """Rows of records of which each is a sample as it stands, its tokens end to end in `tokens`; else None.
+
+    First tokens lose their bit: nothing comes before them that could predict them.
+    """
+    if not lengths.size or lengths.max() > rules.max_length or lengths.min() < rules.min_length:
+        return None
+    tokens[np.cumsum(lengths) - lengths] &= ~LOSS_BIT
     loss_tokens = count_loss_tokens(tokens, lengths)
     if loss_tokens.min() < 1 and rules.template.loss.on_empty != "keep":
         return None
-    records = np.fromiter((record for record, _ in batch), np.int64, len(batch))
-    return np.column_stack([records, np.zeros_like(records), lengths, loss_tokens]), tokens
+    return np.column_stack([records, np.zeros_like(records), lengths, loss_tokens])
 
 
 def outcomes(chunk: Chunk, rules: Rules, only: Container[int] | None = None) -> Iterator[tuple[int, _Outcome]]:

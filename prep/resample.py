@@ -18,10 +18,8 @@ from tqdm import tqdm
 from pipelines.artifacts import Json, canonical_json, digest_file
 from pipelines.errors import CheckError
 from pipelines.schema import Pipeline
-from prep.chunk import Chunk, Rules, chunks_of, count_records, fit, outcomes
-from prep.formats.columnar import rows_of_groups
+from prep.chunk import Rules, chunks_of, count_records, fit, outcomes
 from prep.formats.fault import RecordFault
-from prep.formats.lines import lines
 from prep.inputs import Input, digest
 from prep.job import known_digests, rules_of, settings, versions
 from prep.order import files_on_disk, input_of
@@ -169,7 +167,7 @@ class _Check:
         tokens = before = 0
         for chunk in chunks_of([one]):
             try:
-                count = _records(chunk, self.rules)
+                count = count_records(chunk, self.rules)
             except RecordFault as fault:  # behind which nothing can be read
                 finding = f"record {before + fault.record + 1:,} is faulty now: {fault.message}"
                 self._differ(next(iter(by_record.values()))[0], one, finding)
@@ -243,13 +241,3 @@ class _Check:
             f"{one.where}:{segment.record + 1} (source {one.name!r}): {finding}; run `packtrain prep` again"
             + (f" (prep ran with {', '.join(other)})" if other else "")
         )
-
-
-def _records(chunk: Chunk, rules: Rules) -> int:
-    """The record numbers that a chunk takes, without what rendering and tokenizing them would cost."""
-    where, begin, end = chunk.input.where, chunk.begin, chunk.end
-    if chunk.input.format in ("parquet", "arrow", "hf_disk"):
-        return sum(rows_of_groups(where)[begin:end])
-    if chunk.input.format in ("jsonl", "text"):
-        return sum(1 for _ in lines(where, begin, end, max_bytes=rules.max_record_bytes))
-    return count_records(chunk, rules)
