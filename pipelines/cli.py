@@ -205,7 +205,7 @@ def order() -> None:
     """The lock file of the data: which files, in which order."""
 
 
-@order.command(name="write")
+@order.command(name="write", short_help="Write data_order.txt.")
 @pipeline_file
 @click.option("--golden", type=click.Path(path_type=Path), help="Also write the digests of the prep output here.")
 @json_output
@@ -222,7 +222,7 @@ def order_write(file: Path, overrides: tuple[str, ...], golden: Path | None, as_
     show({"file": str(where), "files": files}, f"{where}: {files:,} files", as_json=as_json)
 
 
-@order.command(name="check")
+@order.command(name="check", short_help="Compare data_order.txt with the files that are there.")
 @pipeline_file
 @click.option("--quick", is_flag=True, help="Compare names and sizes, without reading the files.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Also compare the prep output with these digests.")
