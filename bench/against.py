@@ -3,8 +3,6 @@
 python -m bench.against [--json]
 """
 
-import argparse
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,18 +11,14 @@ import numpy as np
 
 from bench.packing import CAPACITY, _read, _samples, _write, computing, plan, sft_lengths
 from bench.peer import measure
-from bench.table import Figure, show
+from bench.table import Figure, command
 from pipelines.shards import ShardReader
 
 PACKERS = ("llama-factory", "axolotl", "olmo-core")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="packtrain-bench-") as folder:
-        show(list(figures(Path(folder))), as_json=options.json)
+    command(figures, __doc__)
 
 
 def figures(folder: Path, *, samples: int = 1_000_000, tokens: int = 16_000_000) -> Iterator[Figure]:

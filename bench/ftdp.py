@@ -3,9 +3,7 @@
 python -m bench.ftdp [--json]
 """
 
-import argparse
 import json
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 
 from bench.packing import computing, sft_lengths
 from bench.peer import measure
-from bench.table import Figure, show
+from bench.table import Figure, command
 from prep.formats import ftdp
 
 VOCABULARY = 92_544
@@ -28,11 +26,7 @@ READERS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="packtrain-bench-") as folder:
-        show(list(figures(Path(folder))), as_json=options.json)
+    command(figures, __doc__)
 
 
 def figures(folder: Path, *, megabytes: int = 200) -> Iterator[Figure]:

@@ -1,11 +1,14 @@
 """A table of measured figures, each beside the limit or the peer that was measured in the same run."""
 
+import argparse
 import json
 import math
 import re
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -89,3 +92,12 @@ def show(figures: Sequence[Figure], *, as_json: bool) -> None:
             for at, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
+
+
+def command(figures: Callable[[Path], Iterable[Figure]], about: str | None) -> None:
+    """Measure in a folder that is removed afterwards, and print the figures: what `python -m` of a bench file does."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="packtrain-bench-") as folder:
+        show(list(figures(Path(folder))), as_json=options.json)

@@ -5,13 +5,11 @@ python -m bench.whole [--json]
 Conversations of made-up words, whose frequencies fall as those of words do, and a byte-level BPE trained on them.
 """
 
-import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.ftdp import write
-from bench.table import Figure, show
+from bench.table import Figure, command
 from bench.tree import Cost, cost
 from prep.bpe import train_bpe, write_tokenizer
 
@@ -31,11 +29,7 @@ VOCABULARY = 16_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="packtrain-bench-") as folder:
-        show(list(figures(Path(folder))), as_json=options.json)
+    command(figures, __doc__)
 
 
 def figures(folder: Path, *, megabytes: int = 200) -> Iterator[Figure]:
