@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipelines.errors import DataError
 from pipelines.schema import Prep
 from prep.held_out import divide, is_held_out
+from prep.shuffle import file_key, sample_key
 from tests.prep.samples import identities, made_up
 
 FILES = [("a", "x.jsonl", 40), ("a", "y.jsonl", 25), ("b", "x.jsonl", 30)]
@@ -82,6 +83,14 @@ def test_the_first_samples_of_a_source_are_those_of_its_hash_order() -> None:
     assert set(few) < set(more)
     source = np.array([one.source for one in inputs])[samples.file[few]]
     assert np.bincount(source).tolist() == [5, 5]
+
+
+def test_the_first_samples_have_the_smallest_keys() -> None:
+    samples, inputs = made_up([("a", "x.jsonl", 60)])
+    few, _ = divide(samples, inputs, prep(1, max_samples=9), seed=7)
+    key = file_key(7, "a", "x.jsonl", 0)
+    by_key = sorted(range(60), key=lambda record: sample_key(key, record, 0))
+    assert few.tolist() == sorted(by_key[:9])
 
 
 def test_another_source_or_a_smaller_one_changes_no_first_sample() -> None:
