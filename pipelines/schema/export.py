@@ -1,0 +1,72 @@
+"""[export]: a checkpoint into the weights that others load."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+)
+
+from pipelines.schema.values import LocalPath, NonNegativeReal, Share, Table, Whole
+
+
+class HfExport(Table):
+    """[export.hf]: a directory that plain Transformers loads."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number format of the weights; auto is model.torch_dtype."""
+    layout: Literal["auto", "original"] = "auto"
+    """Names and fusion of the tensors: auto is as Transformers has them, Llama's for InternLM, InternLM2 and Baichuan;
+    original is as those came, for engines that know them."""
+    max_shard_size: PositiveInt = 5_000_000_000
+    """Bytes per safetensors file."""
+    merge_lora: bool = True
+    """Add an adapter to the model it was trained on; false is refused, since `adapter` among the targets says so."""
+
+
+class TurbomindExport(Table):
+    """[export.turbomind]: the weight folder that LMDeploy 0.6 to 0.7.3 serves."""
+
+    tp: Annotated[Literal[1, 2, 4, 8], Whole] = 1
+    """Tensor-parallel size, frozen into the files."""
+    weight_type: Literal["bfloat16", "float16"] = "bfloat16"
+    """Number format of the weights."""
+    model_name: str | None = None
+    """Name under which it is served; by default run.name."""
+    chat_template: str = "base"
+    """LMDeploy's name of a built-in chat template."""
+
+
+class ExportVerify(Table):
+    """[export.verify]: what is compared after writing."""
+
+    max_abs_diff: NonNegativeReal = 0.0
+    """Largest difference accepted between the logits of the export and of the checkpoint's weights, both in the
+    exported format. The weights themselves are always compared bit for bit."""
+    greedy_tokens: NonNegativeInt = 16
+    """Length of the greedy continuations whose tokens and logits are compared; 0 turns it off."""
+
+
+class ExportEval(Table):
+    """[export.eval]: conversations whose last assistant message the exported model must reproduce."""
+
+    file: LocalPath = Field(examples=["data/held-out.jsonl"])
+    """JSON lines of OpenAI messages; the last message is the expected answer."""
+    max_new_tokens: PositiveInt = 64
+    """Tokens generated at most for an answer."""
+    min_accuracy: Share = 0.0
+    """Share of exact answers below which the export fails its check."""
+
+
+class Export(Table):
+    """[export]: a checkpoint into the weights that others load."""
+
+    checkpoint: Literal["latest"] | NonNegativeInt = "latest"
+    """Newest complete checkpoint, or a step."""
+    targets: list[Literal["hf", "turbomind", "adapter"]] = Field(default=["hf"], min_length=1)
+    """A Hugging Face directory, TurboMind weights, a PEFT directory of the adapter alone (adapter), or several."""
+    hf: HfExport = HfExport()
+    turbomind: TurbomindExport = TurbomindExport()
+    verify: ExportVerify = ExportVerify()
+    eval: ExportEval | None = None

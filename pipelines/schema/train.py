@@ -1,0 +1,250 @@
+"""[train]: shards into checkpoints."""
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+from pipelines.schema.values import (
+    Beta,
+    NonNegativeReal,
+    PositiveReal,
+    PythonMap,
+    Share,
+    Table,
+    Verbatim,
+    Whole,
+    fault,
+    pair,
+    real,
+)
+
+
+class Optimizer(Table):
+    """[train.optimizer]: how gradients change the weights."""
+
+    type: (
+        Literal[
+            "adamw",
+            "adam",
+            "adamax",
+            "nadam",
+            "radam",
+            "sgd",
+            "rmsprop",
+            "adagrad",
+            "adadelta",
+            "asgd",
+            "rprop",
+            "adafactor",
+            "adamw_8bit",
+            "paged_adamw_32bit",
+        ]
+        | PythonMap
+    ) = "adamw"
+    """An optimizer of PyTorch by name, of bitsandbytes (adamw_8bit, paged_adamw_32bit), or `python:module:Class`. One
+    that does not go by element is refused where ZeRO would cut its matrices."""
+    options: Verbatim = {}
+    """Further settings of that optimizer, such as `{ momentum = 0.9 }` of sgd; those not given are its own."""
+    lr: PositiveReal = Field(examples=[Decimal("2e-5")])
+    """Peak learning rate."""
+    betas: Annotated[tuple[Beta, Beta], BeforeValidator(pair)] = (0.9, 0.95)
+    """How much of the running means of gradient and squared gradient stays at each step, in the Adam family."""
+    eps: PositiveReal = 1e-8
+    """Added to the root of the squared gradients' mean, in the Adam family; others have a default of their own."""
+    weight_decay: NonNegativeReal = 0.0
+    """Share of a decayed parameter taken off at each step, times the learning rate."""
+    no_decay: list[str] = ["bias", "norm"]
+    """Parameters whose name contains one of these are not decayed."""
+
+
+class Scheduler(Table):
+    """[train.scheduler]: linear warm-up into one of the usual shapes."""
+
+    type: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape after the warm-up: from the peak to min_lr, constant at the peak, or constant with a line to min_lr at the
+    end (wsd)."""
+    warmup_ratio: Share = 0.03
+    """Share of all steps spent warming up; not together with warmup_steps."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps spent warming up."""
+    warmup_start_factor: Share = 1e-5
+    """Learning rate of the first step over the peak."""
+    min_lr: NonNegativeReal = 0.0
+    """Learning rate of the last step."""
+    decay_ratio: Annotated[float, Field(gt=0, le=1), BeforeValidator(real)] = 0.1
+    """With type = "wsd": share of the steps after the warm-up in which the rate falls."""
+    interval: Literal["step", "epoch"] = "step"
+    """epoch: after the warm-up the rate changes only where an epoch begins."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_steps is not None and "warmup_ratio" in self.model_fields_set:
+            raise fault("warmup_ratio is given as well; keep one", "warmup_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _no_key_without_effect(self) -> Self:
+        if self.type != "wsd" and self.decay_ratio != Scheduler.model_fields["decay_ratio"].default:
+            raise fault(f'is for type = "wsd", not "{self.type}"; remove it', "decay_ratio")
+        if self.type == "constant":
+            for key in ("min_lr", "interval"):
+                if getattr(self, key) != Scheduler.model_fields[key].default:
+                    raise fault('has no effect with type = "constant"; remove it', key)
+        return self
+
+
+class Deepspeed(Table):
+    """[train.deepspeed]: how DeepSpeed shards the training state."""
+
+    zero_stage: Annotated[Literal[0, 1, 2, 3], Whole] = 0
+    """What is sharded over ranks: 1 optimizer state, 2 gradients as well, 3 parameters as well. In half precision 2 is
+    the least."""
+    preset: (
+        Literal[
+            "deepspeed_zero1",
+            "deepspeed_zero2",
+            "deepspeed_zero2_offload",
+            "deepspeed_zero3",
+            "deepspeed_zero3_offload",
+        ]
+        | None
+    ) = None
+    """zero_stage and both offloads by XTuner's name for them; a key that stands beside it wins."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """Where optimizer state and float32 weights are kept and stepped; cpu needs a zero_stage above 0. Never changes the
+    loss."""
+    offload_param: Literal["none", "cpu"] = "none"
+    """Where parameters wait until they are needed; cpu needs zero_stage = 3. Never changes the loss."""
+    overlap_comm: bool = True
+    """Reduce gradients while the backward pass goes on, for one more bucket of memory."""
+    contiguous_gradients: bool = True
+    """Copy gradients into one buffer as they come, so that memory does not fragment."""
+    extra: Verbatim = {}
+    """Any other DeepSpeed key, verbatim; keys that this file owns are refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_gaps(cls, table: Any) -> Any:
+        preset = table.get("preset") if isinstance(table, dict) else None
+        return {**_PRESETS.get(preset, {}), **table} if isinstance(preset, str) else table
+
+    @model_validator(mode="after")
+    def _offload_is_possible(self) -> Self:
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise fault("needs a zero_stage of 1, 2 or 3", "offload_optimizer")
+        if self.offload_param != "none" and self.zero_stage != 3:
+            raise fault("needs zero_stage = 3", "offload_param")
+        return self
+
+    @model_validator(mode="after")
+    def _extra_overrides_nothing(self) -> Self:
+        for key, ours in _OWNED_BY_US.items():
+            if key in self.extra:
+                raise fault(f"this file sets it by {ours}; remove it here", "extra", key)
+        zero = self.extra.get("zero_optimization")
+        if isinstance(zero, dict) and "stage" in zero:
+            path = ("extra", "zero_optimization", "stage")
+            raise fault("this file sets it by train.deepspeed.zero_stage; remove it here", *path)
+        return self
+
+
+_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "deepspeed_zero1": {"zero_stage": 1},
+    "deepspeed_zero2": {"zero_stage": 2},
+    "deepspeed_zero2_offload": {"zero_stage": 2, "offload_optimizer": "cpu"},
+    "deepspeed_zero3": {"zero_stage": 3},
+    "deepspeed_zero3_offload": {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"},
+}
+
+_OWNED_BY_US: Mapping[str, str] = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.global_batch_size",
+    "gradient_accumulation_steps": "train.global_batch_size",
+    "gradient_clipping": "train.max_grad_norm",
+    "optimizer": "[train.optimizer]",
+    "scheduler": "[train.scheduler]",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "amp": "train.precision",
+    "sequence_parallel_size": "train.parallel.sequence_parallel_size",
+}
+
+
+class Parallel(Table):
+    """[train.parallel]: how one pack is shared out."""
+
+    sequence_parallel_size: PositiveInt = 1
+    """Ranks that share each pack, every one of them with a part of its tokens; has to divide the number of ranks.
+    Never changes the loss, except that dropout draws other elements."""
+
+
+class CheckpointTable(Table):
+    """[train.checkpoint]: when the training state is saved."""
+
+    save_steps: NonNegativeInt = 500
+    """Optimizer steps between checkpoints; 0 saves only the last."""
+    save_total_limit: Annotated[Literal[-1] | PositiveInt, Whole] = 2
+    """Newest checkpoints kept; -1 keeps all."""
+
+
+class TrainLog(Table):
+    """[train.log]: what is shown while training."""
+
+    steps: PositiveInt = 10
+    """Optimizer steps between lines on the terminal; metrics.jsonl has every step."""
+    trackers: list[Literal["tensorboard"]] = []
+    """Where the numbers of metrics.jsonl are drawn as well: tensorboard, from train/tensorboard."""
+
+
+class TrainEval(Table):
+    """[train.eval]: what is measured between steps."""
+
+    steps: PositiveInt = 500
+    """Optimizer steps between evaluations on the samples that prep.eval.fraction holds out; one more follows the last
+    step. Never changes the training."""
+
+
+class Train(Table):
+    """[train]: packed shards into checkpoints."""
+
+    global_batch_size: PositiveInt = Field(examples=[64])
+    """Packs per optimizer step, on any number of ranks: the only batch size there is."""
+    optimizer: Optimizer
+    max_epochs: PositiveInt = 1
+    """Passes over the packs."""
+    max_steps: NonNegativeInt = 0
+    """Optimizer steps; 0: from max_epochs."""
+    shuffle: Literal["hash", "none", "xtuner"] = "hash"
+    """Order of the packs in each epoch; xtuner: as its samplers draw it, the epoch rounded up to whole steps."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of the forward and backward pass; auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
+    nproc_per_node: Literal["auto"] | PositiveInt = "auto"
+    """Ranks to start on this machine when no launcher did; auto: one a GPU, or one on a CPU."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """Recompute the layers' activations in the backward pass."""
+    fused_loss: bool = True
+    """Compute the loss a stretch of targets after the other, so that the logits of a whole pack are never in memory.
+    Never changes the loss."""
+    max_grad_norm: NonNegativeReal = 1.0
+    """Gradients are scaled down to this norm; 0 turns it off."""
+    on_nonfinite: Literal["skip_step", "stop"] = "skip_step"
+    """When a loss or gradient is no number: leave the weights as they are, count the step and go on (a few times in a
+    row at most), or stop. The steps in which fp16 looks for its loss scale are always skipped."""
+    error_if_nonfinite: bool = False
+    """true is on_nonfinite = "stop" under the name that PyTorch gives it."""
+    resume: Literal["auto", "none"] = "auto"
+    """auto continues from the newest complete checkpoint of this very run."""
+    scheduler: Scheduler = Scheduler()
+    parallel: Parallel = Parallel()
+    deepspeed: Deepspeed = Deepspeed()
+    checkpoint: CheckpointTable = CheckpointTable()
+    eval: TrainEval | None = None
+    log: TrainLog = TrainLog()
