@@ -11,11 +11,11 @@ from export.model_config import exported_config, exported_generation_config, rea
 from export.original_layout import OriginalWeights, originally
 from export.progress import progress_bar
 from export.safetensors_stream import write_model
-from export.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 from export.weights import Weights
 from pipelines.artifacts import canonical_json, write_atomic
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import ConfigError
+from pipelines.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from export.tokenizer_files import SpecialTokens
 from export.weights import Weights
 from pipelines.checkpoints import Checkpoint
+from pipelines.tokenizer_files import SpecialTokens
 
 _CHAT = """messages = [{"role": "user", "content": "Hello"}]
 prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from export.cast import WIDTH, Dtype
-from export.tokenizer_files import SpecialTokens
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError, ConfigError
 from pipelines.llama_layouts import KEY as ORIGINAL
+from pipelines.tokenizer_files import SpecialTokens
 
 _OF_A_MACHINE = ("_name_or_path", "transformers_version", "_attn_implementation", "_attn_implementation_autoset")
 _ROPE_PLACES = ("rope_theta", "partial_rotary_factor")

@@ -181,19 +181,11 @@ def _refuse_difference(found: Bits, expected: Bits, where: str) -> None:
 
 
 def _compare_prompts(model: Model, folder: Path) -> int:
-    probes = Probes.read(model.checkpoint.folder / "tokenizer").probes
+    probes = Probes.read(model.checkpoint.folder / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    for probe in probes:
-        messages = [dict(message) for message in probe.messages]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        if ids != list(probe.prompt_ids):
-            place = next((i for i, (a, b) in enumerate(zip(ids, probe.prompt_ids, strict=False)) if a != b), None)
-            at = min(len(ids), len(probe.prompt_ids)) if place is None else place
-            raise CheckError(
-                f"{folder}: the tokenizer gives other prompts than were trained on, first at token {at} of "
-                f"{tokenizer.decode(list(probe.prompt_ids))!r}; prep and Transformers read the tokenizer differently"
-            )
-    return len(probes)
+    if finding := probes.difference(tokenizer):
+        raise CheckError(f"{folder}: {finding}")
+    return len(probes.probes)
 
 
 def _continuations(model: Model, loaded: Any, tokens: int) -> list[Continuation]:

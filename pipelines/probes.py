@@ -56,3 +56,18 @@ class Probes:
             return cls()
         except (ValueError, KeyError, TypeError) as error:
             raise CheckError(f"{path}: not probe conversations ({error}); run prep again") from error
+
+    def difference(self, tokenizer: Any) -> str | None:
+        """Where a tokenizer of Transformers renders a probe otherwise than prep did; None if it nowhere does."""
+        for probe in self.probes:
+            messages = [dict(message) for message in probe.messages]
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            if ids != list(probe.prompt_ids):
+                place = next((i for i, (a, b) in enumerate(zip(ids, probe.prompt_ids, strict=False)) if a != b), None)
+                at = min(len(ids), len(probe.prompt_ids)) if place is None else place
+                text = tokenizer.decode(list(probe.prompt_ids))
+                return (
+                    f"the tokenizer gives other prompts than were trained on, first at token {at} of {text!r}; prep and "
+                    "Transformers read the tokenizer differently"
+                )
+        return None

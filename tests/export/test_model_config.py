@@ -14,9 +14,9 @@ from export.model_config import (
     rope_spellings,
     stored_dtype,
 )
-from export.tokenizer_files import SpecialTokens
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError, ConfigError
+from pipelines.tokenizer_files import SpecialTokens
 from tests.export.tiny import LLAMA, random_tensors, shapes, write_checkpoint
 
 SPECIAL = SpecialTokens(bos=1, pad=0, stop=(7, 2))

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from export.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 from pipelines.errors import CheckError
 from pipelines.probes import Probes
+from pipelines.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 from tests.export.tiny import LLAMA, PROBES, TEMPLATE, write_tokenizer
 
 
