@@ -67,7 +67,7 @@ class Probes:
                 at = min(len(ids), len(probe.prompt_ids)) if place is None else place
                 text = tokenizer.decode(list(probe.prompt_ids))
                 return (
-                    f"the tokenizer gives other prompts than were trained on, first at token {at} of {text!r}; prep and "
-                    "Transformers read the tokenizer differently"
+                    f"the tokenizer gives other prompts than were trained on, first at token {at} of {text!r}; prep "
+                    "and Transformers read the tokenizer differently"
                 )
         return None
