@@ -61,6 +61,22 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where rows start..stop of one of Llama's tensors are stored."""
+
+    original: str
+    first: int
+    """The first of them within the original tensor."""
+    start: int
+    stop: int
+
+    def within(self, start: int, stop: int) -> tuple[int, int] | None:
+        """Rows of the original tensor that are among Llama's rows start..stop; None if there are none."""
+        begin, end = max(start, self.start), min(stop, self.stop)
+        return (self.first + begin - self.start, self.first + end - self.start) if begin < end else None
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where every row of a checkpoint in its original form is in Llama's."""
 
@@ -68,6 +84,21 @@ class Layout:
     """Original name -> what it holds, end to end. Together they hold every row of Llama's tensors once."""
     norm_head: bool
     """Whether rows of `lm_head.weight` are divided by their length when loaded, so that there is no way back."""
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows of every original tensor."""
+        return {name: sum(part.stop - part.start for part in parts) for name, parts in self.tensors.items()}
+
+    def places(self) -> dict[str, list["Place"]]:
+        """Llama's name -> where its rows are, in their order and without gaps."""
+        found: dict[str, list[Place]] = {}
+        for original, parts in self.tensors.items():
+            first = 0
+            for part in parts:
+                found.setdefault(part.name, []).append(Place(original, first, part.start, part.stop))
+                first += part.stop - part.start
+        return {name: sorted(places, key=lambda place: place.start) for name, places in found.items()}
 
 
 def layout_of(config: Mapping[str, Any]) -> Layout:

@@ -19,14 +19,18 @@ from pipelines.artifacts import Json
 from pipelines.checkpoints import Checkpoint, base_folder, digest_base
 from pipelines.errors import CheckError, ConfigError, MachineError
 from pipelines.schema import Lora, Pipeline
+from train.filling import empty_again
+from train.initial import Initial
 
 ADAPTER = "default"
 """PEFT's name for the only adapter."""
 
 
-def add_adapter(pipeline: Pipeline, model: PreTrainedModel) -> None:
+def add_adapter(pipeline: Pipeline, model: PreTrainedModel, initial: Initial | None = None) -> None:
     """Freeze the model and add what [model.lora] asks for; its random part depends on the seed alone.
 
+    Args:
+        initial: where the weights of a model come from that does not have them yet.
     Raises:
         ConfigError: if the model has no such modules, or they cannot be adapted.
         MachineError: if PEFT is missing.
@@ -45,6 +49,9 @@ def add_adapter(pipeline: Pipeline, model: PreTrainedModel) -> None:
         finding = str(error).strip().splitlines()[0]
         raise ConfigError(f"{pipeline.cite('model.lora.target_modules')}: PEFT refuses it: {finding}") from error
     _check_layers(pipeline, model)
+    if initial is not None:
+        _start_magnitudes(model, initial)
+        empty_again(model, initial)
     model.base_sha256 = base_digest(pipeline)
 
 
@@ -161,6 +168,23 @@ def _check_layers(pipeline: Pipeline, model: nn.Module) -> None:
                 f"{_cite(pipeline, 'target_modules')}: {name} is a {type(module.get_base_layer()).__name__}, "
                 "which is not supported; name linear layers"
             )
+
+
+@torch.no_grad()
+def _start_magnitudes(model: PreTrainedModel, initial: Initial) -> None:
+    """Let DoRA begin with the lengths of the weights, which PEFT measured before they were there."""
+    for name, module in model.named_modules():
+        if _is_lora(module) and module.use_dora.get(ADAPTER):
+            base = module.get_base_layer()
+            key = f"{name}.base_layer.weight"
+            if key in initial:
+                base.weight.data = initial.whole(key, base.weight.shape)
+                module.lora_magnitude_vector[ADAPTER].update_layer(
+                    base_layer=base,
+                    lora_A=module.lora_A[ADAPTER].weight,
+                    lora_B=module.lora_B[ADAPTER].weight,
+                    scaling=module.scaling[ADAPTER],
+                )
 
 
 def _conv1d() -> type[nn.Module]:

@@ -159,9 +159,10 @@ def _head_and_finish(model: nn.Module) -> tuple[Any, Callable[[Tensor], Tensor]]
     body = causal.base_model_prefix
     if type(head) is not nn.Linear or not names or body not in causal._modules:
         raise ValueError("its output layer is no plain linear layer")
-    tail, finish = _after_body(causal, body, names[0], head), _after_body(causal, body, names[0], nn.Identity())
+    trial = _small(head)
+    tail, finish = _after_body(causal, body, names[0], trial), _after_body(causal, body, names[0], nn.Identity())
     try:
-        _check(head, tail, finish)
+        _check(trial, tail, finish)
     except (AttributeError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise ValueError(f"its output layer cannot be run by itself ({error})") from error
     return head, finish
@@ -208,12 +209,22 @@ class _Output(BaseModelOutput):  # type: ignore[misc]  # Transformers gives it n
             raise AttributeError(name)
 
 
+def _small(head: nn.Linear) -> nn.Linear:
+    """A layer to try in the place of an output layer, whose own weight may not be here yet."""
+    generator = torch.Generator().manual_seed(1)
+    trial = nn.Linear(head.in_features, 64, bias=head.bias is not None, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in trial.parameters():
+            parameter.normal_(generator=generator)
+    return trial
+
+
 def _check(head: nn.Linear, tail: Callable[[Tensor], Tensor], finish: Callable[[Tensor], Tensor]) -> None:
     """Refuse a model that does more before its output layer: that would be in `finish` as well, and be done twice."""
     seen: list[Tensor] = []
     watch = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(3, head.in_features, generator=generator).to(head.weight)
+    rows = torch.randn(3, head.in_features, generator=generator)
     try:
         with torch.no_grad():
             whole = tail(rows)

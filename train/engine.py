@@ -1,5 +1,6 @@
 """The DeepSpeed engine: its configuration, and one optimizer step."""
 
+import copy
 import logging
 import math
 import warnings
@@ -16,6 +17,8 @@ from pipelines.errors import ConfigError
 from pipelines.schema import Pipeline, Train
 from train.batches import MicroBatch, StepBatch
 from train.chunked_loss import ChunkedHead
+from train.filling import DTYPES, fill
+from train.initial import Initial
 from train.loss import computes_chosen_logits, loss_sum
 from train.optimizers import make_optimizer, parameter_groups
 from train.sequence_parallel import SequenceParallelAttention
@@ -52,8 +55,19 @@ class Engine:
     """A model under DeepSpeed, with what one training step of ours needs around it."""
 
     def __init__(
-        self, model: nn.Module, train: Train, pipeline: Pipeline, attention: SequenceParallelAttention
+        self,
+        model: nn.Module,
+        train: Train,
+        pipeline: Pipeline,
+        attention: SequenceParallelAttention,
+        initial: Initial | None = None,
     ) -> None:
+        """Take over a model.
+
+        Args:
+            initial: the weights of a model that does not have them yet; what is trained in another format than float32
+                still has to be set by `fragments.set_masters`.
+        """
         self.attention = attention
         self.parallel = attention.parallel
         self.precision = choose_precision(train.precision)
@@ -81,7 +95,7 @@ class Engine:
         groups = parameter_groups(model.named_parameters(), train.optimizer)
         optimizer = make_optimizer(groups, train.optimizer, pipeline, zero_stage=self.zero_stage)
         try:
-            self.deepspeed = _initialize(model, config, optimizer)
+            self.deepspeed = _initialize(model, config, optimizer, initial, DTYPES[self.precision])
         except (ValueError, AssertionError, NotImplementedError) as error:
             if not train.deepspeed.extra:
                 raise
@@ -222,11 +236,22 @@ def _chunked_head(model: nn.Module) -> ChunkedHead | None:
         return None
 
 
-def _initialize(model: nn.Module, config: dict[str, Any], optimizer: torch.optim.Optimizer) -> Any:
+def _initialize(
+    model: nn.Module,
+    config: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    initial: Initial | None,
+    dtype: torch.dtype,
+) -> Any:
     import deepspeed
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if initial is not None:
+            zero_3 = config["zero_optimization"]["stage"] == 3
+            # Of an empty module: it is told of parameters as they are filled.
+            zero_init = deepspeed.zero.Init(nn.Module(), config_dict_or_path=copy.deepcopy(config)) if zero_3 else None
+            fill(model, initial, dtype, zero_init=zero_init)
         engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
 

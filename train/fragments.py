@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipelines.errors import ConfigError
 from train.adapters import is_adapted
 from train.engine import Engine
+from train.initial import Initial
 from train.optimizers import scalar_like
 
 
@@ -52,15 +53,22 @@ def own_pieces(engine: Engine) -> list[Piece]:
     ]
 
 
-def set_masters(engine: Engine, weights: Mapping[str, Tensor]) -> None:
-    """Start the master weights from these; DeepSpeed makes them from the half-precision copy, which has lost bits.
+def set_masters(engine: Engine, initial: Initial) -> None:
+    """Start the master weights; DeepSpeed makes them from the half-precision copy, which has lost bits.
 
     Args:
-        weights: every trained parameter, float32, as it was before the engine was made.
+        initial: what the engine was made with.
     """
-    if engine.precision != "fp32":
-        for piece in pieces(engine):
-            piece.tensors["parameter"].copy_(weights[piece.name].view(-1)[piece.start : piece.stop])
+    if engine.precision == "fp32":
+        return
+    held = {piece.name: piece for piece in pieces(engine)}
+    for name, _ in _trained(engine):
+        piece = held.get(name)  # every rank asks for every name, in this order
+        start, stop = (piece.start, piece.stop) if piece else (0, 0)
+        values = initial.read(name, start, stop)
+        if piece:
+            piece.tensors["parameter"].copy_(values)
+    engine.refresh_parameters()
 
 
 def create_state(engine: Engine, kinds: list[str], scalars: Mapping[str, float]) -> None:

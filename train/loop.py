@@ -28,7 +28,7 @@ from train.evaluation import HeldOut
 from train.fragments import set_masters, shapes
 from train.launch import TIMEOUT, Ranks, hosts
 from train.metrics import Metrics, Row, duration, memory_gb, peak_flops, training_flops, write_run_json
-from train.model import build_model
+from train.model import hollow_model
 from train.plan import Plan
 from train.schedule import learning_rate
 from train.sequence_parallel import SequenceParallelAttention, init_sequence_parallel
@@ -50,9 +50,8 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
     backend = choose_backend(asked, device_of(ranks), half=half)
     attention = SequenceParallelAttention(parallel, backend, strict=asked != "auto")
     attention.register()
-    model = build_model(plan.pipeline, packs.manifest.facts)
-    initial = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    engine = Engine(model, plan.train, plan.pipeline, attention)
+    model, initial = hollow_model(plan.pipeline, packs.manifest.facts)
+    engine = Engine(model, plan.train, plan.pipeline, attention, initial)
     set_masters(engine, initial)
     del model, initial
     audit(engine, packs[0])

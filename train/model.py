@@ -15,17 +15,30 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from pipelines.artifacts import Json, commit_directory, make_directory, write_atomic
 from pipelines.checkpoints import base_folder, digest_base
 from pipelines.errors import ConfigError, DataError
-from pipelines.llama_layouts import KEY as ORIGINAL
 from pipelines.schema import Pipeline
 from train.adapters import add_adapter
 from train.attention import NAME
-from train.original_weights import load_original, original_llama_config
-from train.quantize import load_quantized
+from train.filling import fill, fill_buffers, hollow
+from train.initial import Drawn, Initial
+from train.loading import load
+from train.original_weights import original_llama_config
+from train.quantize import check_quantization
 from train.rope import extend_positions
 
 
 def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel:
-    """The model with its initial weights, float32 on the CPU, attending through `train.attention`.
+    """The model with its initial weights, float32, whole on this rank.
+
+    Raises:
+        ConfigError, DataError: as `hollow_model`.
+    """
+    model, initial = hollow_model(pipeline, prep)
+    fill(model, initial)
+    return model
+
+
+def hollow_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> tuple[PreTrainedModel, Initial]:
+    """The model without its weights, attending through `train.attention`, and where they are read from.
 
     Random weights depend on the seed and the config alone: every rank and every ZeRO stage starts from the same.
 
@@ -33,31 +46,21 @@ def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel
         prep: facts of the prep manifest.
     Raises:
         ConfigError: if Transformers has no such model, or it cannot take our attention or these documents.
-        DataError: if the shards hold tokens that the model has no embedding for.
+        DataError: if its files lack a tensor or are damaged, or the shards hold tokens that it has no embedding for.
     """
     config = model_config(pipeline, prep)
     extend_positions(pipeline, config)
     _check_positions(pipeline, config)
     _check_longrope(pipeline, config)
     _check_attention(pipeline, config)
+    _check_weights(pipeline, config)
+    check_quantization(pipeline)
     try:
+        bare = _on_meta(config)
         if pipeline.model.scratch is not None:
-            torch.manual_seed(pipeline.run.seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=NAME)
-            if pipeline.model.lora is not None:
-                _write_base(base_folder(pipeline), model)
-        if hasattr(config, ORIGINAL):
-            model = load_original(pipeline, config)
-        elif pipeline.model.quantization is not None:
-            model = load_quantized(pipeline, base_folder(pipeline), config)
-        elif pipeline.model.scratch is None:
-            model = AutoModelForCausalLM.from_pretrained(
-                pipeline.model.name_or_path,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation=NAME,
-                local_files_only=True,
-            )
+            model, initial = _drawn(pipeline, bare)
+        else:
+            model, initial = load(pipeline, bare)
     except KeyError as error:  # it looked for our attention among its own
         raise ConfigError(
             f"{_cite(pipeline)}: {config.model_type} models cannot be trained on packed documents: they have an "
@@ -68,8 +71,8 @@ def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel
     _check_vocabulary(pipeline, model, prep)
     _make_generation_greedy_by_default(model)
     if pipeline.model.lora is not None:
-        add_adapter(pipeline, model)
-    return model
+        add_adapter(pipeline, model, initial)
+    return model, initial
 
 
 def exported_config(model: PreTrainedModel) -> bytes:
@@ -118,16 +121,33 @@ def model_config(pipeline: Pipeline, prep: Mapping[str, Json]) -> PretrainedConf
         raise ConfigError(f"{_cite(pipeline)}: {_finding(error)}") from error
 
 
-def _write_base(folder: Path, model: PreTrainedModel) -> None:
-    """Give a model from scratch the files that an adapter on it needs later, on the first rank; the others wait."""
-    _make_generation_greedy_by_default(model)
+def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=NAME)
+    return model
+
+
+def _drawn(pipeline: Pipeline, bare: PreTrainedModel) -> tuple[PreTrainedModel, Initial]:
+    """A model from scratch: the first rank draws it whole. An adapter's is written to files, and then one of those."""
+    model = None
     if not dist.is_initialized() or dist.get_rank() == 0:
-        _write_base_alone(folder, model)
-    if dist.is_initialized():
-        dist.barrier()
+        torch.manual_seed(pipeline.run.seed)
+        model = type(bare)._from_config(bare.config, dtype=torch.float32, attn_implementation=NAME)
+    if pipeline.model.lora is not None:
+        if model is not None:
+            _make_generation_greedy_by_default(model)
+            _write_base(base_folder(pipeline), model)
+        if dist.is_initialized():
+            dist.barrier()
+        return load(pipeline, bare)
+    initial = Initial(Drawn({name: tensor.shape for name, tensor in bare.state_dict().items()}, model))
+    hollow(bare)
+    fill_buffers(bare, initial)
+    return bare, initial
 
 
-def _write_base_alone(folder: Path, model: PreTrainedModel) -> None:
+def _write_base(folder: Path, model: PreTrainedModel) -> None:
+    """Give a model from scratch the files that an adapter on it needs later."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(make_directory(partial))
@@ -173,6 +193,16 @@ def _check_attention(pipeline: Pipeline, config: PretrainedConfig) -> None:
         raise ConfigError(
             f"{_cite(pipeline)}: {config.model_type} attends in chunks of {text.attention_chunk_size} tokens, which "
             "packed training does not support; use another model"
+        )
+
+
+def _check_weights(pipeline: Pipeline, config: PretrainedConfig) -> None:
+    quantization = getattr(config, "quantization_config", None)
+    if quantization:
+        method = quantization.get("quant_method", "an unnamed method")
+        raise ConfigError(
+            f"{_cite(pipeline)}: its weights are quantized ({method}), which cannot be trained; use the unquantized "
+            "model, with [model.quantization] where it is to be small"
         )
 
 

@@ -1,23 +1,17 @@
 """Loading checkpoints of InternLM, InternLM2 and Baichuan, as they were published, into Transformers' Llama."""
 
 import json
-import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import LlamaConfig
 
-from pipelines.errors import ConfigError, DataError
-from pipelines.llama_layouts import KEY, MODEL_TYPES, layout_of, llama_config
-from pipelines.schema import Pipeline
-from train.attention import NAME
+from pipelines.errors import DataError
+from pipelines.llama_layouts import MODEL_TYPES, layout_of, llama_config
+from train.initial import InOriginalRows
+from train.stored_tensors import StoredTensors
 
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLES = ("model.safetensors", "pytorch_model.bin")
 _RECOMPUTED = "rotary_emb.inv_freq"
 """Positions that old versions stored beside the weights."""
 
@@ -37,98 +31,27 @@ def original_llama_config(folder: Path) -> LlamaConfig | None:
     return LlamaConfig(**llama_config(config))
 
 
-def load_original(pipeline: Pipeline, config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a directory, float32, each number as it is stored there; no code of the directory runs.
+def original_rows(stored: StoredTensors, config: Mapping[str, Any]) -> InOriginalRows:
+    """Llama's tensors in the weight files of such a directory; no code of the directory runs.
 
+    Args:
+        config: the directory's config.json.
     Raises:
-        ConfigError: if an adapter is asked for: it is merged later into tensors that its base has not by that name.
-        DataError: if a tensor is missing, too many, of another shape, or cannot be read.
+        DataError: if a tensor is missing, too many, or of another height.
     """
-    for table in ("lora", "quantization"):
-        if getattr(pipeline.model, table) is not None:
-            kind = getattr(config, KEY)["model_type"]
-            raise ConfigError(
-                f"{pipeline.cite(f'model.{table}')}: an {kind} model in its own layout is trained whole; remove the "
-                "table, or name a copy in Llama's layout, such as an export of this model"
-            )
-    folder = pipeline.model.name_or_path
-    assert folder is not None  # a scratch model has no original
-    state = _llama_tensors(folder, getattr(config, KEY))
-    model, info = LlamaForCausalLM.from_pretrained(
-        None,
-        config=config,
-        state_dict=state,
-        dtype=torch.float32,
-        attn_implementation=NAME,
-        output_loading_info=True,
-    )
-    assert not any(info.values()), info  # the layout holds every row once
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return cast(PreTrainedModel, model)
-
-
-def _llama_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     layout = layout_of(config)
-    rows = {part.name: 0 for parts in layout.tensors.values() for part in parts}
-    for parts in layout.tensors.values():
-        for part in parts:
-            rows[part.name] = max(rows[part.name], part.stop)
-    state: dict[str, Tensor] = {}
-    missing = set(layout.tensors)
-    for path, name, tensor in _stored(folder):
+    for name, shape in stored.shapes.items():
         if name.endswith(_RECOMPUTED):
             continue
-        if name not in missing:
-            raise DataError(f"{path}: holds {name}, which a {config['model_type']} model of this config.json has not")
-        missing.remove(name)
-        parts = layout.tensors[name]
-        expected = sum(part.stop - part.start for part in parts)
-        if tensor.shape[0] != expected:
-            raise DataError(f"{path}: {name} has {tensor.shape[0]} rows, its config.json asks for {expected}")
-        position = 0
-        for part in parts:
-            piece = tensor[position : position + part.stop - part.start]
-            position += len(piece)
-            if part.name not in state:
-                state[part.name] = tensor.new_empty((rows[part.name], *tensor.shape[1:]))
-            state[part.name][part.start : part.stop] = piece
-    if missing:
-        raise DataError(f"{folder}: {min(missing)} is in none of its weight files; download the model again")
-    if layout.norm_head:
-        state["lm_head.weight"] = nn.functional.normalize(state["lm_head.weight"].float())
-    return state
-
-
-def _stored(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
-    """Every tensor of a directory with its file and name; safetensors where there are any."""
-    for path in _files(folder):
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt") as file:
-                    for name in file.keys():  # noqa: SIM118 (not a mapping)
-                        yield path, name, file.get_tensor(name)
-            else:
-                tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                yield from ((path, name, tensor) for name, tensor in tensors.items())
-        except pickle.UnpicklingError as error:
+        if name not in layout.rows:
             raise DataError(
-                f"{path}: holds more than weights, which is never run; convert it to safetensors"
-            ) from error
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}); download it again") from error
-
-
-def _files(folder: Path) -> list[Path]:
-    for index, single in zip(_INDEXES, _SINGLES, strict=True):
-        if (folder / index).is_file():
-            try:
-                names = set(json.loads((folder / index).read_bytes())["weight_map"].values())
-            except (ValueError, KeyError, AttributeError) as error:
-                raise DataError(f"{folder / index}: no index of weight files; download it again") from error
-            if strange := next((name for name in sorted(names) if Path(name).name != name), None):
-                raise DataError(f"{folder / index}: names {strange}, which is not beside it; download it again")
-            return [folder / name for name in sorted(names)]
-        if (folder / single).is_file():
-            return [folder / single]
-    raise DataError(f"{folder}: no {_SINGLES[0]} and no {_SINGLES[1]}, nor an index of several; download the model")
+                f"{stored.path(name)}: holds {name}, which a {config['model_type']} model of this config.json has not"
+            )
+        if not shape or shape[0] != layout.rows[name]:
+            raise DataError(
+                f"{stored.path(name)}: {name} has {shape[0] if shape else 0} rows, its config.json asks for "
+                f"{layout.rows[name]}"
+            )
+    if missing := sorted(layout.rows.keys() - stored.shapes.keys()):
+        raise DataError(f"{stored.folder}: {missing[0]} is in none of its weight files; download the model again")
+    return InOriginalRows(stored, layout)

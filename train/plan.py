@@ -16,7 +16,7 @@ from train.order import epoch_packs
 log = logging.getLogger(__name__)
 
 COST_ONLY = {
-    "model": {"torch_dtype", "attn_implementation"},
+    "model": {"torch_dtype", "attn_implementation", "weights_format"},
     "train": {
         "nproc_per_node",
         "activation_checkpointing",

@@ -1,32 +1,28 @@
 """The model below an adapter in 4 bits (QLoRA), packed by bitsandbytes while its files are read."""
 
 import importlib.util
-from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import BitsAndBytesConfig
 
 from pipelines.errors import ConfigError, MachineError
 from pipelines.schema import Pipeline
-from train.attention import NAME
 from train.engine import choose_precision
+from train.filling import DTYPES
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-
-def load_quantized(pipeline: Pipeline, folder: Path, config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a directory, its linear layers in 4 bits, the rest float32.
-
-    Four bits are kept in elements of the format that is trained in: DeepSpeed casts a model to that format, which
-    leaves such elements alone, and ZeRO 3 shares them out like any other parameter.
+def check_quantization(pipeline: Pipeline) -> None:
+    """Refuse what cannot be packed or trained, before any weight is read.
 
     Raises:
         ConfigError: if the table asks for what is not offered.
         MachineError: if bitsandbytes is missing.
     """
     table = pipeline.model.quantization
-    assert table is not None
-    assert pipeline.train is not None
+    if table is None:
+        return
     if pipeline.model.lora is None:
         raise ConfigError(
             f"{pipeline.cite('model.quantization')}: weights of 4 bits cannot be trained; add [model.lora], or remove "
@@ -38,6 +34,17 @@ def load_quantized(pipeline: Pipeline, folder: Path, config: PretrainedConfig) -
         raise MachineError(
             "model.quantization needs bitsandbytes, which is not installed here; pip install bitsandbytes"
         )
+
+
+def packing(pipeline: Pipeline) -> dict[str, Any]:
+    """How Transformers has to load a model for its linear layers to be in 4 bits, the rest float32.
+
+    Four bits are kept in elements of the format that is trained in: DeepSpeed casts a model to that format, which
+    leaves such elements alone, and ZeRO 3 shares them out like any other parameter.
+    """
+    table = pipeline.model.quantization
+    assert table is not None
+    assert pipeline.train is not None
     precision = DTYPES[choose_precision(pipeline.train.precision)]
     compute = table.bnb_4bit_compute_dtype
     settings = BitsAndBytesConfig(
@@ -48,18 +55,12 @@ def load_quantized(pipeline: Pipeline, folder: Path, config: PretrainedConfig) -
         bnb_4bit_quant_storage=precision,
     )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=torch.float32,
-        quantization_config=settings,
-        device_map={"": device},
-        attn_implementation=NAME,
-        local_files_only=True,
-    )
+    return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def keep_packed(model: nn.Module) -> None:
+    """Leave the packed weights as they are in evaluation, such as in the audit."""
     for module in model.modules():
-        # In evaluation on some CPUs, such as in the audit, it would pack the weights anew and keep fewer bits of their
-        # scales for good.
+        # On some CPUs it would pack them anew then, and keep fewer bits of their scales for good.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return model
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # of a Linear4bit

@@ -73,6 +73,8 @@ class Model(Table):
     """A Hugging Face model directory."""
     scratch: Verbatim | None = None
     """Keys of a config.json (model_type and sizes): a randomly initialised model."""
+    weights_format: Literal["safetensors", "safetensors_or_bin"] = "safetensors"
+    """Files that weights are read from. Of .bin files (pickles) only tensors are taken; no code in them ever runs."""
     torch_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the exported weights: auto is the checkpoint's own, or float32 for a scratch model."""
     attn_implementation: Literal["auto", "flash_attention_2", "varlen", "sdpa"] = "auto"

@@ -177,7 +177,13 @@ def test_adapted_directory_without_safetensors_is_refused(tmp_path: Path) -> Non
     (base / "model.safetensors").unlink()
     torch.save(model.state_dict(), base / "pytorch_model.bin")
     with pytest.raises(DataError, match="no safetensors files of the model below an adapter"):
-        build_model(pipeline(tmp_path, model={"name_or_path": str(base), "lora": LORA}), PREP)
+        build_model(
+            pipeline(
+                tmp_path,
+                model={"name_or_path": str(base), "lora": LORA, "weights_format": "safetensors_or_bin"},
+            ),
+            PREP,
+        )
 
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [

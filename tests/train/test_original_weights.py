@@ -201,7 +201,7 @@ def test_bin_files_are_read_without_running_what_they_hold(tmp_path: Path) -> No
     folder = write_original(tmp_path / "model", BAICHUAN, tensors)
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
-    settings = pipeline(tmp_path, model={"name_or_path": str(folder)})
+    settings = pipeline(tmp_path, model={"name_or_path": str(folder), "weights_format": "safetensors_or_bin"})
     model = build_model(settings, PREP)
     packed = tensors["model.layers.1.self_attn.W_pack.weight"].float()
     assert torch.equal(model.get_parameter("model.layers.1.self_attn.k_proj.weight"), packed[32:64])
@@ -230,7 +230,7 @@ def test_what_does_not_fit_the_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         build_model(pipeline(tmp_path, model={"name_or_path": str(folder)}), PREP)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(DataError, match=r"no model.safetensors and no pytorch_model.bin"):
+    with pytest.raises(DataError, match=r"no model.safetensors, nor an index of several"):
         build_model(pipeline(tmp_path, model={"name_or_path": str(folder)}), PREP)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../x.safetensors"}}')
     with pytest.raises(DataError, match=r"names ../x.safetensors, which is not beside it"):
