@@ -1,6 +1,6 @@
 """How large a model is: every kind of tensor that it has, from its config.json alone.
 
-A closed form for each of the common families of docs/models.md: the shapes that the family's modules have in Transformers
+A closed form for each of the common families of docs/models.md: the shapes that its modules have in Transformers
 (`transformers/models/<model_type>/modeling_<model_type>.py`, the constructors of its attention, MLP and decoder layer).
 A test builds each on the meta device and compares every shape.
 """
