@@ -6,8 +6,8 @@ packs of that sequence have been consumed.
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import Tensor
 from pipelines.shards import Pack, ShardReader
 from train.attention import Segments
 from train.order import PackOrder, Shuffle
+from train.sources import Int64, Sources
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class MicroBatch:
     seed: int
     """Of everything random in this micro-batch (dropout): a function of the position in the data, not of the rank. Of
     the parts of a pack, each draws its own."""
+    sources: Tensor | None = None
+    """int64[targets]: the source of each, where the loss of each source is asked for."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,10 @@ class StepBatch:
     """Targets of the global batch."""
     tokens: int
     """Tokens of the global batch."""
-    attended: int
-    """Sum of squared document lengths of the global batch: what causal attention costs, times two."""
+    documents: Int64
+    """int64[documents]: lengths of the global batch's documents, which attention's cost depends on."""
+    targets_by_source: Mapping[str, int] = field(default_factory=dict)
+    """Targets of the global batch by source, in the order of `Sources.names`; empty where that is not asked for."""
 
 
 class Batches:
@@ -58,6 +63,7 @@ class Batches:
     Args:
         rank, ranks: this one among those, or among the groups of ranks, that train on packs of their own.
         part, parts: which part of its packs' tokens this rank gets.
+        sources: with them, targets are told apart by source.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class Batches:
         part: int = 0,
         parts: int = 1,
         device: torch.device | str = "cpu",
+        sources: Sources | None = None,
     ) -> None:
         self.packs = packs
         self.global_batch_size = global_batch_size
@@ -82,6 +89,7 @@ class Batches:
         self._rank, self._ranks = rank, ranks
         self._part, self._parts = part, parts
         self._device = torch.device(device)
+        self._sources = sources
 
     def __getitem__(self, step: int) -> StepBatch:
         """The batch of optimizer step `step`, counted from 0."""
@@ -91,7 +99,12 @@ class Batches:
         mine = list(zip(positions, packs, strict=True))[self._rank :: self._ranks]
         micro_batches = [
             micro_batch(
-                pack, self._device, seed=_seed_at(at, self._seed, self._part), part=self._part, parts=self._parts
+                pack,
+                self._device,
+                seed=_seed_at(at, self._seed, self._part),
+                part=self._part,
+                parts=self._parts,
+                sources=self._sources,
             )
             for at, pack in mine
         ]
@@ -100,7 +113,8 @@ class Batches:
             micro_batches,
             loss_tokens=sum(int(np.count_nonzero(pack.loss)) for pack in packs),
             tokens=sum(pack.tokens.size for pack in packs),
-            attended=sum(int((np.diff(pack.cu_seqlens).astype(np.int64) ** 2).sum()) for pack in packs),
+            documents=np.concatenate([np.diff(pack.cu_seqlens) for pack in packs]).astype(np.int64),
+            targets_by_source=targets_by_source(packs, self._sources) if self._sources else {},
         )
 
     def from_step(self, first: int, last: int) -> Iterator[tuple[int, StepBatch]]:
@@ -108,7 +122,21 @@ class Batches:
         return ((step, self[step]) for step in range(first, last))
 
 
-def micro_batch(pack: Pack, device: torch.device, *, seed: int = 0, part: int = 0, parts: int = 1) -> MicroBatch:
+def targets_by_source(packs: Iterable[Pack], sources: Sources) -> dict[str, int]:
+    """How many targets of packs are of each source, those without one included."""
+    counts = sum(map(sources.count_targets, packs), np.zeros(len(sources.names), np.int64))
+    return dict(zip(sources.names, counts.tolist(), strict=True))
+
+
+def micro_batch(
+    pack: Pack,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    part: int = 0,
+    parts: int = 1,
+    sources: Sources | None = None,
+) -> MicroBatch:
     """A pack, or one of equal parts of it, as tensors on a device.
 
     What a pack lacks to a multiple of the parts is padding at its end, without targets: a document of its own.
@@ -131,6 +159,7 @@ def micro_batch(pack: Pack, device: torch.device, *, seed: int = 0, part: int = 
         targets=tensor(pack.tokens[targets]),
         segments=Segments.of(np.diff(pack.cu_seqlens).tolist(), device),
         seed=seed,
+        sources=tensor(sources.of_tokens(pack, targets)) if sources else None,
     )
 
 

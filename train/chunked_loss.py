@@ -22,6 +22,7 @@ def chunked_cross_entropy(
     *,
     finish: Callable[[Tensor], Tensor] = lambda logits: logits,
     chunk: int | None = None,
+    each: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy of `finish(hidden @ weight.T + bias)` summed over all targets, float32[].
 
@@ -34,11 +35,24 @@ def chunked_cross_entropy(
         targets: int64[targets]
         finish: what the model does to its logits, each row by itself.
         chunk: targets at once; by default as many as `LOGITS_AT_ONCE` holds.
+        each: float32[targets], to be filled with the loss of each target; those have no gradient.
     """
     rows = max(1, LOGITS_AT_ONCE // weight.shape[0]) if chunk is None else chunk
     if not torch.is_grad_enabled():  # autograd tells a function what could need a gradient, not whether one is wanted
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    return cast(Tensor, _Chunked.apply(hidden, weight, bias, targets, finish, rows))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Chunked.apply(hidden, weight, bias, targets, finish, rows, each))  # type: ignore[no-untyped-call]
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor, each: Tensor | None = None) -> Tensor:
+    """Cross entropy of float32[targets, vocabulary] summed over the targets, as PyTorch's `cross_entropy` has it.
+
+    Args:
+        each: float32[targets], to be filled with the loss of each target; those have no gradient.
+    """
+    logarithms = F.log_softmax(logits, -1)
+    if each is not None:
+        each.copy_(F.nll_loss(logarithms.detach(), targets, reduction="none"))
+    return F.nll_loss(logarithms, targets, reduction="sum")
 
 
 class ChunkedHead:
@@ -56,28 +70,31 @@ class ChunkedHead:
         self._head, self._finish = _head_and_finish(model)
         self._forward = self._head.forward
         self._head.forward = self._loss_or_logits
-        self._asked: tuple[Tensor, Tensor | None] | None = None
+        self._asked: tuple[Tensor, Tensor | None, Tensor | None] | None = None
         self._loss: Tensor | None = None
         self._catch: Any = None
 
-    def loss_sum(self, call: Callable[[], object], targets: Tensor, rows: Tensor | None) -> Tensor:
+    def loss_sum(
+        self, call: Callable[[], object], targets: Tensor, rows: Tensor | None, each: Tensor | None = None
+    ) -> Tensor:
         """Cross entropy summed over the targets, float32[], while `call` runs the model's forward pass.
 
         Args:
             rows: int64[targets]: whose output predicts each target; None where the model computes just those.
+            each: float32[targets], to be filled with the loss of each target.
         """
-        with self._asking(targets, rows):
+        with self._asking(targets, rows, each):
             call()
         loss, self._loss = self._loss, None
         assert loss is not None, "the output layer was not called"
         return loss
 
     @contextmanager
-    def _asking(self, targets: Tensor, rows: Tensor | None) -> Iterator[None]:
+    def _asking(self, targets: Tensor, rows: Tensor | None, each: Tensor | None) -> Iterator[None]:
         if self._catch is None:
             # The last hook of all: DeepSpeed's wrap what the layer gives, to know when its backward pass begins.
             self._catch = self._head.register_forward_hook(self._keep)
-        self._asked = targets, rows
+        self._asked = targets, rows, each
         try:
             yield
         finally:
@@ -87,9 +104,11 @@ class ChunkedHead:
         if self._asked is None:
             logits: Tensor = self._forward(hidden)
             return logits
-        targets, rows = self._asked
+        targets, rows, each = self._asked
         chosen = hidden[0] if rows is None else hidden[0, rows]
-        return chunked_cross_entropy(chosen, self._head.weight, self._head.bias, targets, finish=self._finish)
+        return chunked_cross_entropy(
+            chosen, self._head.weight, self._head.bias, targets, finish=self._finish, each=each
+        )
 
     def _keep(self, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if self._asked is None:
@@ -108,6 +127,7 @@ class _Chunked(torch.autograd.Function):
         targets: Tensor,
         finish: Callable[[Tensor], Tensor],
         rows: int,
+        each: Tensor | None,
     ) -> Tensor:
         to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
         needed = to_hidden or to_weight or to_bias
@@ -120,7 +140,8 @@ class _Chunked(torch.autograd.Function):
         for first in range(0, targets.numel(), rows):
             here = slice(first, first + rows)
             logits = F.linear(hidden[here], weight, bias)
-            loss, gradient = _loss_and_gradient(logits, targets[here], finish, needed=needed)
+            each_here = None if each is None else each[here]
+            loss, gradient = _loss_and_gradient(logits, targets[here], finish, each_here, needed=needed)
             total += loss
             if ctx.hidden is not None:
                 torch.mm(gradient, weight, out=ctx.hidden[here])
@@ -138,15 +159,15 @@ class _Chunked(torch.autograd.Function):
             for gradient, dtype in zip(kept, ctx.dtypes, strict=True)
         ]
         ctx.hidden = ctx.weight = ctx.bias = None
-        return *found, None, None, None
+        return *found, None, None, None, None
 
 
 def _loss_and_gradient(
-    logits: Tensor, targets: Tensor, finish: Callable[[Tensor], Tensor], *, needed: bool
+    logits: Tensor, targets: Tensor, finish: Callable[[Tensor], Tensor], each: Tensor | None, *, needed: bool
 ) -> tuple[Tensor, Tensor]:
     with torch.set_grad_enabled(needed):
         logits = logits.detach().requires_grad_(needed)
-        loss = F.cross_entropy(finish(logits).float(), targets, reduction="sum")
+        loss = cross_entropy_sum(finish(logits).float(), targets, each)
         gradient = torch.autograd.grad(loss, logits)[0] if needed else logits
     return loss.detach(), gradient
 

@@ -5,7 +5,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -19,9 +19,11 @@ from train.batches import MicroBatch, StepBatch
 from train.chunked_loss import ChunkedHead
 from train.filling import DTYPES, fill
 from train.initial import Initial
+from train.flops import Work
 from train.loss import computes_chosen_logits, loss_sum
 from train.optimizers import make_optimizer, parameter_groups
 from train.sequence_parallel import SequenceParallelAttention
+from train.sources import means
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class StepStats:
     """A gradient was not finite, and weights and optimizer stayed as they were on every rank."""
     overflow: bool = False
     """fp16 only: it was skipped because of the loss scale, which is lower now."""
+    loss_by_source: Mapping[str, float] = field(default_factory=dict)
+    """`loss` of each source that has a target in the global batch; empty where that is not asked for."""
 
     @property
     def finite(self) -> bool:
@@ -87,8 +91,8 @@ class Engine:
         if train.activation_checkpointing == "full":
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.matmul_parameters = self.parameters - _looked_up(model)
-        """Those that every token is multiplied with."""
+        self.work = Work.of(model)
+        """What a step costs, where that is known."""
         self._keeps_logits = computes_chosen_logits(model)
         self._head = _chunked_head(model) if train.fused_loss else None
         config = self._config(train, pipeline)
@@ -127,11 +131,12 @@ class Engine:
         # the global batch's targets.
         scale = self.ranks * self.accumulation / max(1, batch.loss_tokens)
         total = torch.zeros((), device=self.device)
+        by_source = torch.zeros(len(batch.targets_by_source), dtype=torch.float64, device=self.device)
         norm = None
         for micro in batch.micro_batches:
             torch.manual_seed(micro.seed)
             with self.attention.over(micro.segments):
-                loss = loss_sum(self.deepspeed, micro, keeps_logits=self._keeps_logits, head=self._head)
+                loss = self._loss_sum(micro, by_source)
                 self.deepspeed.backward(loss * scale)
             total += loss.detach()
             if self._clip_here and self.deepspeed.is_gradient_accumulation_boundary():
@@ -139,24 +144,38 @@ class Engine:
                 if not norm.isfinite():
                     self.model.zero_grad(set_to_none=True)  # which is what optimizers pass over
             self.deepspeed.step()
+        found = torch.cat([total[None], by_source.float()])
         if self.ranks > 1:
-            dist.all_reduce(total)
+            dist.all_reduce(found)
         grad_norm = float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
         skipped = not self.deepspeed.was_step_applied() or (norm is not None and not math.isfinite(grad_norm))
         self.skipped_steps += skipped
+        loss_total, *source_totals = found.tolist()
         return StepStats(
-            loss=total.item() / max(1, batch.loss_tokens),
+            loss=loss_total / max(1, batch.loss_tokens),
             grad_norm=grad_norm,
             skipped=skipped,
             overflow=skipped and self.precision == "fp16" and self.deepspeed.optimizer.loss_scaler.cur_scale > 1,
+            loss_by_source=means(source_totals, batch.targets_by_source),
         )
 
     @torch.no_grad()
-    def held_out_loss(self, micro: MicroBatch) -> torch.Tensor:
-        """Loss summed over a micro-batch's targets on this rank, float32[], without training on it."""
+    def held_out_loss(self, micro: MicroBatch, by_source: torch.Tensor) -> torch.Tensor:
+        """Loss summed over a micro-batch's targets on this rank, float32[], without training on it.
+
+        Args:
+            by_source: float64[sources], to which the losses of each source are added.
+        """
         self.model.eval()
         with self.attention.over(micro.segments):
-            return loss_sum(self.deepspeed, micro, keeps_logits=self._keeps_logits, head=self._head)
+            return self._loss_sum(micro, by_source)
+
+    def _loss_sum(self, micro: MicroBatch, by_source: torch.Tensor) -> torch.Tensor:
+        each = None if micro.sources is None else torch.empty(micro.targets.numel(), device=self.device)
+        loss = loss_sum(self.deepspeed, micro, keeps_logits=self._keeps_logits, head=self._head, each=each)
+        if micro.sources is not None and each is not None:
+            by_source.index_add_(0, micro.sources, each.double())
+        return loss
 
     def refresh_parameters(self) -> None:
         """Let the parameters that the model computes with follow the master weights, after those were loaded."""
@@ -219,13 +238,6 @@ def choose_precision(asked: Literal["auto", "bf16", "fp16", "fp32"]) -> Precisio
     if not torch.cuda.is_available():
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-
-
-def _looked_up(model: nn.Module) -> int:
-    """Parameters of an input embedding that does not serve as the output matrix as well."""
-    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return 0 if head is not None and head.weight is embedding else int(embedding.numel())
 
 
 def _chunked_head(model: nn.Module) -> ChunkedHead | None:

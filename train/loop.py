@@ -25,13 +25,15 @@ from train.batches import Batches, StepBatch
 from train.checkpoint import load_newest, save
 from train.engine import Engine, StepStats, choose_precision
 from train.evaluation import HeldOut
+from train.flops import peak_flops
 from train.fragments import set_masters, shapes
 from train.launch import TIMEOUT, Ranks, hosts
-from train.metrics import Metrics, Row, duration, memory_gb, peak_flops, training_flops, write_run_json
+from train.metrics import Metrics, Row, duration, memory_gb, write_run_json
 from train.model import hollow_model
 from train.plan import Plan
 from train.schedule import learning_rate
 from train.sequence_parallel import SequenceParallelAttention, init_sequence_parallel
+from train.sources import Sources
 from train.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
     checkpoint = load_newest(engine, plan)
     first = checkpoint.step if checkpoint else 0
     loss = dict(checkpoint.manifest.facts["loss"]) if checkpoint else {}
+    sources = Sources.of(packs.manifest.facts) if plan.train.log.per_source_loss else None
     batches = Batches(
         packs,
         global_batch_size=plan.train.global_batch_size,
@@ -70,13 +73,14 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
         part=parallel.rank,
         parts=parallel.size,
         device=engine.device,
+        sources=sources,
     )
-    held_out = HeldOut(ShardReader(plan.shards, "eval"), engine) if plan.train.eval else None
+    held_out = HeldOut(ShardReader(plan.shards, "eval"), engine, sources) if plan.train.eval else None
     announce(plan, ranks, engine, first)
     in_a_row = 0
     with Metrics(plan, done=first, write=ranks.rank == 0) as metrics, StopRequest() as stop:
+        started = time.perf_counter()
         for step, batch in batches.from_step(first, plan.total_steps):
-            started = time.perf_counter()
             lr = learning_rate(plan.train, step, plan.total_steps, plan.packs)
             stats = engine.step(batch, lr)
             in_a_row = 0 if stats.finite else in_a_row + 1
@@ -91,6 +95,7 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
                 save(engine, plan, step=step + 1, loss=loss)
             if stopping:
                 raise InterruptedRun(f"stopped by {stopping} after step {step + 1}, saved; the same command continues")
+            started = time.perf_counter()  # a step's time has in it what reading its packs takes
     conclude(plan, loss, seconds=time.monotonic() - began)
 
 
@@ -153,8 +158,6 @@ def check_finite(plan: Plan, stats: StepStats, step: int, in_a_row: int) -> None
 def row(plan: Plan, engine: Engine, step: int, batch: StepBatch, stats: StepStats, *, lr: float, seconds: float) -> Row:
     """The metrics of a step."""
     peak = peak_flops(engine.device)
-    # Below an adapter no gradients of weights are computed, and weights of 4 bits are counted otherwise.
-    flops = None if is_adapted(engine.model) else training_flops(engine.matmul_parameters, engine.model.config, batch)
     return Row(
         step=step,
         epoch=step * plan.train.global_batch_size / plan.packs,
@@ -165,10 +168,11 @@ def row(plan: Plan, engine: Engine, step: int, batch: StepBatch, stats: StepStat
         lr=lr,
         step_time_s=seconds,
         tokens_per_s=batch.tokens / seconds,
-        mfu=None if peak is None or flops is None else flops / seconds / (peak * engine.ranks),
+        mfu=engine.work.flops(batch) / seconds / (peak * engine.ranks) if peak and engine.work else None,
         memory_gb=memory_gb(engine.device),
         skipped=stats.skipped,
         skipped_steps=engine.skipped_steps,
+        loss_by_source=stats.loss_by_source,
     )
 
 

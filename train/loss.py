@@ -4,14 +4,20 @@ import inspect
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.batches import MicroBatch
-from train.chunked_loss import ChunkedHead
+from train.chunked_loss import ChunkedHead, cross_entropy_sum
 
 
-def loss_sum(model: nn.Module, batch: MicroBatch, *, keeps_logits: bool, head: ChunkedHead | None = None) -> Tensor:
+def loss_sum(
+    model: nn.Module,
+    batch: MicroBatch,
+    *,
+    keeps_logits: bool,
+    head: ChunkedHead | None = None,
+    each: Tensor | None = None,
+) -> Tensor:
     """Cross entropy summed over the targets of a micro-batch, float32[].
 
     Zero, with zero gradients for every parameter, where the micro-batch has no target.
@@ -20,15 +26,16 @@ def loss_sum(model: nn.Module, batch: MicroBatch, *, keeps_logits: bool, head: C
         model: called like a Transformers causal LM.
         keeps_logits: whether it computes logits only where asked (`computes_chosen_logits`).
         head: its output layer, if that can give the loss without all logits.
+        each: float32[targets], to be filled with the loss of each target.
     """
     chosen: dict[str, Any] = {"logits_to_keep": batch.predictors} if keeps_logits else {}
     call = partial(model, input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **chosen)
     if head is not None:
-        return head.loss_sum(call, batch.targets, None if keeps_logits else batch.predictors)
+        return head.loss_sum(call, batch.targets, None if keeps_logits else batch.predictors, each)
     logits = call().logits[0]
     if not keeps_logits:
         logits = logits[batch.predictors]
-    return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+    return cross_entropy_sum(logits.float(), batch.targets, each)
 
 
 def computes_chosen_logits(model: nn.Module) -> bool:

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import math
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TextIO
@@ -13,14 +15,10 @@ from typing import Any, Literal, Self, TextIO
 import torch
 
 from pipelines.artifacts import Json, canonical_json, write_atomic
-from train.batches import StepBatch
 from train.plan import Plan
 from train.trackers import Tensorboard, open_trackers
 
 log = logging.getLogger(__name__)
-
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
-"""Dense half-precision operations per second, by a part of the device's name."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,16 @@ class Row:
     tokens_per_s: float
     """Of all ranks."""
     mfu: float | None
-    """Share of the devices' peak that the model's operations make up; null where the peak is unknown."""
+    """Share of the devices' peak in half precision that the model's operations make up; null where either is unknown
+    (`train.flops`)."""
     memory_gb: float
     """Most memory that rank 0 has used: of its GPU, or of the process."""
     skipped: bool = False
     """The weights stayed as they were because the gradient was not finite."""
     skipped_steps: int = 0
     """Such steps so far, from the run's first."""
+    loss_by_source: Mapping[str, float] = field(default_factory=dict)
+    """`loss` over the loss tokens of each source that has any in the global batch; null where it is no number."""
     kind: Literal["train"] = "train"
 
 
@@ -62,6 +63,8 @@ class EvalRow:
     """Mean over all held-out loss tokens."""
     loss_tokens: int
     seconds: float
+    loss_by_source: Mapping[str, float] = field(default_factory=dict)
+    """`loss` over the held-out loss tokens of each source that has any."""
     kind: Literal["eval"] = "eval"
 
 
@@ -109,7 +112,7 @@ class Metrics:
 
     def _append(self, row: Row | EvalRow) -> None:
         assert self._file is not None
-        values = {key: None if value != value else value for key, value in asdict(row).items()}  # JSON has no NaN
+        values = _finite_or_none(asdict(row))
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
         for tracker in self._trackers:
@@ -127,33 +130,6 @@ class Metrics:
             f"grad {grad}{skipped}  lr {row.lr:.2e}  {row.tokens_per_s:,.0f} tokens/s{mfu}  "
             f"{row.memory_gb:.1f} GB  {duration(left)} left"
         )
-
-
-def training_flops(parameters: int, config: Any, batch: StepBatch) -> float | None:
-    """Floating point operations of a step's forward and backward passes, recomputation not counted.
-
-    Args:
-        parameters: those that every token is multiplied with.
-    Returns:
-        None for a mixture of experts, where that depends on the token.
-    """
-    text = config.get_text_config()
-    if any(getattr(text, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
-        return None
-    heads = text.num_attention_heads
-    width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
-    # 2 for multiply and add, 3 for forward and backward. A causal document of n tokens attends n^2 / 2 times, twice:
-    # queries with keys, weights with values.
-    flops: float = 6.0 * (parameters * batch.tokens + text.num_hidden_layers * width * batch.attended)
-    return flops
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Operations per second that a device can do at most in half precision, if known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
 
 
 def memory_gb(device: torch.device) -> float:
@@ -180,6 +156,13 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02d}:{left:02d}"
     return f"{minutes}:{left:02d}" if minutes else f"{left} s"
+
+
+def _finite_or_none(value: Any) -> Any:
+    """A row with None where a number is not finite, as JSON has no such numbers."""
+    if isinstance(value, dict):
+        return {key: _finite_or_none(child) for key, child in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _keep_steps(path: Path, done: int) -> None:

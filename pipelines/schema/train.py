@@ -202,6 +202,8 @@ class TrainLog(Table):
     """Optimizer steps between lines on the terminal; metrics.jsonl has every step."""
     trackers: list[Literal["tensorboard"]] = []
     """Where the numbers of metrics.jsonl are drawn as well: tensorboard, from train/tensorboard."""
+    per_source_loss: bool = True
+    """Also report the mean loss over the targets of each [[prep.source]], as loss_by_source in metrics.jsonl."""
 
 
 class TrainEval(Table):

@@ -16,6 +16,8 @@ from pipelines.shards import FORMAT_VERSION, Packs, loss_bits, write_shard
 
 VOCABULARY = 48
 CAPACITY = 40
+SOURCES = ("s", "t")
+"""The first has two files, so that a file's number is not its source's."""
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": VOCABULARY,
@@ -50,6 +52,8 @@ def write_prep(
         "capacity": CAPACITY,
         "vocab_size": vocabulary,
         "max_token_id": vocabulary - 1,
+        "sources": [{"name": name} for name in SOURCES],
+        "files": [{"source": name, "path": "data.jsonl"} for name in (SOURCES[0], *SOURCES)],
     }
     if held_out:
         path = folder / "eval" / "shards" / "shard-00000.arrow"
@@ -82,7 +86,7 @@ def _packs(random: np.random.Generator, packs: int, vocabulary: int) -> Packs:
         loss_mask=loss_bits(np.array(loss), np.array(lengths), np.array(segments)),
         lengths=np.array(lengths, np.int32),
         segments_per_pack=np.array(segments, np.int32),
-        file=np.zeros_like(numbers),
+        file=numbers % 3,
         record=numbers,
         start=np.zeros_like(numbers),
     )

@@ -32,8 +32,8 @@ def test_ranks_share_out_the_same_global_batch(packs: ShardReader, size: int, ra
     whole = batches(packs, size)[step]
     parts = [batches(packs, size, rank=rank, ranks=ranks)[step] for rank in range(ranks)]
     assert {len(part.micro_batches) for part in parts} == {-(-size // ranks)}
-    assert {(part.loss_tokens, part.tokens, part.attended) for part in parts} == {
-        (whole.loss_tokens, whole.tokens, whole.attended)
+    assert {(part.loss_tokens, part.tokens, part.documents.tobytes()) for part in parts} == {
+        (whole.loss_tokens, whole.tokens, whole.documents.tobytes())
     }
     seen = [micro for part in parts for micro in part.micro_batches if micro.targets.numel()]
     assert sorted(micro.seed for micro in seen) == sorted(
