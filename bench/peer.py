@@ -1,4 +1,4 @@
-"""Peers' scripts, run in the environment that `make bench-prep` makes for them."""
+"""Peers' scripts, run in the environment that the benchmarks make for them."""
 
 import json
 import os
@@ -8,6 +8,8 @@ from typing import Any
 
 PYTHON = Path(".bench-venv/bin/python")
 SCRIPTS = Path(__file__).parent / "peers"
+RANKED = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR"}
+"""What a rank of ours has in its environment, and a peer would take for its own."""
 
 
 def measure(script: str, *arguments: object, python: Path = PYTHON, timeout_s: float = 180) -> dict[str, Any] | str:
@@ -15,7 +17,8 @@ def measure(script: str, *arguments: object, python: Path = PYTHON, timeout_s: f
     if not python.exists():
         return "not installed: make .bench-venv/.ready"
     command = [str(python), str(SCRIPTS / script), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    alone = {name: value for name, value in os.environ.items() if name not in RANKED}
+    environment = {**alone, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:

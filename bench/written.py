@@ -12,19 +12,6 @@ from pathlib import Path
 from bench.peer import installed
 from bench.table import Figure, rows
 
-OURS = ("fastokens", "numba", "numpy", "orjson", "pyarrow", "tokenizers")
-PEERS = (
-    "ai2-olmo-core",
-    "axolotl",
-    "datasets",
-    "llamafactory",
-    "megatron-core",
-    "pysimdjson",
-    "tiktoken",
-    "tokenizers",
-    "trl",
-)
-
 
 def machine() -> dict[str, str | int]:
     """The processor, its cores and the memory."""
@@ -38,24 +25,25 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def versions() -> dict[str, dict[str, str]]:
-    """Of what is measured and of its peers; a peer that is not there is not named."""
+def versions(ours: Sequence[str], peers: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Of Python and these packages of ours, and of these of the peers; one that is not there is not named."""
     present = {one.metadata["name"].lower(): one.version for one in importlib.metadata.distributions()}
     theirs = installed()
     return {
-        "ours": {"python": platform.python_version(), **{name: present[name] for name in OURS if name in present}},
-        "peers": {name: theirs[name] for name in PEERS if name in theirs},
+        "ours": {"python": platform.python_version(), **{name: present[name] for name in ours if name in present}},
+        "peers": {name: theirs[name] for name in peers if name in theirs},
     }
 
 
 def write_results(
     folder: Path,
+    name: str,
     figures: Sequence[Figure],
     *,
     machine: Mapping[str, str | int],
     versions: Mapping[str, Mapping[str, str]],
 ) -> None:
-    """Write prep.json and its table, README.md, without a date: the same figures give the same bytes."""
+    """Write NAME.json and its table, NAME.md, without a date: the same figures give the same bytes."""
     folder.mkdir(exist_ok=True)
     measured = [
         {
@@ -67,19 +55,22 @@ def write_results(
         for one in figures
     ]
     content = {"machine": dict(machine), "versions": versions, "figures": measured}
-    (folder / "prep.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_page(figures, machine, versions), encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(_page(name, figures, machine, versions), encoding="utf-8")
 
 
 def _page(
-    figures: Sequence[Figure], machine: Mapping[str, str | int], versions: Mapping[str, Mapping[str, str]]
+    name: str,
+    figures: Sequence[Figure],
+    machine: Mapping[str, str | int],
+    versions: Mapping[str, Mapping[str, str]],
 ) -> str:
     header, *body = rows(figures)
     right = {"value", "other", "ratio"}
     lines = [
-        "# What `make bench-prep JSON=1` measured",
+        f"# What `make bench-{name} JSON=1` measured",
         "",
-        "Generated with prep.json, by the same command. Each figure stands beside a peer or a limit of the same run.",
+        f"Generated with {name}.json, by the same command. Each figure stands beside a peer or a limit of that run.",
         "",
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB. "
         + " ".join(

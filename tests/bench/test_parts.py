@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from bench import prep
+from bench import parts, prep, train
 from bench.ftdp import write
 from bench.table import Figure
 from bench.tree import cost
 from prep.formats import ftdp
 
 
-@pytest.mark.parametrize("part", [part for part in prep.PARTS if (Path(prep.__file__).parent / f"{part}.py").exists()])
+@pytest.mark.parametrize("part", [*prep.PARTS, *train.PARTS])
 def test_every_part_has_figures(part: str) -> None:
     assert callable(importlib.import_module(f"bench.{part}").figures)
 
 
 def test_a_part_that_fails_is_a_figure_that_says_so(tmp_path: Path) -> None:
-    [figure] = prep.measured("not_there", tmp_path)
+    [figure] = parts.measured("not_there", tmp_path)
     assert math.isnan(figure.value)
     assert isinstance(figure, Figure)
     assert "ModuleNotFoundError" in figure.beside
