@@ -140,12 +140,14 @@ def _begin_paths_at(folder: Path, table: dict[str, Any]) -> None:
     """Let the paths of a file in `folder` mean the same in a file beside that folder."""
     for key, value in values((), table):
         known = find(key if isinstance(key[-1], str) else key[:-1])
-        if known and known.is_path and isinstance(value, str):
+        holder = value_at(table, key[:-1])
+        is_repository = key[-1] == "name_or_path" and holder.get("source", "local") != "local"
+        if known and known.is_path and isinstance(value, str) and not is_repository:
             try:
                 text = str(folder / expand(value))
             except ValueError:
                 continue  # for the schema to complain about
-            value_at(table, key[:-1])[key[-1]] = text
+            holder[key[-1]] = text
 
 
 def _merge(below: Document, above: Document) -> None:

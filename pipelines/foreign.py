@@ -46,6 +46,7 @@ def fold(name: str) -> str:
 
 
 _BATCH = "it counts the packs of one optimizer step over all ranks, and accumulation follows from it"
+_LAUNCH = "it is no key of the file; set NNODES, NODE_RANK, ADDR and PORT in the environment, or use a launcher"
 _RANKS = "the launcher says how many ranks there are, and ZeRO shards over all of them; remove it"
 _AUTO = "nothing to set here; remove it"
 
@@ -93,7 +94,7 @@ ROWS = (
     # The tokenizer and the template.
     ("axolotl", "tokenizer_config", "tokenizer.name_or_path", ""),
     ("other trainers", "tokenizer_name_or_path tokenizer_name tokenizer_path", "tokenizer.name_or_path", ""),
-    ("LLaMA-Factory", "use_fast_tokenizer tokenizer_use_fast", "tokenizer.use_fast", ""),
+    ("LLaMA-Factory", "use_fast_tokenizer tokenizer_use_fast", "", "tokenizer.json is read as it is; remove it"),
     ("axolotl", "special_tokens tokens", "tokenizer.add_special_tokens", ""),
     ("LLaMA-Factory", "add_tokens new_special_tokens additional_special_tokens", "tokenizer.add_special_tokens", ""),
     ("XTuner", "prompt_template", "template.name", ""),
@@ -227,7 +228,7 @@ ROWS = (
     ("XTuner", "sp_size", "train.parallel.sequence_parallel_size", ""),
     ("axolotl", "sequence_parallel_degree context_parallel_size", "train.parallel.sequence_parallel_size", ""),
     ("XTuner and torchrun", "NPROC_PER_NODE num_gpus n_gpus gpus num_processes", "train.nproc_per_node", ""),
-    ("XTuner and torchrun", "NNODES num_nodes", "train.nnodes", ""),
+    ("XTuner and torchrun", "NNODES num_nodes node_rank master_addr master_port", "", _LAUNCH),
     ("InternEvo", "parallel zero1 tensor_parallel_size pipeline_parallel_size", "", _RANKS),
     ("axolotl and Transformers", "fsdp fsdp_config fsdp_version", "", "set train.deepspeed.zero_stage = 3 instead"),
     ("Transformers", "ddp_find_unused_parameters ddp_timeout ddp_bucket_cap_mb ddp_backend local_rank", "", _RANKS),
@@ -259,6 +260,7 @@ ROWS = (
     ("XTuner", "evaluation_freq every_n_iters", "train.eval.steps", ""),
     ("InternEvo", "valid_every", "train.eval.steps", ""),
     ("XTuner", "evaluation_inputs", "train.eval.prompts", ""),
+    ("XTuner", "DatasetInfoHook", "train.log.show_samples", ""),
     ("Transformers", "logging_steps logging_strategy", "train.log.steps", ""),
     ("XTuner and Transformers", "log_level", "train.log.level", ""),
     ("Transformers", "report_to", "train.log.trackers", ""),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.model_source import Which, missing_directory
 from pipelines.schema import Pipeline
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -29,9 +30,10 @@ def _run(pipeline: Pipeline) -> Iterator[str]:
 def _tokenizer(pipeline: Pipeline) -> Iterator[str]:
     key = "tokenizer.name_or_path" if pipeline.tokenizer.name_or_path else "model.name_or_path"
     folder = pipeline.tokenizer_dir
-    if missing := _no_directory(folder, "a tokenizer"):
+    if not folder.is_dir():
         if key == "tokenizer.name_or_path" or pipeline.train is None:  # otherwise it is said of the model
-            yield f"{pipeline.cite(key)}: {missing}"
+            table: Which = "tokenizer" if pipeline.tokenizer.name_or_path else "model"
+            yield f"{pipeline.cite(key)}: {missing_directory(pipeline, table)}"
     elif not any((folder / name).is_file() for name in TOKENIZER_FILES):
         yield f"{pipeline.cite(key)}: neither {' nor '.join(TOKENIZER_FILES)} in it; name a tokenizer's directory"
     if pipeline.template.file is not None and not pipeline.template.file.is_file():
@@ -55,6 +57,11 @@ def _model(pipeline: Pipeline) -> Iterator[str]:
     config, problem = _config(pipeline)
     if problem:
         yield f"{pipeline.cite(_model_key(pipeline))}: {problem}"
+    if pipeline.tokenizer.add_special_tokens and pipeline.model.lora and not pipeline.model.lora.modules_to_save:
+        yield (
+            f"{pipeline.cite('model.lora.modules_to_save')}: the embedding has to be trained whole for the rows of "
+            'tokenizer.add_special_tokens; name its module and the output\'s, usually ["embed_tokens", "lm_head"]'
+        )
     limit = pipeline.model.max_position_embeddings or _size(config, "max_position_embeddings")
     longest = min(pipeline.prep.max_length or pipeline.prep.pack.capacity, pipeline.prep.pack.capacity)
     if limit is not None and longest > limit:
@@ -95,8 +102,8 @@ def _config(pipeline: Pipeline) -> tuple[Mapping[str, Any], str]:
         return scratch, "" if "model_type" in scratch else 'no model_type; add one, such as model_type = "llama"'
     folder = pipeline.model.name_or_path
     assert folder is not None  # the schema wants one of the two
-    if missing := _no_directory(folder, "a model"):
-        return {}, missing
+    if not folder.is_dir():
+        return {}, missing_directory(pipeline, "model")
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except FileNotFoundError:
@@ -104,12 +111,6 @@ def _config(pipeline: Pipeline) -> tuple[Mapping[str, Any], str]:
     except (OSError, ValueError) as error:
         return {}, f"its config.json cannot be read ({error})"
     return (config, "") if isinstance(config, dict) else ({}, "its config.json is no JSON object")
-
-
-def _no_directory(folder: Path, content: str) -> str:
-    if folder.is_dir():
-        return ""
-    return f"no such directory; name one with {content}, downloaded before (hub names are not supported yet)"
 
 
 def _matches(folder: Path, pattern: str) -> bool:

@@ -29,19 +29,24 @@ from pipelines.sentencepiece_model import Kind, Piece, SentencePieceModel
 _SPACE = "\u2581"
 
 
-def transformers_files(folder: Path) -> Mapping[str, bytes]:
+def transformers_files(folder: Path, files: Mapping[str, bytes] | None = None) -> Mapping[str, bytes]:
     """The files that replace those of a sentencepiece tokenizer directory for plain Transformers, by name.
 
     tokenizer.json, and a tokenizer_config.json whose class reads it as it stands. The model file may stay beside
     them; Transformers prefers tokenizer.json.
 
+    Args:
+        folder: the directory.
+        files: what to take for its files, by name, instead of reading them.
     Raises:
         ConfigError: if the model cannot be carried over exactly.
     """
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if files is None:
+        names = ("tokenizer_config.json", "tokenizer.model")
+        files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
     try:
-        converted = convert((folder / "tokenizer.model").read_bytes(), config)
+        converted = convert(files["tokenizer.model"], config)
     except ValueError as error:
         raise ConfigError(f"{folder / 'tokenizer.model'}: {error}") from error
     kept = {key: value for key, value in config.items() if key not in ("auto_map", "tokenizer_class", "legacy")}

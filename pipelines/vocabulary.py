@@ -106,8 +106,7 @@ DESCRIBED: Mapping[str, str] = {
         max_position_embeddings rope_scaling scratch weights_format""",
     "model.lora": "r lora_alpha lora_dropout bias task_type target_modules modules_to_save",
     "model.quantization": "load_in_4bit bnb_4bit_compute_dtype bnb_4bit_use_double_quant bnb_4bit_quant_type",
-    "tokenizer": """name_or_path revision trust_remote_code use_fast add_special_tokens
-        pad_vocab_multiple""",
+    "tokenizer": "name_or_path source revision source_args add_special_tokens pad_vocab_multiple",
     "template": "name file system bos eos stop_words special_text",
     "template.loss": "roles end_of_turn turns tool_calls reasoning on_empty",
     "prep": """max_length min_length overlength max_samples workers executor on_bad_record max_bad_fraction
@@ -119,19 +118,18 @@ DESCRIBED: Mapping[str, str] = {
         tokens sha256""",
     "prep.mix": "unit total max_repeat on_shortage",
     "prep.eval": "fraction source",
-    "train": """data shuffle launcher nproc_per_node nnodes precision loss_scale max_epochs max_steps
+    "train": """data shuffle nproc_per_node precision loss_scale max_epochs max_steps
         global_batch_size activation_checkpointing loss_reduction fused_loss max_grad_norm
         error_if_nonfinite on_nonfinite load_from resume compile""",
-    "train.optimizer": "type options lr betas eps weight_decay fused no_decay",
+    "train.optimizer": "type options lr betas eps weight_decay no_decay",
     "train.scheduler": "type warmup_ratio warmup_steps warmup_start_factor min_lr decay_ratio interval",
     "train.parallel": "sequence_parallel_size",
     "train.deepspeed": """zero_stage preset offload_optimizer offload_param nvme_path overlap_comm contiguous_gradients
-        zero_allow_untested_optimizer gather_16bit_weights_on_save initial_scale_power prebuild_ops extra""",
-    "train.checkpoint": """save_steps save_total_limit save_optimizer by_epoch save_on_signal async_save verify
-        elastic""",
-    "train.eval": "steps prompts system max_new_tokens loss_on_eval",
+        zero_allow_untested_optimizer gather_16bit_weights_on_save prebuild_ops extra""",
+    "train.checkpoint": "save_steps save_epochs save_total_limit save_optimizer",
+    "train.eval": "steps prompts system max_new_tokens",
     "train.log": "level steps show_samples jsonl trackers per_source_loss",
-    "train.runtime": "deterministic cudnn_benchmark mp_start_method backend timeout_minutes env",
+    "train.runtime": "deterministic backend timeout_minutes env",
     "export": "checkpoint targets",
     "export.hf": "dtype safe_serialization max_shard_size merge_lora include max_memory_bytes",
     "export.turbomind": "mode model_name tp weight_type model_format group_size session_len chat_template",
@@ -143,6 +141,9 @@ RETIRED: Mapping[str, str] = {
     "model.quantization.load_in_8bit": "load_in_4bit is what a model below an adapter is packed with",
     "model.quantization.llm_int8_threshold": "it belongs to load_in_8bit",
     "model.quantization.llm_int8_has_fp16_weight": "it belongs to load_in_8bit",
+    "tokenizer.trust_remote_code": "a tokenizer is read from tokenizer.json or tokenizer.model, and no code of it runs",
+    "tokenizer.use_fast": "prep and export read tokenizer.json or tokenizer.model themselves, whatever class it names",
+    "tokenizer.padding_side": "packs have no padding, and exported models are asked with it on the left",
     "prep.order.sort": "data_order.txt is always written in code point order",
     "prep.pack.align": "sequence parallelism takes packs of any length",
     "prep.output.format": "shards are Arrow files; `packtrain prep convert` writes other forms of them",
@@ -154,7 +155,21 @@ RETIRED: Mapping[str, str] = {
     "prep.output.keep_rejects": "rejects.jsonl is always written",
     "prep.source.tools_column": 'columns = { tools = "..." } says it',
     "prep.repro": "prep reads local files alone, and `packtrain prep verify --resample` takes a number",
+    "train.optimizer.fused": "the fused kernel is used wherever an optimizer has one",
+    "train.checkpoint.by_epoch": "save_epochs counts epochs",
+    "train.checkpoint.save_on_signal": "SIGTERM, SIGINT and SIGUSR1 always let the step finish, save and end with exit "
+    "code 75",
+    "train.checkpoint.async_save": "the next step waits until a checkpoint is whole",
+    "train.checkpoint.verify": "sizes and digests are always checked before a checkpoint is loaded",
+    "train.checkpoint.elastic": "a checkpoint always resumes on another number of ranks and another ZeRO stage",
+    "train.deepspeed.initial_scale_power": "the dynamic loss scale begins at 2^16 and finds its own; train.loss_scale "
+    "takes a number",
+    "train.launcher": "what started the process says it: torchrun, deepspeed, srun, Kubernetes, SkyPilot or nothing",
+    "train.nnodes": "what starts the ranks says it, NNODES or a scheduler's own variables",
+    "train.runtime.cudnn_benchmark": "language models run no convolution that cuDNN could choose a kernel for",
+    "train.runtime.mp_start_method": "no process is forked while training; ranks are started as commands",
     "train.parallel.audit": "the audit before the first step always runs",
+    "train.eval.loss_on_eval": "the loss is evaluated wherever prep.eval holds samples out",
 }
 """Keys of the design that were found to need no key, and why."""
 
@@ -175,6 +190,7 @@ DESCRIBED_VALUES: Mapping[str, str] = {
     "prep.mix.unit": "tokens samples",
     "train.shuffle": "hash none xtuner",
     "train.log.trackers": "tensorboard wandb swanlab trackio mlflow",
+    "train.runtime.backend": "auto nccl gloo hccl mccl",
     "train.precision": "auto bf16 fp16 fp32",
     "train.activation_checkpointing": "none full selective",
     "train.resume": "auto none */*",

@@ -45,6 +45,8 @@ class Rules:
     overlength: str
     on_bad_record: str
     max_record_bytes: int
+    added_tokens: tuple[str, ...] = ()
+    """Special tokens that the tokenizer gets behind its own."""
     backend: Backend | None = None
     """The library that tokenizes, where it is chosen yet; changes no token."""
 
@@ -140,7 +142,7 @@ def _tokenize(chunk: Chunk, rules: Rules, folder: Path) -> None:
             differs = str(found)
         except RecordFault:
             pass
-        library = tokenizer_of(rules.tokenizer).library
+        library = tokenizer_of(rules.tokenizer, rules.added_tokens).library
         rules = replace(rules, backend=Backend.exact(library, differs or ""))
     return _write(chunk, rules, folder, backend=rules.backend.facts() if rules.backend else {}, differs=differs)
 
@@ -329,20 +331,26 @@ def fit(tokens: Marked | None, rules: Rules) -> tuple[list[str], list[tuple[int,
 def _encoder_of(one: Input, rules: Rules) -> Encoder:
     template = template_of(rules.template, one.template, one.system).model_dump_json()
     fast = rules.backend.version if rules.backend is not None and rules.backend.fast else ""
-    return _encoder(rules.tokenizer, fast, template, one.map, one.columns)
+    return _encoder((rules.tokenizer, rules.added_tokens), fast, template, one.map, one.columns)
+
+
+Named = tuple[Path, tuple[str, ...]]
+"""A tokenizer's directory, and the special tokens added to it."""
 
 
 # One of each per process: loading a tokenizer takes longer than a chunk does.
 @lru_cache(maxsize=8)
-def _encoder(tokenizer: Path, fast: str, template: str, map_name: str, columns: tuple[tuple[str, str], ...]) -> Encoder:
+def _encoder(
+    tokenizer: Named, fast: str, template: str, map_name: str, columns: tuple[tuple[str, str], ...]
+) -> Encoder:
     made = Template.model_validate(json.loads(template))
     return Encoder(_fast_tokenizer(tokenizer, fast), made, map_name, columns=dict(columns))
 
 
 @lru_cache(maxsize=1)
-def _fast_tokenizer(folder: Path, wanted: str) -> Tokenizer:
+def _fast_tokenizer(named: Named, wanted: str) -> Tokenizer:
     """Served by the fast library if it has this version; a machine where it has not does its share without it."""
-    tokenizer = tokenizer_of(folder)
+    tokenizer = tokenizer_of(*named)
     if wanted:
         with suppress(Unsupported):
             fast = tokenizer.fast()
@@ -351,6 +359,6 @@ def _fast_tokenizer(folder: Path, wanted: str) -> Tokenizer:
 
 
 @lru_cache(maxsize=1)
-def tokenizer_of(folder: Path) -> Tokenizer:
+def tokenizer_of(folder: Path, added: tuple[str, ...] = ()) -> Tokenizer:
     """The tokenizer of this process."""
-    return load_tokenizer(folder)
+    return load_tokenizer(folder, added)

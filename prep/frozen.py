@@ -22,7 +22,7 @@ from prep.chunk import Chunk, chunks_of
 from prep.inputs import Input
 from prep.job import Job, job_of
 from prep.tokenize import missing
-from prep.tokenizer import load_tokenizer
+from prep.tokenizer import open_tokenizer
 
 Int64 = npt.NDArray[np.int64]
 
@@ -55,7 +55,7 @@ def frozen(pipeline: Pipeline) -> tuple[Job, list[Chunk], list[int]]:
         inputs = _INPUTS.validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError) as error:
         raise ConfigError(f"{path}: no plan is frozen here; {_FREEZE}") from error
-    job = job_of(pipeline, load_tokenizer(pipeline.tokenizer_dir), inputs)
+    job = job_of(pipeline, open_tokenizer(pipeline), inputs)
     try:
         chunks = _chunks(job, np.load(job.chunks / _CHUNKS, allow_pickle=False))
         left: list[int] = np.load(job.chunks / _LEFT, allow_pickle=False).tolist()

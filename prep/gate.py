@@ -50,7 +50,7 @@ def choose_backend(rules: Rules, chunks: Sequence[Chunk]) -> Backend:
     chunks = [chunk for chunk in chunks if chunk.input.format != "ftdp"]
     if not chunks:
         return Backend("none", why="the inputs are tokens already")
-    tokenizer = tokenizer_of(rules.tokenizer)
+    tokenizer = tokenizer_of(rules.tokenizer, rules.added_tokens)
     size = sum({chunk.file: chunk.input.size for chunk in chunks}.values())
     if size < WORTH_BYTES:
         why = f"inputs below {WORTH_BYTES >> 20} MiB are tokenized sooner than another library is checked"

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipelines.artifacts import Json, Manifest, canonical_json, identity, write_atomic
+from pipelines.model_source import with_tokenizer
 from pipelines.schema import Pipeline
 from pipelines.shards import FORMAT_VERSION
 from prep.backend import Backend
@@ -21,7 +22,7 @@ from prep.inputs import Input, digest, pinned
 from prep.order import inputs_in_order
 from prep.records import map_digest
 from prep.rendering import check_rendering
-from prep.tokenizer import Tokenizer, load_tokenizer
+from prep.tokenizer import Tokenizer, open_tokenizer
 
 LIBRARIES = ("jinja2", "orjson", "sentencepiece", "tokenizers")
 """Libraries whose version can change a token; NumPy, numba and Arrow only carry what these decide."""
@@ -95,8 +96,9 @@ def open_job(pipeline: Pipeline, *, workers: int) -> Job:
         ConfigError: if the tokenizer cannot be served.
         DataError: if an input is missing, or differs from data_order.txt or from the digest that pins its source.
     """
+    pipeline = with_tokenizer(pipeline)
     known = known_digests(pipeline.home / "prep")
-    tokenizer = load_tokenizer(pipeline.tokenizer_dir)
+    tokenizer = open_tokenizer(pipeline)
     check_rendering(pipeline, tokenizer)
     inputs = digest(inputs_in_order(pipeline), workers=workers, known=known)
     pinned(inputs, pipeline.prep.source)
@@ -116,7 +118,8 @@ def rules_of(pipeline: Pipeline, tokenizer: Tokenizer) -> Rules:
     """All that decides a sample's tokens beside its record."""
     prep = pipeline.prep
     return Rules(
-        tokenizer=pipeline.tokenizer_dir,
+        tokenizer=tokenizer.folder,
+        added_tokens=tokenizer.added,
         template=pipeline.template,
         vocab_size=tokenizer.vocab_size,
         max_length=prep.longest_sample,

@@ -6,6 +6,7 @@ from itertools import islice
 import numpy as np
 
 from pipelines.errors import ConfigError, DataError
+from pipelines.model_source import with_small_files
 from pipelines.preflight import preflight
 from pipelines.schema import Pipeline
 from prep.chunk import chunks_of, outcomes
@@ -15,7 +16,7 @@ from prep.order import inputs_in_order
 from prep.rendering import check_rendering, renders_chats, template_of
 from prep.store import LOSS_BIT
 from prep.template_check import check_template
-from prep.tokenizer import Tokenizer, load_tokenizer
+from prep.tokenizer import Tokenizer, open_tokenizer
 
 _TRIED = 20
 """Samples of each source that are rendered and tokenized."""
@@ -31,9 +32,10 @@ def lint(pipeline: Pipeline) -> dict[str, str]:
         DataError: for the first record that could not be trained on.
         CheckError: if a template does not serve what it trains; see `check_template`.
     """
+    pipeline = with_small_files(pipeline)
     if problems := preflight(pipeline):
         raise ConfigError(*problems)
-    tokenizer = load_tokenizer(pipeline.tokenizer_dir)
+    tokenizer = open_tokenizer(pipeline)
     check_rendering(pipeline, tokenizer)
     inputs = inputs_in_order(pipeline)
     found = {

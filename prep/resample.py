@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pipelines.artifacts import Json, canonical_json, digest_file
 from pipelines.errors import CheckError
+from pipelines.model_source import with_tokenizer
 from pipelines.schema import Pipeline
 from prep.chunk import Rules, chunks_of, count_records, fit, outcomes
 from prep.formats.fault import RecordFault
@@ -25,7 +26,7 @@ from prep.job import known_digests, rules_of, settings, versions
 from prep.order import files_on_disk, input_of
 from prep.segments import Segment, Segments, choose
 from prep.store import LOSS_BIT, Marked
-from prep.tokenizer import Tokenizer, load_tokenizer
+from prep.tokenizer import Tokenizer, open_tokenizer
 
 _SHOWN = 8
 """Tokens shown on either side of a difference."""
@@ -46,10 +47,11 @@ def resample(pipeline: Pipeline, count: int) -> Json:
         DataError: if there are no finished shards, or an input cannot be read.
         CheckError: for the first that differs: a setting, the tokenizer, an input file, a token.
     """
+    pipeline = with_tokenizer(pipeline)
     folder = pipeline.home / "prep"
     segments = Segments(folder)
     facts = segments.manifest.facts
-    tokenizer = load_tokenizer(pipeline.tokenizer_dir)
+    tokenizer = open_tokenizer(pipeline)
     _same_settings(pipeline, facts, tokenizer, folder)
     sources = [one["source"] for one in facts["files"]]
     chosen = choose(segments.file, sources, count=count, key=int(segments.manifest.identity[:16], 16))

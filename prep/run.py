@@ -28,6 +28,7 @@ from prep.plan import Part, Plan, alternatives, make_plan
 from prep.plan import facts as plan_facts
 from prep.rendering import exports_chat
 from prep.tokenize import Tokenized, missing, tokenize
+from prep.tokenizer import Tokenizer
 from prep.tokenizer_files import write_tokenizer_files
 
 log = logging.getLogger(__name__)
@@ -188,6 +189,8 @@ def _facts(
         ],
         "files": list(map(input_facts, job.inputs)),
         "tokenizer": job.tokenizer.digest,
+        **_added_tokens(job.tokenizer),
+        **({"origins": job.pipeline.origins} if job.pipeline.origins else {}),
         "settings": settings(job.pipeline),
         "versions": versions(),
         "tokenizer_backend": dict(tokenized.backend),
@@ -195,6 +198,16 @@ def _facts(
     if plan.held_out:
         facts["eval"] = {"samples": int(plan.held_out.sequence.size), **_part_facts(plan.held_out, held_out, attention)}
     return facts
+
+
+def _added_tokens(tokenizer: Tokenizer) -> dict[str, Json]:
+    """For the trainer, which gives each a row: the new tokens with their ids, and the size that was there before."""
+    if not tokenizer.added:
+        return {}
+    return {
+        "added_tokens": dict(zip(tokenizer.added, tokenizer.added_ids, strict=True)),
+        "own_vocab_size": tokenizer.own_size,
+    }
 
 
 def _part_facts(part: Part, shards: Sequence[ShardFacts], attention: Attention) -> dict[str, Json]:
@@ -231,7 +244,8 @@ def _finish(job: Job, facts: dict[str, Json], shards: Sequence[ShardFacts], **to
     for file in ("rejects.jsonl", lengths.FILE):
         (partial / file).replace(folder / file)
     host = {"host": platform.node(), "python": platform.python_version(), "finished": time.time()}
-    write_atomic(folder / "run.json", canonical_json({**host, **told, "inputs": places(job.inputs)}))
+    origins = {"origins": job.pipeline.origins} if job.pipeline.origins else {}
+    write_atomic(folder / "run.json", canonical_json({**host, **told, **origins, "inputs": places(job.inputs)}))
     tokenizer = [FileRecord.of(folder, path) for path in sorted((folder / "tokenizer").iterdir())]
     rejects = FileRecord.of(folder, folder / "rejects.jsonl")
     records = [rejects, *(shard.record for shard in shards), *tokenizer]

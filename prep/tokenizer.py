@@ -27,7 +27,10 @@ import tokenizers
 
 from pipelines import sentencepiece_json
 from pipelines.errors import ConfigError
+from pipelines.model_source import with_tokenizer
+from pipelines.schema import Pipeline
 from pipelines.sentencepiece_model import Kind, SentencePieceModel, changed
+from prep.added_tokens import files_with, refuse_known
 from prep.encoded import Encoded
 from prep.fast_tokenizer import CheckedTokenizer, Unsupported, open_fast
 
@@ -53,14 +56,36 @@ class AddedToken:
 
 
 class Tokenizer:
-    """Text to token ids and back. Equal folders give equal ids; pickles as its folder."""
+    """Text to token ids and back. Equal files and added tokens give equal ids; pickles as its folder and these.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        added: texts of new special tokens, whose ids follow the others'.
+    Raises:
+        ConfigError: if there is no tokenizer in `folder`, one that cannot be served exactly, or it has an added token.
+    """
+
+    def __init__(self, folder: Path, added: Sequence[str] = ()) -> None:
         self.folder = folder
-        self.files = tuple(folder / name for name in _FILES if (folder / name).is_file())
-        """What has to travel with a model for others to get the same ids."""
-        self._config = _read_config(folder)
-        self._backend = _open(folder, self._config)
+        self.added = tuple(added)
+        files: Mapping[str, bytes] = {
+            name: (folder / name).read_bytes() for name in _FILES if (folder / name).is_file()
+        }
+        self._config = _read_config(folder, files)
+        self._backend = _open(folder, files, self._config)
+        self.own_size = self._backend.vocab_size
+        """Every id of a token that was not added is below it."""
+        if self.added:
+            refuse_known(folder, self.added, self._backend.id_of)
+            files = files_with(files, self.added, self.own_size)
+            self._config = _read_config(folder, files)
+            self._backend = _open(folder, files, self._config)
+            if [self._backend.id_of(text) for text in self.added] != list(self.added_ids):
+                raise ConfigError(
+                    f"tokenizer.add_special_tokens: the ids of {folder} leave some out, and new tokens would not be "
+                    "the last; remove the key"
+                )
+        self.files = files
+        """What has to travel with a model for others to get the same ids, by name."""
         self.special_tokens: Mapping[str, int] = {
             token.text: token.id for token in self._backend.added if token.special
         }
@@ -71,8 +96,13 @@ class Tokenizer:
         self._special_ids = frozenset(self.special_tokens.values()) - {self._backend.unknown_id}
         self._fast: CheckedTokenizer | None = None
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Path]]:
-        return Tokenizer, (self.folder,)
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Path, tuple[str, ...]]]:
+        return Tokenizer, (self.folder, self.added)
+
+    @property
+    def added_ids(self) -> range:
+        """Ids of the added tokens, in their order."""
+        return range(self.own_size, self.own_size + len(self.added))
 
     @property
     def library(self) -> str:
@@ -142,8 +172,8 @@ class Tokenizer:
     @cached_property
     def chat_template(self) -> str | None:
         """The Jinja text that renders conversations."""
-        if (path := self.folder / _JINJA).is_file():
-            return path.read_text(encoding="utf-8")
+        if _JINJA in self.files:
+            return self.files[_JINJA].decode("utf-8")
         template = self._config.get("chat_template")
         if isinstance(template, list):
             named = {entry["name"]: entry["template"] for entry in template}
@@ -158,8 +188,8 @@ class Tokenizer:
     def digest(self) -> str:
         """SHA-256 over the names and bytes of `files`."""
         total = hashlib.sha256()
-        for path in self.files:
-            total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        for name, content in self.files.items():
+            total.update(name.encode() + hashlib.sha256(content).digest())
         return total.hexdigest()
 
     def encode(self, text: str, *, opens: bool = True) -> list[int]:
@@ -269,13 +299,19 @@ class SpecialTokenError(ValueError):
         super().__init__(f"the tokenizer makes special token {token} of plain text; remove that text from the record")
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read the tokenizer directory `folder`.
+def load_tokenizer(folder: Path, added: Sequence[str] = ()) -> Tokenizer:
+    """Read the tokenizer directory `folder`, and give the tokens `added` the ids behind its own.
 
     Raises:
-        ConfigError: if there is no tokenizer in it, or one that cannot be served exactly.
+        ConfigError: if there is no tokenizer in it, one that cannot be served exactly, or it has an added token.
     """
-    return Tokenizer(folder)
+    return Tokenizer(folder, added)
+
+
+def open_tokenizer(pipeline: Pipeline) -> Tokenizer:
+    """The tokenizer that a pipeline's data is prepared with."""
+    pipeline = with_tokenizer(pipeline)
+    return Tokenizer(pipeline.tokenizer_dir, pipeline.tokenizer.add_special_tokens)
 
 
 class _Backend(Protocol):
@@ -296,11 +332,11 @@ class _Backend(Protocol):
     def id_of(self, text: str) -> int | None: ...
 
 
-def _open(folder: Path, config: Mapping[str, Any]) -> _Backend:
-    if (folder / _JSON).is_file():
-        return _Json(folder / _JSON, config)
-    if (folder / _MODEL).is_file():
-        return _SentencePiece(folder / _MODEL, config)
+def _open(folder: Path, files: Mapping[str, bytes], config: Mapping[str, Any]) -> _Backend:
+    if _JSON in files:
+        return _Json(folder / _JSON, files[_JSON], config)
+    if _MODEL in files:
+        return _SentencePiece(folder / _MODEL, files[_MODEL], config)
     raise ConfigError(
         f"{folder}: no tokenizer.json and no tokenizer.model; give a Hugging Face tokenizer directory "
         "(an older one becomes one by save_pretrained of Transformers)"
@@ -312,9 +348,9 @@ class _Json:
 
     library = "tokenizers"
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, content: bytes, config: Mapping[str, Any]) -> None:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = content.decode("utf-8")
             table = orjson.loads(text)
             self._prefixed = _load_json(text, config)
         except Exception as error:  # the library raises bare Exception
@@ -426,8 +462,7 @@ class _SentencePiece:
 
     library = "sentencepiece"
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        data = path.read_bytes()
+    def __init__(self, path: Path, data: bytes, config: Mapping[str, Any]) -> None:
         try:
             model = SentencePieceModel.parse(data)
             sentencepiece_json.check(model)
@@ -503,13 +538,13 @@ class _SentencePiece:
         return next((token.id for token in self.added if token.text == text), None)
 
 
-def _read_config(folder: Path) -> Mapping[str, Any]:
+def _read_config(folder: Path, files: Mapping[str, bytes]) -> Mapping[str, Any]:
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", _CONFIG):
-        if not (folder / name).is_file():
+        if name not in files:
             continue
         try:
-            table = json.loads((folder / name).read_text(encoding="utf-8"))
+            table = json.loads(files[name].decode("utf-8"))
         except ValueError as error:
             raise ConfigError(f"{folder / name}: not valid JSON: {error}") from error
         config.update({key: value for key, value in table.items() if value is not None})

@@ -30,9 +30,9 @@ def write_tokenizer_files(tokenizer: Tokenizer, settings: schema.Template, folde
         chat: whether prep rendered conversations; without, the tokenizer's own template goes along if it has one.
     """
     make_directory(folder)
-    contents = {path.name: path.read_bytes() for path in tokenizer.files}
+    contents = dict(tokenizer.files)
     if "tokenizer.json" not in contents:
-        contents.update(transformers_files(tokenizer.folder))
+        contents.update(transformers_files(tokenizer.folder, contents))
     if chat or tokenizer.chat_template is not None:
         template = Template(settings, tokenizer)
         if template.jinja is not None:

@@ -5,7 +5,7 @@ tokens, packs, steps or bytes; ratios that decide bytes (weights) are exact deci
 """
 
 from pipelines.schema.export import Export, ExportEval, ExportVerify, HfExport, TurbomindExport
-from pipelines.schema.model import Lora, Model, Quantization, Run, Tokenizer
+from pipelines.schema.model import COMMIT, Lora, Model, Origin, Quantization, Run, Tokenizer
 from pipelines.schema.pipeline import Pipeline
 from pipelines.schema.prep import Eval, Mix, Order, Output, PackTable, Prep, Source
 from pipelines.schema.template import Loss, Template
@@ -14,6 +14,7 @@ from pipelines.schema.train import (
     Deepspeed,
     Optimizer,
     Parallel,
+    Runtime,
     Scheduler,
     Train,
     TrainEval,
@@ -41,6 +42,7 @@ from pipelines.schema.values import (
 )
 
 __all__ = [
+    "COMMIT",
     "Alphas",
     "Beta",
     "CheckpointTable",
@@ -61,6 +63,7 @@ __all__ = [
     "NonNegativeReal",
     "Optimizer",
     "Order",
+    "Origin",
     "Output",
     "PackTable",
     "Parallel",
@@ -73,6 +76,7 @@ __all__ = [
     "Ranks",
     "Real",
     "Run",
+    "Runtime",
     "Scheduler",
     "Share",
     "Source",

@@ -1,5 +1,6 @@
 """The shared tables: [run], [model] and [tokenizer]."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -10,7 +11,24 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.schema.values import Alphas, Beta, LocalPath, Name, PositiveReal, Ranks, Table, Verbatim
+from pipelines.schema.values import (
+    Alphas,
+    Beta,
+    DownloadArguments,
+    LocalPath,
+    Name,
+    PositiveReal,
+    Ranks,
+    Revision,
+    SpecialTexts,
+    Table,
+    Verbatim,
+    Where,
+    fault,
+)
+
+COMMIT = r"[0-9a-f]{40}"
+"""A commit hash, which says what a revision holds for good."""
 
 
 class Run(Table):
@@ -22,6 +40,9 @@ class Run(Table):
     """Everything a run writes is below it."""
     seed: NonNegativeInt = 1024
     """The only seed; every stage derives its own from it."""
+    offline: bool = False
+    """Never open a network connection: a hub's repository has to be in the local cache, where `packtrain fetch` puts
+    it."""
 
 
 class Lora(Table):
@@ -66,11 +87,38 @@ class Quantization(Table):
     """What weights are unpacked to; auto is train.precision."""
 
 
-class Model(Table):
+class Origin(Table):
+    """Where files come from: a directory here, or a repository of a hub."""
+
+    source: Literal["local", "huggingface", "modelscope", "openmind"] = "local"
+    """What name_or_path names: a directory here, or a repository of Hugging Face, ModelScope or openMind."""
+    name_or_path: Where | None = None
+    """A directory, or a repository such as `org/name`."""
+    revision: Revision | None = None
+    """Commit, tag or branch of the repository; by default its main branch. The commit it stands for is recorded."""
+    source_args: DownloadArguments = {}
+    """More arguments of the hub's download, such as `{ endpoint = "https://...", cache_dir = "/data/hub" }`. Secrets
+    by name: `token_env = "HUB_TOKEN"` gives the argument `token` what that environment variable holds."""
+
+    @model_validator(mode="after")
+    def _a_directory_has_no_revision(self) -> Self:
+        if self.source == "local":
+            for key in ("revision", "source_args"):
+                if getattr(self, key):
+                    raise fault('belongs to a hub\'s repository; set source = "huggingface", or remove it', key)
+        elif self.name_or_path is None:
+            raise fault("without a repository; set name_or_path, or remove it", "source")
+        return self
+
+
+class Model(Origin):
     """[model]: what is trained. Either name_or_path or the [model.scratch] table."""
 
-    name_or_path: LocalPath | None = None
-    """A Hugging Face model directory."""
+    name_or_path: Where | None = None
+    """A Hugging Face model directory, or with `source` a repository such as `org/name`."""
+    trust_remote_code: bool = False
+    """Run the code that the model comes with; a repository has to be pinned by a commit as its revision. Without, no
+    code of it runs, and Transformers has to know the model itself."""
     scratch: Verbatim | None = None
     """Keys of a config.json (model_type and sizes): a randomly initialised model."""
     weights_format: Literal["safetensors", "safetensors_or_bin"] = "safetensors"
@@ -97,9 +145,32 @@ class Model(Table):
             raise ValueError("expected either name_or_path or the table [model.scratch]")
         return self
 
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> Self:
+        if self.trust_remote_code and self.scratch is not None:
+            raise fault("a [model.scratch] model comes with no code; remove it", "trust_remote_code")
+        if self.trust_remote_code and self.source != "local" and not re.fullmatch(COMMIT, self.revision or ""):
+            raise fault(
+                "the code that runs has to be one that was looked at; set model.revision to its commit, 40 hexadecimal "
+                "digits",
+                "trust_remote_code",
+            )
+        return self
 
-class Tokenizer(Table):
-    """[tokenizer]: text to token ids."""
 
-    name_or_path: LocalPath | None = None
-    """A directory with tokenizer.json or tokenizer.model; by default the model's."""
+class Tokenizer(Origin):
+    """[tokenizer]: text to token ids. No code of a tokenizer ever runs."""
+
+    name_or_path: Where | None = None
+    """A directory with tokenizer.json or tokenizer.model, or with `source` a repository; by default the model's."""
+    add_special_tokens: SpecialTexts = []
+    """New special tokens, given the ids behind the others in this order. A template may use them, and text that spells
+    one stays text. The model's embedding gets a row for each, the mean of its rows."""
+    pad_vocab_multiple: PositiveInt = 1
+    """The embedding's rows are made a multiple of this, with rows that no token has."""
+
+    @model_validator(mode="after")
+    def _of_a_repository_of_its_own(self) -> Self:
+        if self.name_or_path is None and self.revision is not None:
+            raise fault("the model's own tokenizer is of model.revision; set tokenizer.name_or_path too", "revision")
+        return self

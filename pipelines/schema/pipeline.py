@@ -37,10 +37,13 @@ class Pipeline(Table):
     export: Export = Export()
 
     _places: Mapping[KeyPath, object] = PrivateAttr(default_factory=dict)
+    _base: Path = PrivateAttr(default_factory=Path)
+    _origins: Mapping[str, Mapping[str, str]] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: Any, /) -> None:
         if context:
             self._places = context.get("places", {})
+            self._base = Path(context.get("base", ""))
 
     def cite(self, key: str) -> str:
         """`file:line:column: key = value` of a key such as `prep.source.0.path`, to begin a message about it.
@@ -59,6 +62,24 @@ class Pipeline(Table):
         while path and path not in self._places:
             path = path[:-1]
         return f"{self._places[path]}: {text}" if path in self._places else text
+
+    @property
+    def base(self) -> Path:
+        """Where the paths of the file begin."""
+        return self._base
+
+    @property
+    def origins(self) -> Mapping[str, Mapping[str, str]]:
+        """What was taken from a hub, `model` or `tokenizer`: its source, repository and revision."""
+        return self._origins
+
+    def located(self, key: Literal["model", "tokenizer"], folder: Path, origin: Mapping[str, str]) -> "Pipeline":
+        """The pipeline with the directory that a hub's repository was brought to in the repository's place."""
+        here = {"source": "local", "name_or_path": folder, "revision": None, "source_args": {}}
+        table = self.tokenizer if key == "tokenizer" else self.model
+        copy = self.model_copy(update={key: table.model_copy(update=here)})
+        copy._origins = {**self._origins, key: origin}
+        return copy
 
     @property
     def home(self) -> Path:

@@ -91,6 +91,54 @@ def _local_path(value: object, info: ValidationInfo) -> object:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def _where(value: object, info: ValidationInfo) -> object:
+    """A path, or as it is a repository of the hub that the key `source` before it names."""
+    source = info.data.get("source", "local")
+    if source == "local" or not isinstance(value, str):
+        return _local_path(value, info)
+    text = expand(value)
+    if not re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", text, re.ASCII):
+        raise ValueError(f'expected a repository such as "org/name", as source = "{source}" says')
+    return Path(text)
+
+
+def _revision(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+/-]*", value, re.ASCII) or ".." in value:
+        raise ValueError("expected a commit, a tag or a branch")
+    return value
+
+
+def _download_arguments(value: dict[str, Any]) -> dict[str, Any]:
+    for key, one in value.items():
+        name = key.removesuffix("_env")
+        if name in _OURS:
+            raise fault("packtrain sets it; remove it", key)
+        if key.endswith("_env"):
+            if not isinstance(one, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", one):
+                raise fault("expected the name of an environment variable", key)
+        elif re.search(r"token|secret|password|cookie|header|auth|key", key):
+            raise fault(f"a secret has no place in a file; set {key}_env to the environment variable that has it", key)
+        if key == "cache_dir" and (not isinstance(one, str) or not Path(expand(one)).is_absolute()):
+            raise fault("expected an absolute path", key)
+    return value | ({"cache_dir": expand(value["cache_dir"])} if "cache_dir" in value else {})
+
+
+_OURS = {
+    "repo_id", "model_id", "repo_type", "revision", "local_dir", "local_files_only", "allow_patterns",
+    "ignore_patterns", "allow_file_pattern", "ignore_file_pattern", "dry_run", "force_download", "tqdm_class",
+}  # fmt: skip
+"""Arguments of the hubs' downloads that other keys decide, or nothing here may."""
+
+
+def _special_texts(value: list[str]) -> list[str]:
+    for index, text in enumerate(value):
+        if not text.strip():
+            raise fault("expected text that is more than spaces", index)
+        if text in value[:index]:
+            raise fault("is there twice; remove one", index)
+    return value
+
+
 def pattern(value: str) -> str:
     parts = value.split("/")
     if {"", ".", ".."} & set(parts) or parts[-1] == "**":
@@ -152,6 +200,14 @@ Whole = BeforeValidator(_whole)
 """On a Literal of integers: takes neither true nor 1.0 for 1."""
 LocalPath = Annotated[Path, BeforeValidator(_local_path)]
 """A path, relative to the TOML file that names it; ${env:NAME} and ${env:NAME:-fallback} are replaced."""
+Where = Annotated[Path, BeforeValidator(_where)]
+"""A LocalPath, or where the key `source` names a hub a repository of it; ${env:NAME} is replaced in both."""
+Revision = Annotated[str, AfterValidator(_revision)]
+"""What a version of a repository is called."""
+DownloadArguments = Annotated[dict[str, Any], AfterValidator(_json), AfterValidator(_download_arguments)]
+"""Arguments of a hub's download; secrets by the name of an environment variable."""
+SpecialTexts = Annotated[list[str], AfterValidator(_special_texts)]
+"""Texts of tokens, each once."""
 Name = Annotated[str, AfterValidator(file_name)]
 """A name that is also a file name."""
 MapName = Literal[
