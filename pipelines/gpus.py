@@ -21,25 +21,62 @@ class Gpu:
     """Bytes."""
 
 
-GPUS = {
-    name: Gpu(name, peak * 1e12, int(memory_gb * GIB))
-    for name, peak, memory_gb in (
-        ("B200", 2250, 179.0),
-        ("H200", 989, 140.4),
-        ("H100", 989, 79.6),
-        ("H800", 989, 79.6),
-        ("H20", 148, 95.6),
-        ("A100", 312, 80.0),
-        ("A100-40GB", 312, 40.0),
-        ("A800", 312, 80.0),
-        ("L40S", 362, 45.0),
-        ("L20", 119, 45.0),
-        ("A10", 125, 22.5),
-        ("RTX4090", 165, 24.0),
-        ("MI300X", 1307, 192.0),
-    )
+PEAK_FLOPS: dict[str, float | None] = {
+    "MIG": None,  # a part of a GPU has its name
+    "GB300": 2500e12,
+    "GB200": 2500e12,
+    "B300": 2250e12,
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H800 PCIe": 756e12,
+    "H800": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L20": 119.5e12,
+    "L4": 121e12,
+    "A40": 149.7e12,
+    "A30": 165e12,
+    "A10": 125e12,
+    "RTX A6000": 154.8e12,
+    "RTX 6000 Ada": 364.2e12,
+    "RTX 5090 Laptop": None,
+    "RTX 5090 D": None,
+    "RTX 5090": 209.5e12,
+    "RTX 4090 Laptop": None,
+    "RTX 4090 D": None,
+    "RTX 4090": 165.2e12,
+    "RTX 3090 Ti": None,
+    "RTX 3090": 71e12,
+    "MI355X": 2500e12,
+    "MI325X": 1307.4e12,
+    "MI300X": 1307.4e12,
 }
-"""Peaks as the makers' data sheets state them without sparsity; memory as the driver reports it."""
+"""bfloat16 operations a second, added up in float32 and without sparsity, as makers state them, by words of a device's
+name; the first that is found counts."""
+
+MEMORY_GB = {
+    "B200": 179.0,
+    "H200": 140.4,
+    "H100": 79.6,
+    "H800": 79.6,
+    "H20": 95.6,
+    "A100": 80.0,
+    "A800": 80.0,
+    "L40S": 45.0,
+    "L20": 45.0,
+    "A10": 22.5,
+    "RTX 4090": 24.0,
+    "MI300X": 192.0,
+}
+"""What the driver reports, in units of 2^30 bytes, of those that can be asked for by name."""
 
 
 def gpu(name: str) -> Gpu:
@@ -48,12 +85,20 @@ def gpu(name: str) -> Gpu:
     Raises:
         ConfigError: naming those that are in it.
     """
-    found = {key.lower(): value for key, value in GPUS.items()}.get(name.lower().replace(" ", ""))
-    if found is None:
+    by_name = {known.lower().replace(" ", ""): known for known in MEMORY_GB}
+    found = by_name.get(name.lower().replace(" ", "").replace("-", ""))
+    peak = None if found is None else PEAK_FLOPS[found]
+    if found is None or peak is None:
         raise ConfigError(
-            f"--gpu {name}: not in the table ({', '.join(GPUS)}); give --peak-tflops and --gpu-memory-gb instead"
+            f"--gpu {name}: not in the table ({', '.join(MEMORY_GB)}); give --peak-tflops and --gpu-memory-gb instead"
         )
-    return found
+    return Gpu(found, peak, int(MEMORY_GB[found] * GIB))
+
+
+def peak_of(name: str) -> float | None:
+    """Operations a second of a device by its name, such as `NVIDIA H100 80GB HBM3`; None where it is not known."""
+    words = f" {name.replace('-', ' ')} "
+    return next((flops for part, flops in PEAK_FLOPS.items() if f" {part} " in words), None)
 
 
 def visible_gpus() -> int:

@@ -8,49 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipelines.gpus import peak_of
 from train.batches import StepBatch
 from train.sources import Int64
-
-PEAK_FLOPS: dict[str, float | None] = {
-    "MIG": None,  # a part of a GPU has its name
-    "GB300": 2500e12,
-    "GB200": 2500e12,
-    "B300": 2250e12,
-    "B200": 2250e12,
-    "GH200": 989e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H800 PCIe": 756e12,
-    "H800": 989e12,
-    "H20": 148e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L20": 119.5e12,
-    "L4": 121e12,
-    "A40": 149.7e12,
-    "A30": 165e12,
-    "A10": 125e12,
-    "RTX A6000": 154.8e12,
-    "RTX 6000 Ada": 364.2e12,
-    "RTX 5090 Laptop": None,
-    "RTX 5090 D": None,
-    "RTX 5090": 209.5e12,
-    "RTX 4090 Laptop": None,
-    "RTX 4090 D": None,
-    "RTX 4090": 165.2e12,
-    "RTX 3090 Ti": None,
-    "RTX 3090": 71e12,
-    "MI355X": 2500e12,
-    "MI325X": 1307.4e12,
-    "MI300X": 1307.4e12,
-}
-"""bfloat16 operations a second, added up in float32 and without sparsity, as makers state them, by words of a device's
-name; the first that is found counts."""
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_k", "moe_topk")
@@ -120,12 +80,6 @@ class Work:
 def peak_flops(device: torch.device) -> float | None:
     """Operations a second that a device can do at most in half precision, if known."""
     return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-
-
-def peak_of(name: str) -> float | None:
-    """That of a device by its name, such as `NVIDIA H100 80GB HBM3`."""
-    words = f" {name.replace('-', ' ')} "
-    return next((flops for part, flops in PEAK_FLOPS.items() if f" {part} " in words), None)
 
 
 def _multiplied(model: nn.Module, head: set[int]) -> Iterator[tuple[str, nn.Parameter, int]]:

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from pipelines.gpus import peak_of
 from pipelines.schema import Pipeline
 from tests.train.runs import LLAMA, pipeline
 from train.adapters import add_adapter
 from train.batches import StepBatch
-from train.flops import Layer, Work, peak_of
+from train.flops import Layer, Work
 
 TOKENS, TARGETS = 32, 8
 WIDE = {**LLAMA, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 64, "num_hidden_layers": 3}
