@@ -5,7 +5,7 @@ what is moved to and from the machine's own memory. The rates below are assumpti
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +60,15 @@ class Choice:
 
     def fits(self, gpu_memory: int) -> bool:
         return self.memory.total <= gpu_memory
+
+
+def frontier(found: Sequence[Choice]) -> list[bool]:
+    """Which of layouts, best first, take less memory than all before them: the others are slower and larger."""
+    least, kept = None, []
+    for one in found:
+        kept.append(least is None or one.memory.total < 0.99 * least)
+        least = one.memory.total if kept[-1] else least
+    return kept
 
 
 def keys(layout: Layout) -> dict[str, str | int | bool]:
@@ -278,4 +287,4 @@ def _toml(value: str | int | bool) -> str:
 
 def gb(size: float) -> str:
     """Bytes for a person, in units of 2^30."""
-    return f"{size / GIB:.1f} GB" if size >= GIB / 10 else f"{size / 2**20:.1f} MB"
+    return f"{size / GIB:.1f} GB" if size >= GIB else f"{size / 2**20:.1f} MB"

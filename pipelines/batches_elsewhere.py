@@ -1,0 +1,247 @@
+"""What a batch of InternEvo or XTuner comes to here: their arithmetic, line by line, and the keys that give the same.
+
+Their config files are Python. They are read as syntax and never run: numbers, names bound to numbers, `dict(...)` and
+plain arithmetic are understood, and anything else is left out.
+
+InternEvo (its docs/usage and `internlm/initialize/launch.py`): GPUs / (tensor x pipeline) ranks each take micro_num
+micro-batches a step, of micro_bsz sequences of seq_len tokens packed into one.
+
+XTuner 0.1 (`xtuner/configs`): GPUs / sequence_parallel_size groups each take accumulative_counts batches of batch_size
+packs of max_length tokens. Its configs multiply accumulative_counts by sequence_parallel_size themselves.
+"""
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.errors import ConfigError
+
+Where = Literal["internevo", "xtuner"]
+_NAMES: Mapping[Where, Mapping[str, tuple[str, ...]]] = {
+    "internevo": {
+        "micro_num": ("data.micro_num",),
+        "micro_bsz": ("data.micro_bsz",),
+        "seq_len": ("data.seq_len", "SEQ_LEN"),
+        "tp": ("parallel.tensor.size", "parallel.tensor"),
+        "pp": ("parallel.pipeline.size", "parallel.pipeline"),
+        "wp": ("parallel.weight.size",),
+        "zero1": ("parallel.zero1.size", "parallel.zero1"),
+        "gpus": (),
+    },
+    "xtuner": {
+        "batch_size": ("batch_size", "train_dataloader.batch_size"),
+        "accumulative_counts": ("accumulative_counts",),
+        "max_length": ("max_length",),
+        "sp": ("sequence_parallel_size",),
+        "gpus": (),
+    },
+}
+"""What is asked of each, and the keys of its config that say it."""
+_DEFAULTS = {"micro_bsz": 1, "tp": 1, "pp": 1, "wp": 1, "zero1": -1, "batch_size": 1, "accumulative_counts": 1, "sp": 1}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One optimizer step of a trainer, and the same here."""
+
+    theirs: Mapping[str, int]
+    lines: tuple[str, ...]
+    """The arithmetic."""
+    sequences: int
+    tokens: int
+    keys: Mapping[str, int]
+    """Keys of the TOML that give it."""
+    notes: tuple[str, ...]
+
+
+def batch_of(where: Where, given: str, *, gpus: int | None = None) -> Batch:
+    """The batch that settings mean, written as `micro_num=4,tp=2,...`, or the path of a config file.
+
+    Args:
+        gpus: ranks, where the settings do not say.
+    Raises:
+        ConfigError: for a setting that is unknown, missing or no positive number, or GPUs that do not divide.
+    """
+    option = f"--from-{where}"
+    read = _settings(where, given, option)
+    if gpus is not None:
+        read.setdefault("gpus", gpus)
+    for name in _NAMES[where]:
+        if name not in read and name in _DEFAULTS:
+            read[name] = _DEFAULTS[name]
+        if name not in read:
+            remedy = "give --ranks" if name == "gpus" else f"write {name}=..."
+            raise ConfigError(f"{option}: {name} is missing; {remedy}")
+        if read[name] < 1 and name != "zero1":
+            raise ConfigError(f"{option}: {name} = {read[name]}: expected a number of 1 or more")
+    return _internevo(read) if where == "internevo" else _xtuner(read)
+
+
+def text(batch: Batch) -> str:
+    """The arithmetic and the keys, as lines."""
+    keys = [f"{name} = {value:_}" for name, value in batch.keys.items()]
+    return "\n".join([*batch.lines, "here:", *(f"  {key}" for key in keys), *(f"note: {note}" for note in batch.notes)])
+
+
+def _internevo(read: Mapping[str, int]) -> Batch:
+    gpus, tensor, stages = read["gpus"], read["tp"], read["pp"]
+    data = _divided("--from-internevo", gpus, tensor * stages, f"tensor {tensor} x pipeline {stages}")
+    packs = read["micro_num"] * data
+    capacity = read["micro_bsz"] * read["seq_len"]
+    sequences = packs * read["micro_bsz"]
+    keys = {
+        "prep.pack.capacity": capacity,
+        "train.global_batch_size": packs,
+        "train.parallel.sequence_parallel_size": tensor,
+        "train.deepspeed.zero_stage": 3 if tensor * stages * read["wp"] > 1 else 2,
+    }
+    notes = []
+    if read["micro_bsz"] > 1:
+        keys["prep.pack.attention_window"] = read["seq_len"]
+        notes.append('prep.pack.attention_window takes prep.pack.strategy = "concat_split", which is InternEvo\'s')
+    if stages > 1:
+        notes.append("there are no pipeline stages here: ZeRO 3 shares the layers' weights instead")
+    if tensor > 1:
+        notes.append(
+            f"the {tensor} tensor ranks become {tensor} ranks that share each pack; any other size trains the same"
+        )
+    if read["wp"] > 1:
+        notes.append("weight parallelism becomes ZeRO 3")
+    shards = data if read["zero1"] < 1 else read["zero1"]
+    notes.append(
+        f"InternEvo's ZeRO 1 shards the optimizer over {shards} ranks; here over all {gpus}, "
+        "and ZeRO 1 in half precision runs as ZeRO 2"
+    )
+    lines = (
+        f"data parallel   {gpus} GPUs / (tensor {tensor} x pipeline {stages}) = {data}",
+        f"a pack          micro_bsz {read['micro_bsz']} x seq_len {read['seq_len']:,} = {capacity:,} tokens",
+        f"packs a step    micro_num {read['micro_num']} x data parallel {data} = {packs:,}",
+        f"sequences       {packs:,} x micro_bsz {read['micro_bsz']} = {sequences:,} a step",
+        f"tokens          {sequences:,} x {read['seq_len']:,} = {sequences * read['seq_len']:,} a step",
+    )
+    return Batch(read, lines, sequences, sequences * read["seq_len"], keys, tuple(notes))
+
+
+def _xtuner(read: Mapping[str, int]) -> Batch:
+    gpus, shared = read["gpus"], read["sp"]
+    groups = _divided("--from-xtuner", gpus, shared, f"sequence_parallel_size {shared}")
+    packs = read["batch_size"] * read["accumulative_counts"] * groups
+    tokens = packs * read["max_length"]
+    keys = {
+        "prep.pack.capacity": read["max_length"],
+        "train.global_batch_size": packs,
+        "train.parallel.sequence_parallel_size": shared,
+    }
+    notes = [
+        "accumulative_counts is the number that its config ends up with, after `*= sequence_parallel_size`",
+        "XTuner averages the loss of each rank and micro-batch; here the mean is over all loss tokens of the step",
+    ]
+    lines = (
+        f"groups          {gpus} GPUs / sequence_parallel_size {shared} = {groups}",
+        f"packs a step    batch_size {read['batch_size']} x accumulative_counts {read['accumulative_counts']} x "
+        f"groups {groups} = {packs:,}",
+        f"tokens          {packs:,} x max_length {read['max_length']:,} = {tokens:,} a step",
+    )
+    return Batch(read, lines, packs, tokens, keys, tuple(notes))
+
+
+def _divided(option: str, gpus: int, by: int, what: str) -> int:
+    if gpus % by:
+        raise ConfigError(f"{option}: gpus = {gpus}: {what} does not divide it; give the GPUs of the whole run")
+    return gpus // by
+
+
+def _settings(where: Where, given: str, option: str) -> dict[str, int]:
+    known = _NAMES[where]
+    if "=" not in given:
+        return _of_file(where, Path(given), option)
+    read = {}
+    for part in given.split(","):
+        name, _, value = part.strip().partition("=")
+        if name not in known:
+            raise ConfigError(f"{option}: {name or part}: no such setting; there are {', '.join(known)}")
+        try:
+            read[name] = int(value.replace("_", ""))
+        except ValueError:
+            raise ConfigError(f"{option}: {name} = {value or 'nothing'}: expected a whole number") from None
+    return read
+
+
+def _of_file(where: Where, path: Path, option: str) -> dict[str, int]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: {error.strerror}; give a config file, or NAME=NUMBER,...") from error
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"{option} {path}: is no Python file ({error})") from error
+    values = _Values()
+    for statement in tree.body:
+        values.take(statement)
+    read = {}
+    for name, keys in _NAMES[where].items():
+        found = [values.at(key) for key in keys]
+        number = next((one for one in found if isinstance(one, int) and not isinstance(one, bool)), None)
+        if number is not None:
+            read[name] = number
+    return read
+
+
+_OPERATIONS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+class _Values:
+    """What the names of a Python file are bound to, as far as that can be read off."""
+
+    def __init__(self) -> None:
+        self._bound: dict[str, Any] = {}
+
+    def take(self, statement: ast.stmt) -> None:
+        """Follow an assignment at the file's top level."""
+        if isinstance(statement, ast.Assign):
+            for target in statement.targets:
+                if isinstance(target, ast.Name):
+                    self._bound[target.id] = self._value(statement.value)
+        elif isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
+            name = statement.target.id
+            self._bound[name] = _computed(statement.op, self._bound.get(name), self._value(statement.value))
+
+    def at(self, key: str) -> Any:
+        """The value at a path such as `data.micro_num`; None where there is none that can be read."""
+        first, *rest = key.split(".")
+        value = self._bound.get(first)
+        for name in rest:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    def _value(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=value):
+                return value
+            case ast.Name(id=name):
+                return self._bound.get(name)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                value = self._value(operand)
+                return -value if isinstance(value, int) else None
+            case ast.BinOp(left=left, op=op, right=right):
+                return _computed(op, self._value(left), self._value(right))
+            case ast.Call(func=ast.Name(id="dict"), keywords=keywords):
+                return {word.arg: self._value(word.value) for word in keywords if word.arg}
+            case ast.Dict(keys=keys, values=values):
+                pairs = zip(keys, values, strict=True)
+                return {key.value: self._value(value) for key, value in pairs if isinstance(key, ast.Constant)}
+        return None
+
+
+def _computed(op: ast.operator, left: Any, right: Any) -> Any:
+    work = _OPERATIONS.get(type(op))
+    if work is None or not isinstance(left, int) or not isinstance(right, int):
+        return None
+    return None if right == 0 and isinstance(op, ast.FloorDiv) else work(left, right)
