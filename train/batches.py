@@ -117,6 +117,10 @@ class Batches:
             targets_by_source=targets_by_source(packs, self._sources) if self._sources else {},
         )
 
+    def index(self, position: int) -> int:
+        """Which pack is at a position of the endless sequence."""
+        return self._order[position]
+
     def from_step(self, first: int, last: int) -> Iterator[tuple[int, StepBatch]]:
         """Steps first..last - 1 with their batches."""
         return ((step, self[step]) for step in range(first, last))

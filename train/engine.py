@@ -20,7 +20,7 @@ from train.chunked_loss import ChunkedHead
 from train.filling import DTYPES, fill
 from train.initial import Initial
 from train.flops import Work
-from train.loss import computes_chosen_logits, loss_sum
+from train.loss import chosen_logits, computes_chosen_logits, loss_sum
 from train.optimizers import make_optimizer, parameter_groups
 from train.sequence_parallel import SequenceParallelAttention
 from train.sources import means
@@ -176,6 +176,13 @@ class Engine:
         if micro.sources is not None and each is not None:
             by_source.index_add_(0, micro.sources, each.double())
         return loss
+
+    @torch.no_grad()
+    def logits(self, micro: MicroBatch) -> torch.Tensor:
+        """What a micro-batch's predictors say of their next tokens, [predictors, vocabulary], without training on it."""
+        self.model.eval()
+        with self.attention.over(micro.segments):
+            return chosen_logits(self.deepspeed, micro, keeps_logits=self._keeps_logits)
 
     def refresh_parameters(self) -> None:
         """Let the parameters that the model computes with follow the master weights, after those were loaded."""

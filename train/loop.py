@@ -27,10 +27,12 @@ from train.engine import Engine, StepStats, choose_precision
 from train.evaluation import HeldOut
 from train.flops import peak_flops
 from train.fragments import set_masters, shapes
+from train.interview import Interview
 from train.launch import TIMEOUT, Ranks, hosts
 from train.metrics import Metrics, Row, duration, memory_gb, write_run_json
 from train.model import hollow_model
 from train.plan import Plan
+from train.samples import show_samples
 from train.schedule import learning_rate
 from train.sequence_parallel import SequenceParallelAttention, init_sequence_parallel
 from train.sources import Sources
@@ -75,10 +77,15 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
         device=engine.device,
         sources=sources,
     )
-    held_out = HeldOut(ShardReader(plan.shards, "eval"), engine, sources) if plan.train.eval else None
+    held_out = HeldOut(ShardReader(plan.shards, "eval"), engine, sources) if plan.holds_out else None
+    interview = Interview(plan, engine) if plan.train.eval and plan.train.eval.prompts else None
     announce(plan, ranks, engine, first)
+    if ranks.rank == 0:
+        show_samples(plan, batches, first)
     in_a_row = 0
     with Metrics(plan, done=first, write=ranks.rank == 0) as metrics, StopRequest() as stop:
+        if interview and first == 0:
+            metrics.add_answers(interview.rows(first))
         started = time.perf_counter()
         for step, batch in batches.from_step(first, plan.total_steps):
             lr = learning_rate(plan.train, step, plan.total_steps, plan.packs)
@@ -90,6 +97,8 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
             metrics.add(row(plan, engine, step + 1, batch, stats, lr=lr, seconds=time.perf_counter() - started))
             if held_out and plan.evaluates_after(step + 1):
                 metrics.add_evaluation(held_out.row(step + 1))
+            if interview and plan.evaluates_after(step + 1):
+                metrics.add_answers(interview.rows(step + 1))
             stopping = stop.agreed(engine.device) if step + 1 < plan.total_steps else None
             if is_due(plan, step + 1) or stopping:
                 save(engine, plan, step=step + 1, loss=loss)

@@ -1,6 +1,7 @@
 """The loss of a micro-batch: exact for the global batch, whatever the ranks and the accumulation."""
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,14 +29,22 @@ def loss_sum(
         head: its output layer, if that can give the loss without all logits.
         each: float32[targets], to be filled with the loss of each target.
     """
-    chosen: dict[str, Any] = {"logits_to_keep": batch.predictors} if keeps_logits else {}
-    call = partial(model, input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **chosen)
     if head is not None:
+        call = _call(model, batch, keeps_logits=keeps_logits)
         return head.loss_sum(call, batch.targets, None if keeps_logits else batch.predictors, each)
-    logits = call().logits[0]
-    if not keeps_logits:
-        logits = logits[batch.predictors]
+    logits = chosen_logits(model, batch, keeps_logits=keeps_logits)
     return cross_entropy_sum(logits.float(), batch.targets, each)
+
+
+def chosen_logits(model: nn.Module, batch: MicroBatch, *, keeps_logits: bool) -> Tensor:
+    """What the predictors of a micro-batch say of their next tokens, [predictors, vocabulary]."""
+    logits: Tensor = _call(model, batch, keeps_logits=keeps_logits)().logits[0]
+    return logits if keeps_logits else logits[batch.predictors]
+
+
+def _call(model: nn.Module, batch: MicroBatch, *, keeps_logits: bool) -> Callable[[], Any]:
+    chosen: dict[str, Any] = {"logits_to_keep": batch.predictors} if keeps_logits else {}
+    return partial(model, input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **chosen)
 
 
 def computes_chosen_logits(model: nn.Module) -> bool:

@@ -9,12 +9,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import indent
 from types import TracebackType
 from typing import Any, Literal, Self, TextIO
 
 import torch
 
 from pipelines.artifacts import Json, canonical_json, write_atomic
+from pipelines.terminal import printable
 from train.plan import Plan
 from train.trackers import Tensorboard, open_trackers
 
@@ -68,6 +70,28 @@ class EvalRow:
     kind: Literal["eval"] = "eval"
 
 
+@dataclass(frozen=True)
+class ChatRow:
+    """The answer to one of train.eval.prompts."""
+
+    step: int
+    """Optimizer steps done."""
+    prompt: str
+    system: str
+    """Empty: the template's own, if it has one."""
+    answer: str | None
+    """Without special tokens and the whitespace around it; null where there is an error."""
+    tokens: int
+    """Of the answer, the one that ended it included."""
+    finish: Literal["stop", "length", "error"]
+    """A token that ends answers came, or as many tokens as there may be."""
+    seconds: float
+    """Until it was there, beside the others."""
+    error: str | None = None
+    """What kept this and later prompts from being answered. Training goes on."""
+    kind: Literal["chat"] = "chat"
+
+
 class Metrics:
     """metrics.jsonl of a run, on rank 0; on other ranks, nothing happens."""
 
@@ -110,12 +134,26 @@ class Metrics:
             row.step, self._total, row.loss, f"{row.loss_tokens:,}", duration(row.seconds),
         )  # fmt: skip
 
-    def _append(self, row: Row | EvalRow) -> None:
+    def add_answers(self, rows: list[ChatRow]) -> None:
+        """Write answers to the file and the terminal; trackers draw numbers."""
+        if self._file is None or not rows:
+            return
+        for row in rows:
+            self._append(row)
+        if error := next((row.error for row in rows if row.error), None):
+            log.warning("step %d/%d  prompts not answered: %s", rows[0].step, self._total, printable(error))
+        answered = [row for row in rows if row.answer is not None]
+        log.info(
+            "step %d/%d  %d prompts answered in %s%s", rows[0].step, self._total, len(answered),
+            duration(rows[-1].seconds), "".join(map(_as_talk, answered)),
+        )  # fmt: skip
+
+    def _append(self, row: Row | EvalRow | ChatRow) -> None:
         assert self._file is not None
         values = _finite_or_none(asdict(row))
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
-        for tracker in self._trackers:
+        for tracker in self._trackers if row.kind != "chat" else ():
             tracker.add(values)
 
     def _line(self, row: Row) -> str:
@@ -165,6 +203,13 @@ def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _as_talk(row: ChatRow) -> str:
+    """Prompt and answer, on lines of their own."""
+    cut = f" [cut at {row.tokens} tokens]" if row.finish == "length" else ""
+    texts = (row.prompt, 2), (f"{row.answer}{cut}", 4)
+    return "".join("\n" + indent(printable(text, keep="\n"), " " * by) for text, by in texts)
+
+
 def _keep_steps(path: Path, done: int) -> None:
     """Drop the rows after the step that training resumes from, so that the file has each step once."""
     if not path.is_file():
@@ -172,7 +217,7 @@ def _keep_steps(path: Path, done: int) -> None:
     kept = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            keep = line.endswith(b"\n") and json.loads(line)["step"] <= done
+            keep = line.endswith(b"\n") and json.loads(line)["step"] <= done and done > 0
         except (ValueError, KeyError):
             keep = False  # cut off by a kill
         if keep:

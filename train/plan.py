@@ -63,10 +63,10 @@ class Plan:
                 "the pipeline has no [train] table; add one with global_batch_size and train.optimizer.lr"
             )
         reader = ShardReader(pipeline.home / "prep")
-        if train.eval is not None and "eval" not in reader.manifest.facts:
+        if train.eval is not None and not train.eval.prompts and "eval" not in reader.manifest.facts:
             raise ConfigError(
                 f"{pipeline.cite('train.eval.steps')}: prep held nothing out to evaluate on; set prep.eval.fraction "
-                "and run `packtrain prep` again, or remove [train.eval]"
+                "and run `packtrain prep` again, give train.eval.prompts, or remove [train.eval]"
             )
         packs = epoch_packs(len(reader), train.shuffle, train.global_batch_size)
         return cls(
@@ -92,6 +92,11 @@ class Plan:
         """Whether an evaluation follows `step` steps: every train.eval.steps, and after the last."""
         table = self.train.eval
         return table is not None and (step == self.total_steps or step % table.steps == 0)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out packs to evaluate."""
+        return self.train.eval is not None and "eval" in self.prep.facts
 
     @property
     def identity(self) -> str:

@@ -200,6 +200,9 @@ class TrainLog(Table):
 
     steps: PositiveInt = 10
     """Optimizer steps between lines on the terminal; metrics.jsonl has every step."""
+    show_samples: NonNegativeInt = 1
+    """Packs that are shown as text before the first step, the first ones of the order trained in, with what carries
+    loss marked and where each sample came from; 0 shows none."""
     trackers: list[Literal["tensorboard"]] = []
     """Where the numbers of metrics.jsonl are drawn as well: tensorboard, from train/tensorboard."""
     per_source_loss: bool = True
@@ -210,8 +213,23 @@ class TrainEval(Table):
     """[train.eval]: what is measured between steps."""
 
     steps: PositiveInt = 500
-    """Optimizer steps between evaluations on the samples that prep.eval.fraction holds out; one more follows the last
-    step. Never changes the training."""
+    """Optimizer steps between evaluations: the loss on the samples that prep.eval.fraction holds out, if there are any,
+    and the answers to `prompts`. One more follows the last step, and prompts are also answered before the first. Never
+    changes the training."""
+    prompts: list[Annotated[str, Field(min_length=1)]] = []
+    """Texts that the model answers, each the user's message of a conversation of its own in the template trained with,
+    or what plain text goes on from. The most likely token is taken each time."""
+    system: str = ""
+    """System message of those conversations; empty: the template's own."""
+    max_new_tokens: PositiveInt = 128
+    """Tokens of an answer at most. Each costs a forward pass, which serves all prompts."""
+
+    @model_validator(mode="after")
+    def _no_key_without_prompts(self) -> Self:
+        for key in ("system", "max_new_tokens"):
+            if not self.prompts and key in self.model_fields_set:
+                raise fault("has no effect without prompts; add some, or remove it", key)
+        return self
 
 
 class Train(Table):

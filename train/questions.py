@@ -1,0 +1,112 @@
+"""The prompts of [train.eval] as token ids: rendered by what prep trained with and the export ships."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from pipelines.errors import CheckError, ConfigError
+from pipelines.probes import Probes
+from pipelines.tokenizer_files import served_tokenizer, special_tokens
+from train.plan import Plan
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt."""
+
+    text: str
+    ids: list[int]
+    """As the exported model's users will give it to the model."""
+    room: int
+    """Tokens that the answer may have."""
+
+
+class Questions:
+    """All prompts, and what turns answers into text.
+
+    Args:
+        plan: a run with a [train.eval] table.
+        config: the model's.
+    Raises:
+        ConfigError: if a prompt has no form in the template, holds a special token, or leaves no room for an answer.
+        CheckError: if the tokenizer would prompt the model otherwise, once exported, than it is trained.
+    """
+
+    def __init__(self, plan: Plan, config: Any) -> None:
+        table = plan.train.eval
+        assert table is not None
+        folder = plan.shards / "tokenizer"
+        self._pipeline = plan.pipeline
+        self._special = special_tokens(folder, config.to_dict())
+        self._tokenizer = served_tokenizer(folder, self._special)
+        if finding := Probes.read(folder).difference(self._tokenizer):
+            raise CheckError(f"{folder}: {finding}; remove train.eval.prompts to train all the same")
+        self.system = table.system
+        self.stop = frozenset(self._special.stop)
+        """Tokens that end an answer."""
+        positions = _positions(config.get_text_config())
+        self.all = [
+            self._question(f"train.eval.prompts.{index}", text, table.max_new_tokens, positions)
+            for index, text in enumerate(table.prompts)
+        ]
+
+    def spoken(self, ids: Sequence[int]) -> str:
+        """An answer as text, without special tokens and the whitespace around it."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def _question(self, place: str, text: str, most: int, positions: int | None) -> Question:
+        if self._pipeline.template.special_text != "allow":
+            self._refuse_special_text("train.eval.system", self.system)
+            self._refuse_special_text(place, text)
+        plain = self._tokenizer.chat_template is None
+        ids = self._as_plain_text(place, text) if plain else self._in_template(place, text)
+        room = most if positions is None else min(most, positions - len(ids))
+        if room < 1:
+            raise ConfigError(
+                f"{self._pipeline.cite(place)}: {len(ids)} tokens, and the model has {positions} positions, which "
+                "leaves none for an answer; shorten it"
+            )
+        return Question(text, ids, room)
+
+    def _in_template(self, place: str, text: str) -> list[int]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        messages = [*system, {"role": "user", "content": text}]
+        try:
+            ids: list[int] = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=False
+            )
+        except jinja2.TemplateError as error:
+            key = "train.eval.system" if self.system else place
+            raise ConfigError(f"{self._pipeline.cite(key)}: the template refuses it ({error}); remove it") from error
+        return ids
+
+    def _as_plain_text(self, place: str, text: str) -> list[int]:
+        if self.system:
+            raise ConfigError(f"{self._pipeline.cite('train.eval.system')}: has no place in plain text; remove it")
+        bos, asked = self._special.bos, self._pipeline.template.bos
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        begins = asked == "always" or (asked == "auto" and self._tokenizer("")["input_ids"][:1] == [bos])
+        if bos is not None and begins:
+            ids = [bos, *ids]
+        if not ids:
+            raise ConfigError(f"{self._pipeline.cite(place)}: is no token; remove it")
+        return ids
+
+    def _refuse_special_text(self, key: str, text: str) -> None:
+        # In the data it is plain text, as [template] says, and here it would be the token.
+        added = (token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special)
+        if found := next(
+            (name for name in sorted({*self._tokenizer.all_special_tokens, *added}) if name in text), None
+        ):
+            raise ConfigError(f"{self._pipeline.cite(key)}: holds the special token {found!r} as text; remove it")
+
+
+def _positions(config: Any) -> int | None:
+    """How many positions a text model has, before it would scale them for longer texts."""
+    limits = [getattr(config, "max_position_embeddings", None)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        limits.append(rope.get("original_max_position_embeddings"))
+    return min((limit for limit in limits if limit), default=None)
