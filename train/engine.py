@@ -20,9 +20,11 @@ from train.chunked_loss import ChunkedHead
 from train.filling import DTYPES, fill
 from train.initial import Initial
 from train.flops import Work
+from train.layers import arrange_layers
 from train.loss import chosen_logits, computes_chosen_logits, loss_sum
 from train.optimizers import make_optimizer, parameter_groups
 from train.sequence_parallel import SequenceParallelAttention
+from train.tiled_mlp import check_rows
 from train.sources import means
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,13 @@ class Engine:
         self.attention = attention
         self.parallel = attention.parallel
         self.precision = choose_precision(train.precision)
+        if train.loss_scale != "dynamic" and self.precision != "fp16":
+            raise ConfigError(
+                f'{pipeline.cite("train.loss_scale")}: is for fp16, and precision = "auto" is {self.precision} here; '
+                "remove it"
+            )
+        self._scales = self.precision == "fp16" and train.loss_scale == "dynamic"
+        """Whether there is a loss scale that changes."""
         self.zero_stage = train.deepspeed.zero_stage
         self.ranks = dist.get_world_size()
         self.accumulation = -(-train.global_batch_size // self.parallel.data.size)
@@ -88,8 +97,7 @@ class Engine:
         # Without ZeRO, DeepSpeed clips but does not say the norm, so it is done here.
         self._clip_here = self.zero_stage == 0
         self._max_grad_norm = train.max_grad_norm
-        if train.activation_checkpointing == "full":
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        tiled = arrange_layers(model, pipeline, attention, zero_stage=self.zero_stage)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.work = Work.of(model)
         """What a step costs, where that is known."""
@@ -105,7 +113,8 @@ class Engine:
                 raise
             finding = " ".join(str(error).split())
             raise ConfigError(f"{pipeline.cite('train.deepspeed.extra')}: DeepSpeed refuses it: {finding}") from error
-        if self.precision == "fp16":
+        check_rows(model, tiled, pipeline)
+        if self._scales:
             self.deepspeed.optimizer.loss_scaler.raise_error_at_min_scale = False  # such steps are told of by StepStats
         self.device = self.deepspeed.device
         self.skipped_steps = 0
@@ -155,7 +164,7 @@ class Engine:
             loss=loss_total / max(1, batch.loss_tokens),
             grad_norm=grad_norm,
             skipped=skipped,
-            overflow=skipped and self.precision == "fp16" and self.deepspeed.optimizer.loss_scaler.cur_scale > 1,
+            overflow=skipped and self._scales and self.deepspeed.optimizer.loss_scaler.cur_scale > 1,
             loss_by_source=means(source_totals, batch.targets_by_source),
         )
 
@@ -198,13 +207,13 @@ class Engine:
 
     def scaler(self) -> dict[str, float]:
         """State of the dynamic loss scaler; empty where there is none."""
-        if self.precision != "fp16":
+        if not self._scales:
             return {}
         return {key: getattr(self.deepspeed.optimizer.loss_scaler, key) for key in SCALER_STATE}
 
     def load_scaler(self, state: Mapping[str, float]) -> None:
         """Continue with the loss scale of a checkpoint, if it was trained with one and this run is."""
-        if self.precision == "fp16":
+        if self._scales:
             for key, value in state.items():
                 setattr(self.deepspeed.optimizer.loss_scaler, key, value)
 
@@ -232,10 +241,14 @@ class Engine:
             "steps_per_print": None,
             "data_types": {"grad_accum_dtype": "fp32"},
             "bf16": {"enabled": self.precision == "bf16"},
-            "fp16": {"enabled": self.precision == "fp16"},
+            "fp16": {"enabled": self.precision == "fp16", "loss_scale": _static(train.loss_scale)},
         }
         tuning = {"reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size", "steps_per_print"}
         return _merged(ours, train.deepspeed.extra, pipeline, ("train", "deepspeed", "extra"), tuning)
+
+
+def _static(scale: float | Literal["dynamic"]) -> float:
+    return 0.0 if scale == "dynamic" else scale  # which is how DeepSpeed spells it
 
 
 def choose_precision(asked: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision:

@@ -20,6 +20,9 @@ COST_ONLY = {
     "train": {
         "nproc_per_node",
         "activation_checkpointing",
+        "activation_offload",
+        "tiled_mlp",
+        "compile",
         "fused_loss",
         "on_nonfinite",
         "error_if_nonfinite",

@@ -248,8 +248,21 @@ class Train(Table):
     """Arithmetic of the forward and backward pass; auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
     nproc_per_node: Literal["auto"] | PositiveInt = "auto"
     """Ranks to start on this machine when no launcher did; auto: one a GPU, or one on a CPU."""
-    activation_checkpointing: Literal["none", "full"] = "none"
-    """Recompute the layers' activations in the backward pass."""
+    loss_scale: Literal["dynamic"] | PositiveReal = "dynamic"
+    """fp16 only: what the loss is multiplied by, so that small gradients do not vanish; dynamic: from 65,536 down, in
+    skipped steps, to what the gradients bear, and up again after 1,000 steps."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What of each layer is computed again in the backward pass: nothing; all but matrix products and attention; or
+    all, from the layer's input."""
+    activation_offload: Literal["none", "cpu"] = "none"
+    """Where the layers' inputs wait for the backward pass; cpu needs activation_checkpointing = "full". Never changes
+    the loss."""
+    tiled_mlp: bool = False
+    """Run each layer's MLP a stretch of tokens after the other, and again in the backward pass, so that its wide
+    activations never exist for a whole pack. Never changes the loss, except that dropout in it draws other elements."""
+    compile: bool = False
+    """Compile the decoder layers with PyTorch's inductor: minutes at the first step, faster steps after it. Rounds
+    otherwise where operations are fused."""
     fused_loss: bool = True
     """Compute the loss a stretch of targets after the other, so that the logits of a whole pack are never in memory.
     Never changes the loss."""
@@ -268,3 +281,20 @@ class Train(Table):
     checkpoint: CheckpointTable = CheckpointTable()
     eval: TrainEval | None = None
     log: TrainLog = TrainLog()
+
+    @model_validator(mode="after")
+    def _activations_go_together(self) -> Self:
+        if self.activation_offload != "none" and self.activation_checkpointing != "full":
+            raise fault('needs activation_checkpointing = "full"', "activation_offload")
+        if self.compile and self.activation_checkpointing == "selective":
+            raise fault(
+                'the compiler chooses itself what to keep; use activation_checkpointing = "none" or "full" with it',
+                "compile",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_fp16_is_scaled(self) -> Self:
+        if self.loss_scale != "dynamic" and self.precision in ("bf16", "fp32"):
+            raise fault(f'is for precision = "fp16", not "{self.precision}"; remove it', "loss_scale")
+        return self
