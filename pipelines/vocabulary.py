@@ -170,6 +170,10 @@ RETIRED: Mapping[str, str] = {
     "train.runtime.mp_start_method": "no process is forked while training; ranks are started as commands",
     "train.deepspeed.initial_scale_power": "the dynamic loss scale begins at 2^16 and finds its own; train.loss_scale "
     "takes a number",
+    "train.launcher": "what started the process says it: torchrun, deepspeed, srun, Kubernetes, SkyPilot or nothing",
+    "train.nnodes": "what starts the ranks says it, NNODES or a scheduler's own variables",
+    "train.runtime.cudnn_benchmark": "language models run no convolution that cuDNN could choose a kernel for",
+    "train.runtime.mp_start_method": "no process is forked while training; ranks are started as commands",
     "train.parallel.audit": "the audit before the first step always runs",
     "train.eval.loss_on_eval": "the loss is evaluated wherever prep.eval holds samples out",
 }

@@ -1,7 +1,7 @@
-"""Ranks: finding out which one this process is, starting them, and bringing their errors home.
+"""Ranks: starting those of this machine, joining them with the others, and bringing their errors home.
 
 Ranks run the installed command (`packtrain train FILE`), as `torchrun --no-python` would start it: `-m train` would run
-a user's own train.py. One rank on one machine needs no launcher and runs in this very process.
+a user's own train.py. One rank on one machine runs in this very process.
 """
 
 import ctypes
@@ -11,16 +11,17 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipelines.errors import (
     BusyError,
@@ -31,40 +32,24 @@ from pipelines.errors import (
     MachineError,
     PacktrainError,
 )
-from pipelines.schema import Train
+from pipelines.schema import Runtime, Train
+from train.launchers import Address, Node, Ranks
+from train.pulse import FOLDER, LostRanks, leave_failure, read_beat
+from train.stop import SIGNALS
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+log = logging.getLogger(__name__)
 
 ERRORS = "PACKTRAIN_RANK_ERRORS"
-"""Directory where a rank that we started leaves the user's error it ended with."""
-TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others in one collective."""
+"""Directory where a rank that we started leaves the error it ended with."""
+LISTENING = "PACKTRAIN_RANK_LISTENING"
+"""The socket that rank 0 was given to wait at, open already so that nobody else takes its port."""
 KINDS = (ConfigError, DataError, CheckError, MachineError, BusyError, InterruptedRun)
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among the ranks of a run."""
-
-    rank: int
-    ranks: int
-    local_rank: int
-    local_ranks: int
-
-    @classmethod
-    def from_launcher(cls) -> "Ranks | None":
-        """What torchrun or another launcher put into the environment; None if no launcher started this process."""
-        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-            return None
-        ranks = int(os.environ["WORLD_SIZE"])
-        return cls(
-            rank=int(os.environ["RANK"]),
-            ranks=ranks,
-            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-            local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", ranks)),
-        )
-
-    @classmethod
-    def alone(cls) -> "Ranks":
-        return cls(rank=0, ranks=1, local_rank=0, local_ranks=1)
+GRACE_S = 15.0
+"""How long ranks may take to end by themselves after one of them failed."""
+DEFAULTS = Runtime()
 
 
 def started_here() -> bool:
@@ -73,7 +58,7 @@ def started_here() -> bool:
 
 
 def ranks_to_start(train: Train) -> int:
-    """Ranks on this machine: as many as asked for, or one a GPU, or one."""
+    """Ranks on this machine where the launcher does not count them: as the file says, or one a GPU, or one."""
     if train.nproc_per_node != "auto":
         return train.nproc_per_node
     import torch
@@ -81,86 +66,189 @@ def ranks_to_start(train: Train) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def start_ranks(count: int, arguments: Sequence[str]) -> None:
-    """Run `packtrain ARGUMENTS` as `count` ranks and wait for them.
+def start_ranks(node: Node, count: int, arguments: Sequence[str], *, home: Path) -> None:
+    """Run `packtrain ARGUMENTS` as the `count` ranks of this machine and wait for them.
 
+    SIGTERM, SIGINT and SIGUSR1 are passed on once, and the ranks then have as long as they need to save; a second
+    SIGINT ends them at once.
+
+    Args:
+        home: where the ranks keep their pulse.
     Raises:
-        PacktrainError: what the first rank that failed says, with its exit code; the others are stopped.
+        PacktrainError: what the first rank that failed says, with its exit code; the others are ended.
     """
     share_cores(count)
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    for name in logging.root.manager.loggerDict:
-        if name.startswith("torch.distributed.elastic"):  # it would repeat our errors, at length
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="packtrain-") as errors:
-        os.environ[ERRORS] = errors
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=count,
-            run_id=Path(errors).name,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,
-            monitor_interval=0.1,
-        )
+    with tempfile.TemporaryDirectory(prefix="packtrain-") as errors, _Listening(node) as at:
+        ranks = [
+            Ranks(node.node * count + local, node.nodes * count, local, count, at.address) for local in range(count)
+        ]
+        command = [str(_installed_command()), *arguments]
+        with _Children([one.rank for one in ranks]) as children:
+            for one in ranks:
+                children.start(command, {**_variables(one), ERRORS: errors, **at.variables(one)}, at.handles(one))
+            ended = children.wait()
+        failed = {rank: code for rank, code in ended.items() if code}
+        if not failed:
+            return
         try:
-            elastic_launch(config, str(_installed_command()))(*arguments)
-        except ChildFailedError as failure:
-            _raise_failure(failure.failures, Path(errors))
-        except SignalException as stopped:
-            _raise_left_behind(Path(errors))
-            raise InterruptedRun(f"stopped by {stopped.sigval.name}; the same command continues") from stopped
-        finally:
-            del os.environ[ERRORS]
+            raise_failure(failed, Path(errors), home, children.stopped_by)
+        except PacktrainError as error:
+            if node.nodes > 1 and not isinstance(error, LostRanks | InterruptedRun):
+                tell_others(home, min(failed), error)
+            raise
+
+
+class _Children:
+    """The processes of this machine's ranks, which get the signals that this process gets."""
+
+    def __init__(self, ranks: Sequence[int]) -> None:
+        self._ranks = ranks
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._signals: list[signal.Signals] = []
+        self._former: dict[signal.Signals, Any] = {}
+
+    @property
+    def stopped_by(self) -> signal.Signals | None:
+        """The signal that this process got first."""
+        return self._signals[0] if self._signals else None
+
+    def __enter__(self) -> "_Children":
+        self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def start(self, command: Sequence[str], variables: Mapping[str, str], handles: Sequence[int]) -> None:
+        rank = self._ranks[len(self._processes)]
+        # In a session of its own, the keyboard's SIGINT reaches it through this process alone, and so once.
+        self._processes[rank] = subprocess.Popen(  # noqa: S603
+            command, env={**os.environ, **variables}, pass_fds=handles, start_new_session=True
+        )
+
+    def wait(self) -> dict[int, int]:
+        """Until all have ended; when one failed, those left have a grace, and are killed then.
+
+        Returns:
+            The exit code of each rank that ended by itself, or minus the signal that ended it.
+        """
+        ended: dict[int, int] = {}
+        passed_on, deadline = False, float("inf")
+        while len(ended) < len(self._processes):
+            ended |= {rank: code for rank, one in self._processes.items() if (code := one.poll()) is not None}
+            if self._signals and not passed_on:
+                passed_on = True
+                for rank in self._processes.keys() - ended.keys():
+                    self._processes[rank].send_signal(self._signals[0])
+            if any(ended.values()):
+                deadline = min(deadline, time.monotonic() + GRACE_S)
+            if time.monotonic() > deadline or self._signals.count(signal.SIGINT) > 1:
+                break
+            time.sleep(0.05)
+        return ended
+
+    def _note(self, number: int, _: object) -> None:
+        self._signals.append(signal.Signals(number))
+
+
+class _Listening:
+    """Where rank 0 waits: as the launch says, or on one machine at a free port of its own, open from the start."""
+
+    def __init__(self, node: Node) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0)) if node.address is None else None
+        self.address = node.address or Address("127.0.0.1", self._port())
+
+    def __enter__(self) -> "_Listening":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._socket is not None:
+            self._socket.close()
+
+    def handles(self, ranks: Ranks) -> tuple[int, ...]:
+        return () if self._socket is None or ranks.rank else (self._socket.fileno(),)
+
+    def variables(self, ranks: Ranks) -> dict[str, str]:
+        handles = self.handles(ranks)
+        return {LISTENING: str(handles[0])} if handles else {}
+
+    def _port(self) -> int:
+        assert self._socket is not None
+        port: int = self._socket.getsockname()[1]
+        return port
 
 
 @contextmanager
 def rank_errors(ranks: Ranks | None) -> Iterator[None]:
-    """In a rank that we started: hand the user's errors to the process that started it, and end with their code."""
-    errors = os.environ.get(ERRORS)
+    """In one rank of several: end at once with the user's error, handed to the process that started it, if we did.
+
+    Tearing down would wait for ranks that wait for this one.
+    """
     try:
         yield
     except PacktrainError as error:
-        if errors is None or ranks is None:
+        if ranks is None or ranks.ranks == 1:
             raise
-        content = {"rank": ranks.rank, "exit_code": error.exit_code, "message": str(error)}
-        (Path(errors) / f"{ranks.rank:05d}.json").write_text(json.dumps(content), encoding="utf-8")
-        _end(error.exit_code)
+        end_rank(ranks, error)
     except Exception:
-        if errors is None or ranks is None:
+        if ranks is None or ranks.ranks == 1:
             raise
         # When one rank fails, the others do too, waiting for it. Only the first one's traceback says why.
-        (Path(errors) / f"{ranks.rank:05d}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        if started_here():
+            (_errors() / f"{ranks.rank:05d}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        else:
+            traceback.print_exc()
         _end(1)
 
 
+def end_rank(ranks: Ranks, error: PacktrainError) -> NoReturn:
+    """End this process with an error of the user's: left for the process that started it, or printed."""
+    if started_here():
+        content = {
+            "rank": ranks.rank,
+            "exit_code": error.exit_code,
+            "message": str(error),
+            "lost": isinstance(error, LostRanks),
+        }
+        (_errors() / f"{ranks.rank:05d}.json").write_text(json.dumps(content), encoding="utf-8")
+    else:
+        sys.stderr.write(f"{error}\n")
+    _end(error.exit_code)
+
+
+def leave(ranks: Ranks, failure: Mapping[str, Any]) -> NoReturn:
+    """End this rank because of another one's failure, with its exit code."""
+    lost = LostRanks(failure["message"])
+    lost.exit_code = failure["exit_code"]
+    end_rank(ranks, lost)
+
+
 @contextmanager
-def process_group(ranks: Ranks) -> Iterator[None]:
-    """Join the ranks, in an environment that the libraries keep quiet in."""
+def process_group(ranks: Ranks, runtime: Runtime = DEFAULTS) -> Iterator[None]:
+    """Join the ranks, in an environment that the libraries keep quiet in.
+
+    Raises:
+        MachineError: if ranks do not come in time, by name, or a device is missing.
+        ConfigError: if ranks were told different numbers of ranks.
+    """
     import torch
     import torch.distributed as dist
-    from torch._C._distributed_c10d import HashStore
 
-    has_gpu = torch.cuda.is_available()
+    backend = choose_backend(runtime)
+    has_gpu = backend == "nccl"
     if not has_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed reads it
+    index = gpu_of(ranks) if has_gpu else ranks.local_rank
+    os.environ["LOCAL_RANK"] = str(index)  # DeepSpeed takes it for the device
     if has_gpu:
-        torch.cuda.set_device(ranks.local_rank)
-    from_environment = ranks.ranks > 1
-    dist.init_process_group(
-        "nccl" if has_gpu else "gloo",
-        rank=ranks.rank,
-        world_size=ranks.ranks,
-        timeout=TIMEOUT,
-        store=None if from_environment else HashStore(),
-        init_method="env://" if from_environment else None,
-    )
+        torch.cuda.set_device(index)
+    store = meet(ranks, runtime.timeout)
+    dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.ranks, timeout=runtime.timeout, store=store)
     import deepspeed
     import transformers
 
@@ -170,13 +258,127 @@ def process_group(ranks: Ranks) -> Iterator[None]:
     deepspeed.ops.__compatible_ops__ = {}
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(runtime.deterministic)
     try:
         yield
     except BaseException:
         if ranks.ranks == 1:  # else it would wait for ranks that may be gone
             deepspeed.comm.destroy_process_group()
         raise
-    deepspeed.comm.destroy_process_group()  # also forgets its own groups
+    else:
+        deepspeed.comm.destroy_process_group()  # also forgets its own groups
+    finally:
+        torch.use_deterministic_algorithms(was_deterministic)
+
+
+def meet(ranks: Ranks, timeout: timedelta) -> "Store":
+    """The store of a run, once all its ranks are there."""
+    import torch.distributed as dist
+
+    if ranks.ranks == 1:
+        from torch._C._distributed_c10d import HashStore
+
+        return HashStore()
+    waited = f"{timeout.total_seconds() / 60:g} minutes (train.runtime.timeout_minutes)"
+    try:
+        store = _open_store(ranks, timeout)
+        store.set(f"packtrain/{ranks.rank}", str(ranks.ranks))
+        keys = [f"packtrain/{rank}" for rank in range(ranks.ranks)]
+        store.wait(keys[:1], timeout)
+        if (theirs := int(store.get(keys[0]))) != ranks.ranks:
+            raise ConfigError(
+                f"rank {ranks.rank} on {socket.gethostname()} was told of {ranks.ranks} ranks and rank 0 of {theirs}; "
+                "start the same number of ranks on every machine"
+            )
+        store.wait(keys, timeout)
+    except dist.DistNetworkError as error:
+        what = "is not free" if ranks.rank == 0 else f"did not answer within {waited}"
+        raise MachineError(
+            f"{ranks.address}, where rank 0 waits for the others: {what}; check MASTER_ADDR and MASTER_PORT ({error})"
+        ) from error
+    except dist.DistStoreError as error:
+        late = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+        raise MachineError(
+            f"{'rank' if len(late) == 1 else 'ranks'} {', '.join(late)} of {ranks.ranks} did not come to "
+            f"{ranks.address} within {waited}; see what those say"
+        ) from error
+    return store
+
+
+def _open_store(ranks: Ranks, timeout: timedelta) -> "Store":
+    from torch._C._distributed_c10d import TCPStore
+    from torch.distributed.rendezvous import rendezvous
+
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun keeps one
+        store: Store = next(rendezvous("env://", timeout=timeout))[0]
+        return store
+    assert ranks.address is not None
+    handle = os.environ.get(LISTENING)
+    return TCPStore(
+        ranks.address.host,
+        ranks.address.port,
+        is_master=ranks.rank == 0,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=None if handle is None else int(handle),
+    )
+
+
+def choose_backend(runtime: Runtime) -> str:
+    """How ranks exchange on this machine: nccl with GPUs, gloo without.
+
+    Raises:
+        MachineError: if the one asked for does not go with the device.
+    """
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if runtime.backend == "nccl" and not has_gpu:
+        raise MachineError('train.runtime.backend = "nccl": needs a CUDA device, and there is none; use "auto"')
+    if runtime.backend == "gloo" and has_gpu:
+        raise MachineError(
+            'train.runtime.backend = "gloo": exchanges between CPUs; use "auto", or set CUDA_VISIBLE_DEVICES= to train '
+            "on the CPU"
+        )
+    return "nccl" if has_gpu else "gloo"
+
+
+def gpu_of(ranks: Ranks) -> int:
+    """The GPU of this rank among those it sees: the only one, where the launcher shows each rank its own.
+
+    Raises:
+        MachineError: if there are fewer GPUs than ranks.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if ranks.local_rank < gpus:
+        return ranks.local_rank
+    if gpus == 1 and not started_here():
+        return 0
+    raise MachineError(
+        f"{ranks.local_ranks} ranks on {socket.gethostname()}, which has {gpus} {'GPU' if gpus == 1 else 'GPUs'}; "
+        "start one rank a GPU"
+    )
+
+
+def limit_exchanges(timeout: timedelta) -> None:
+    """Give every group of ranks the run's timeout; those that DeepSpeed makes have PyTorch's own."""
+    from torch.distributed import distributed_c10d
+
+    for group in distributed_c10d._world.pg_map:
+        distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def set_environment(runtime: Runtime) -> None:
+    """Set the variables of train.runtime.env, and what its other keys need there, before torch is imported."""
+    for name, value in runtime.env.items():
+        if os.environ.get(name, value) != value and not started_here():
+            log.info("train.runtime.env: %s is %s here, not %s", name, value, os.environ[name])
+        os.environ[name] = value
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may add up in another order
 
 
 def prepare_environment(ranks: Ranks) -> None:
@@ -184,6 +386,11 @@ def prepare_environment(ranks: Ranks) -> None:
     share_cores(ranks.local_ranks)
     # What libraries deprecate in each other is no business of the user's.
     warnings.filterwarnings("ignore", module=r"(torch|deepspeed|transformers)\b")
+    if sys.platform == "linux" and (ranks.address is None or ranks.address.is_loopback):
+        # Ranks of one machine meet on its loopback, whatever its host name resolves to.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if ranks.ranks > 1:
+        os.environ.update(_variables(ranks))  # for libraries, whatever the launcher calls them
     if started_here():
         _die_with_parent()
     if ranks.rank:
@@ -197,9 +404,6 @@ def share_cores(local_ranks: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // local_ranks)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if "MASTER_ADDR" not in os.environ and sys.platform == "linux":
-        # Ranks of one machine meet on its loopback, whatever its host name resolves to.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def hosts() -> list[str]:
@@ -211,8 +415,24 @@ def hosts() -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
+def _variables(ranks: Ranks) -> dict[str, str]:
+    # As torchrun sets them.
+    assert ranks.address is not None
+    return {
+        "RANK": str(ranks.rank),
+        "WORLD_SIZE": str(ranks.ranks),
+        "LOCAL_RANK": str(ranks.local_rank),
+        "LOCAL_WORLD_SIZE": str(ranks.local_ranks),
+        "MASTER_ADDR": ranks.address.host,
+        "MASTER_PORT": str(ranks.address.port),
+    }
+
+
+def _errors() -> Path:
+    return Path(os.environ[ERRORS])
+
+
 def _end(exit_code: int) -> NoReturn:
-    # At once: tearing down would wait for ranks that wait for this one. The launcher stops those.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
@@ -226,31 +446,52 @@ def _installed_command() -> Path:
     return Path(found)
 
 
-def _raise_failure(failures: Mapping[int, Any], errors: Path) -> None:
-    """Raise what ended the first rank that failed."""
-    _raise_left_behind(errors)
-    # The launcher ends the other ranks by SIGTERM, so one that another signal killed is the one it began with.
-    killed = [(one.exitcode == -signal.SIGTERM, rank) for rank, one in failures.items() if one.exitcode < 0]
-    if killed:
-        _, rank = min(killed)
-        name = signal.Signals(-failures[rank].exitcode).name
-        reason = " (out of memory?)" if name == "SIGKILL" else ""
-        raise MachineError(f"rank {rank} was killed by {name}{reason}; the same command continues the run")
+def raise_failure(failed: Mapping[int, int], errors: Path, home: Path, stopped_by: signal.Signals | None) -> NoReturn:
+    """Raise what ended the first rank that failed.
+
+    Args:
+        failed: exit codes of the ranks that ended by themselves, below 0 for a signal.
+        stopped_by: the signal that was passed on to them.
+    """
+    left = [json.loads(path.read_bytes()) for path in sorted(errors.glob("*.json"))]
+    _raise_left_behind([content for content in left if not content["lost"]])
+    if stopped_by is not None:
+        # Before the first step there is nothing to save, and a signal ends a rank as it ends any process.
+        raise InterruptedRun(f"stopped by {stopped_by.name}; the same command continues")
+    for rank, code in sorted(failed.items()):
+        if code < 0:
+            beat = read_beat(home / FOLDER, rank)
+            name = signal.Signals(-code).name
+            where = f" in {beat.place}" if beat else ""
+            reason = " (out of memory?)" if name == "SIGKILL" else ""
+            raise MachineError(f"rank {rank} was killed by {name}{where}{reason}; the same command continues the run")
     for path in sorted(errors.glob("*.txt"), key=lambda path: path.stat().st_mtime_ns):
         sys.stderr.write(path.read_text(encoding="utf-8"))
         raise PacktrainError(f"rank {int(path.stem)} failed, see above; this is a bug of packtrain or of a library")
-    rank, one = min(failures.items())
-    raise PacktrainError(f"rank {rank} ended with exit code {one.exitcode}")
+    _raise_left_behind(left)
+    rank, code = min(failed.items())
+    raise PacktrainError(f"rank {rank} ended with exit code {code}")
 
 
-def _raise_left_behind(errors: Path) -> None:
-    """Raise the user's error that a rank left, if one did; the lowest rank's if all have their own."""
-    found = [json.loads(path.read_bytes()) for path in sorted(errors.glob("*.json"))]
+def tell_others(home: Path, rank: int, error: PacktrainError) -> None:
+    """Let the ranks of other machines, which may wait for one of this machine, know that it failed."""
+    if (home / FOLDER).is_dir():
+        leave_failure(home / FOLDER, rank=rank, message=str(error), exit_code=error.exit_code)
+
+
+def _raise_left_behind(found: Sequence[Mapping[str, Any]]) -> None:
+    """Raise the error that ranks left, if one did; the lowest rank's if all have their own."""
     for content in found:
-        kind = next((kind for kind in KINDS if kind.exit_code == content["exit_code"]), PacktrainError)
+        kind = LostRanks if content["lost"] else _kind(content["exit_code"])
         everyone = len({other["message"] for other in found}) == 1 and len(found) > 1
-        who = "" if everyone or content["rank"] == 0 else f"rank {content['rank']}: "
-        raise kind(f"{who}{content['message']}")
+        who = "" if everyone or content["rank"] == 0 or content["lost"] else f"rank {content['rank']}: "
+        error = kind(f"{who}{content['message']}")
+        error.exit_code = content["exit_code"]
+        raise error
+
+
+def _kind(exit_code: int) -> type[PacktrainError]:
+    return next((kind for kind in KINDS if kind.exit_code == exit_code), PacktrainError)
 
 
 def _die_with_parent() -> None:

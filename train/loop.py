@@ -1,14 +1,12 @@
 """The training loop, as one rank runs it."""
 
-import errno
 import logging
 import math
+import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from pipelines.checkpoints import finished
-from pipelines.errors import InterruptedRun, MachineError, PacktrainError
+from pipelines.errors import InterruptedRun, PacktrainError
+from pipelines.schema.train import EXPORTED
 from pipelines.shards import ShardReader
 from train.adapters import is_adapted
 from train.attention import choose_backend
@@ -28,10 +27,12 @@ from train.evaluation import HeldOut
 from train.flops import peak_flops
 from train.fragments import set_masters, shapes
 from train.interview import Interview
-from train.launch import TIMEOUT, Ranks, hosts
+from train.launch import gpu_of, hosts, limit_exchanges
+from train.launchers import Ranks
 from train.metrics import Metrics, Row, duration, memory_gb, write_run_json
 from train.model import hollow_model
 from train.plan import Plan
+from train.pulse import Pulse
 from train.samples import show_samples
 from train.schedule import learning_rate
 from train.sequence_parallel import SequenceParallelAttention, init_sequence_parallel
@@ -44,12 +45,12 @@ MOST_NONFINITE_IN_A_ROW = 5
 """A batch, or a fault of the machine, spoils a step or two. More in a row are of weights that are no numbers."""
 
 
-def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
+def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool) -> None:
     """Take the steps of the plan that are not done yet, saving on the way."""
     began = time.monotonic()
     plan.check_ranks(ranks.ranks)
     packs = ShardReader(plan.shards)
-    parallel = init_sequence_parallel(plan.train.parallel.sequence_parallel_size, timeout=TIMEOUT)
+    parallel = init_sequence_parallel(plan.train.parallel.sequence_parallel_size, timeout=plan.train.runtime.timeout)
     asked, half = plan.pipeline.model.attn_implementation, choose_precision(plan.train.precision) != "fp32"
     backend = choose_backend(asked, device_of(ranks), half=half)
     attention = SequenceParallelAttention(parallel, backend, strict=asked != "auto")
@@ -58,6 +59,7 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
     engine = Engine(model, plan.train, plan.pipeline, attention, initial)
     set_masters(engine, initial)
     del model, initial
+    limit_exchanges(plan.train.runtime.timeout)
     audit(engine, packs[0])
     if not resume:
         start_over(plan)
@@ -88,6 +90,7 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
             metrics.add_answers(interview.rows(first))
         started = time.perf_counter()
         for step, batch in batches.from_step(first, plan.total_steps):
+            pulse.at(step + 1)
             lr = learning_rate(plan.train, step, plan.total_steps, plan.packs)
             stats = engine.step(batch, lr)
             in_a_row = 0 if stats.finite else in_a_row + 1
@@ -96,11 +99,13 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
                 loss = {"first": loss.get("first", stats.loss), "last": stats.loss}
             metrics.add(row(plan, engine, step + 1, batch, stats, lr=lr, seconds=time.perf_counter() - started))
             if held_out and plan.evaluates_after(step + 1):
+                pulse.at(step + 1, "evaluating")
                 metrics.add_evaluation(held_out.row(step + 1))
             if interview and plan.evaluates_after(step + 1):
                 metrics.add_answers(interview.rows(step + 1))
             stopping = stop.agreed(engine.device) if step + 1 < plan.total_steps else None
             if is_due(plan, step + 1) or stopping:
+                pulse.at(step + 1, "saving")
                 save(engine, plan, step=step + 1, loss=loss)
             if stopping:
                 raise InterruptedRun(f"stopped by {stopping} after step {step + 1}, saved; the same command continues")
@@ -108,27 +113,9 @@ def train(plan: Plan, ranks: Ranks, *, resume: bool) -> None:
     conclude(plan, loss, seconds=time.monotonic() - began)
 
 
-@contextmanager
-def machine_errors() -> Iterator[None]:
-    """Say in one line what the machine lacks."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise MachineError(
-            'a GPU is out of memory; use a higher zero_stage, activation_checkpointing = "full", a smaller '
-            "prep.pack.capacity, or more GPUs"
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        raise MachineError(
-            f"{error.filename or 'run.work_dir'}: {error.strerror}; the same command continues"
-        ) from error
-
-
 def device_of(ranks: Ranks) -> torch.device:
     """Where this rank computes."""
-    return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", gpu_of(ranks)) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def start_over(plan: Plan) -> None:
@@ -202,6 +189,8 @@ def announce(plan: Plan, ranks: Ranks, engine: Engine, first: int) -> None:
         "precision": engine.precision,
         "attention": engine.attention.backend,
         "first_step": first,
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(EXPORTED)},
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "identity": plan.identity,
     }
     trained = sum(math.prod(shape) for shape in shapes(engine.model).values())

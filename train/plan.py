@@ -32,6 +32,7 @@ COST_ONLY = {
         "checkpoint",
         "eval",
         "log",
+        "runtime",
     },
 }
 """Keys that change how a run is computed, saved or exported, but not what it computes."""

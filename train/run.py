@@ -1,22 +1,29 @@
 """The train stage: packed shards into checkpoints."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 from pipelines.artifacts import exclusive, make_directory
+from pipelines.errors import ConfigError
 from pipelines.schema import Pipeline
 from train.launch import (
-    Ranks,
+    leave,
     prepare_environment,
     process_group,
     rank_errors,
     ranks_to_start,
+    set_environment,
     start_ranks,
     started_here,
 )
+from train.launchers import Node, Ranks, launch_of
 from train.plan import Plan
+from train.pulse import watched
+from train.stop import stopped_at_once
 
 log = logging.getLogger(__name__)
 
@@ -24,32 +31,67 @@ log = logging.getLogger(__name__)
 def run(pipeline: Pipeline, *, resume: bool | None = None, command: Sequence[str] | None = None) -> None:
     """Train the pipeline's model on its packs, from its newest checkpoint on; does nothing when all steps are done.
 
+    As one rank of several, which a launcher started, this ends the process when there is an error.
+
     Args:
         resume: continue from a checkpoint, instead of train.resume.
         command: arguments of `packtrain` that repeat this call, for the ranks to be started; by default this process's.
     Raises:
         PacktrainError: for anything a user can cause; checkpoints saved before stay usable.
     """
-    ranks = Ranks.from_launcher()
-    with rank_errors(ranks):
+    launch = launch_of(os.environ)
+    ranks = launch if isinstance(launch, Ranks) else None
+    with rank_errors(ranks), stopped_at_once():
         plan = Plan.of(pipeline)
         resume = plan.train.resume == "auto" if resume is None else resume
         if resume and plan.is_finished():
             log.info("train: nothing to do, %s has all %d steps", plan.checkpoints, plan.total_steps)
             return
-        if ranks is None or ranks.rank == 0:
+        is_first = launch.rank == 0 if isinstance(launch, Ranks) else launch.node == 0
+        if is_first:
             make_directory(plan.home)
         # Digests once a run: here, or by the process that started this rank.
-        plan.prep.verify(plan.shards, hashes=ranks is None or (ranks.rank == 0 and not started_here()))
-        if ranks is None:
-            count = ranks_to_start(plan.train)
-            plan.check_ranks(count)
-            if count > 1:
-                start_ranks(count, sys.argv[1:] if command is None else command)
+        plan.prep.verify(plan.shards, hashes=is_first and not started_here())
+        set_environment(plan.train.runtime)
+        if isinstance(launch, Node):
+            count = local_ranks(plan, launch)
+            plan.check_ranks(count * launch.nodes)
+            if count * launch.nodes > 1:
+                start_ranks(launch, count, sys.argv[1:] if command is None else command, home=plan.home)
                 return
             ranks = Ranks.alone()
+        assert ranks is not None
         prepare_environment(ranks)
-        from train.loop import machine_errors, train
+        train_as(ranks, plan, resume=resume)
 
-        with exclusive(plan.home) if ranks.rank == 0 else nullcontext(), machine_errors(), process_group(ranks):
-            train(plan, ranks, resume=resume)
+
+def train_as(ranks: Ranks, plan: Plan, *, resume: bool) -> None:
+    """Train as one rank, in an environment that is prepared."""
+    from train.loop import train
+    from train.shortage import machine_errors
+
+    runtime = plan.train.runtime
+    with (
+        exclusive(plan.home) if ranks.rank == 0 else nullcontext(),
+        process_group(ranks, runtime),
+        watched(plan.home, ranks, timeout=runtime.timeout, leave=partial(leave, ranks)) as pulse,
+        machine_errors(plan, ranks, pulse),
+    ):
+        train(plan, ranks, pulse, resume=resume)
+
+
+def local_ranks(plan: Plan, node: Node) -> int:
+    """Ranks to start on this machine.
+
+    Raises:
+        ConfigError: if the launch and the file say different numbers.
+    """
+    asked = plan.train.nproc_per_node
+    if node.local_ranks is None:
+        return ranks_to_start(plan.train)
+    if asked not in ("auto", node.local_ranks):
+        raise ConfigError(
+            f"{plan.pipeline.cite('train.nproc_per_node')}: the environment says {node.local_ranks} (NPROC_PER_NODE "
+            "or a scheduler's variable); remove the key"
+        )
+    return node.local_ranks

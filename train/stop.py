@@ -3,11 +3,15 @@
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-import torch
-import torch.distributed as dist
+from pipelines.errors import InterruptedRun
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +20,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Notes the first signal; a second one acts as if nobody listened."""
+    """Notes the first signal. The keyboard's second one acts as if nobody listened; schedulers repeat theirs."""
 
     def __init__(self) -> None:
         self._name: str | None = None
@@ -31,8 +35,11 @@ class StopRequest:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def agreed(self, device: torch.device) -> str | None:
+    def agreed(self, device: "torch.device") -> str | None:
         """The signal that any rank got so far, on every rank alike; None if there was none."""
+        import torch
+        import torch.distributed as dist
+
         number = torch.tensor(signal.Signals[self._name].value if self._name else 0, device=device)
         if dist.get_world_size() > 1:
             dist.all_reduce(number, dist.ReduceOp.MAX)
@@ -40,7 +47,26 @@ class StopRequest:
         return signal.Signals(value).name if value else None
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self._name = signal.Signals(number).name
-        log.info("%s: saving after this step", self._name)
-        for each, handler in self._former.items():
-            signal.signal(each, handler)
+        if self._name is None:
+            self._name = signal.Signals(number).name
+            log.info("%s: saving after this step", self._name)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._former[signal.SIGINT])
+
+
+@contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """Until there is a step to finish: end on a scheduler's signal as an interrupted run ends."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        raise InterruptedRun(f"stopped by {signal.Signals(number).name} before a step; the same command continues")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -1,10 +1,12 @@
 """[train]: shards into checkpoints."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeInt,
@@ -232,6 +234,39 @@ class TrainEval(Table):
         return self
 
 
+EXPORTED = ("NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUDA_", "OMP_")
+"""How the names of the variables begin that the libraries of a rank read."""
+
+
+def _variables(value: dict[str, Any]) -> dict[str, Any]:
+    for name, text in value.items():
+        if not name.startswith(EXPORTED):
+            raise fault(f"expected a name that begins with one of {', '.join(EXPORTED)}", name)
+        if not isinstance(text, str) or "\0" in text:
+            raise fault("expected text in quotes", name)
+    return value
+
+
+class Runtime(Table):
+    """[train.runtime]: how ranks run and talk to each other."""
+
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """How ranks exchange: nccl between GPUs, gloo between CPUs; auto: what fits the device."""
+    timeout_minutes: Annotated[float, Field(gt=0, le=10_080), BeforeValidator(real)] = 30.0
+    """How long a rank waits for the others, at the start and in each exchange, before the run ends and names those that
+    did not come."""
+    deterministic: bool = False
+    """Only kernels that give the same bits each time, where the default ones on a GPU may not; slower. An operation
+    without one stops the run and is named."""
+    env: Annotated[dict[str, Any], AfterValidator(_variables)] = {}
+    """Environment variables of every rank, set before PyTorch is loaded, in place of those that stand there already.
+    Names begin with NCCL_, GLOO_, TORCH_, PYTORCH_, CUDA_ or OMP_."""
+
+    @property
+    def timeout(self) -> timedelta:
+        return timedelta(minutes=self.timeout_minutes)
+
+
 class Train(Table):
     """[train]: packed shards into checkpoints."""
 
@@ -247,7 +282,7 @@ class Train(Table):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the forward and backward pass; auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
     nproc_per_node: Literal["auto"] | PositiveInt = "auto"
-    """Ranks to start on this machine when no launcher did; auto: one a GPU, or one on a CPU."""
+    """Ranks to start on this machine where the launcher starts none; auto: one a GPU, or one on a CPU."""
     loss_scale: Literal["dynamic"] | PositiveReal = "dynamic"
     """fp16 only: what the loss is multiplied by, so that small gradients do not vanish; dynamic: from 65,536 down, in
     skipped steps, to what the gradients bear, and up again after 1,000 steps."""
@@ -281,6 +316,7 @@ class Train(Table):
     checkpoint: CheckpointTable = CheckpointTable()
     eval: TrainEval | None = None
     log: TrainLog = TrainLog()
+    runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
     def _activations_go_together(self) -> Self:

@@ -113,7 +113,6 @@ def test_names_of_other_trainers_are_many_and_each_listed_once() -> None:
         ("lora_alpha", "unknown key, did you mean 'model.lora.lora_alpha'?"),
         ("load_in_4bit", "unknown key, did you mean 'model.quantization.load_in_4bit'?"),
         ("model.quantization.load_in_8bit", "not a key here: load_in_4bit is what"),
-        ("train.runtime", "not supported yet; remove it"),
         ("prep.sources", "unknown key, did you mean 'source'?"),
         ("zzz", "unknown key; remove it"),
     ],
