@@ -6,7 +6,7 @@ of them than it keeps, and one tensor.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, Protocol
 
@@ -49,6 +49,11 @@ class Initial:
     def replace(self, name: str, values: Tensor) -> None:
         """From now on, a tensor begins as these values: those of grown embeddings, or of an adapter's own matrices."""
         self._replaced[name] = values.detach()
+
+    def change(self, by: Callable[[Source], Source]) -> None:
+        """From now on, read through another source that this makes of the one there is, if there is one."""
+        if self._source is not None:
+            self._source = by(self._source)
 
     def __contains__(self, name: str) -> bool:
         return name in self._replaced or _OF_AN_ADAPTER.sub(".", name) in self._names

@@ -24,6 +24,7 @@ from train.loading import load
 from train.original_weights import original_llama_config
 from train.quantize import check_quantization
 from train.rope import extend_positions
+from train.vocabulary import grow_vocabulary, padded
 
 
 def build_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> PreTrainedModel:
@@ -68,6 +69,7 @@ def hollow_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> tuple[PreTrain
         ) from error
     except (ValueError, OSError) as error:
         raise ConfigError(f"{_cite(pipeline)}: {config.model_type}: {_finding(error)}") from error
+    grow_vocabulary(pipeline, model, initial, prep)
     _check_vocabulary(pipeline, model, prep)
     _make_generation_greedy_by_default(model)
     if pipeline.model.lora is not None:
@@ -98,7 +100,8 @@ def model_config(pipeline: Pipeline, prep: Mapping[str, Json]) -> PretrainedConf
             return original or AutoConfig.from_pretrained(pipeline.model.name_or_path, local_files_only=True)
         except (ValueError, OSError, ConfigError, StrictDataclassError) as error:
             raise ConfigError(f"{_cite(pipeline)}: {_finding(error)}") from error
-    keys = {"vocab_size": prep["vocab_size"], **pipeline.model.scratch}
+    rows = padded(prep["vocab_size"], pipeline.tokenizer.pad_vocab_multiple)
+    keys = {"vocab_size": rows, **pipeline.model.scratch}
     model_type = keys.pop("model_type", None)
     if model_type is None:
         raise ConfigError(f'{pipeline.cite("model.scratch")}: no model_type; add one such as "llama"')
