@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 LOGITS_AT_ONCE = 2**26
-"""Logits of a stretch: 256 MiB in float32, and rows enough to keep a GPU busy whatever the vocabulary."""
+"""Logits of a stretch on a GPU: 256 MiB in float32, and rows enough to keep it busy whatever the vocabulary."""
+ROWS_ON_A_CPU = 512
+"""Targets of a stretch on a CPU: fewer read the weight too often, the logits of more leave its caches."""
 
 
 def chunked_cross_entropy(
@@ -34,13 +36,13 @@ def chunked_cross_entropy(
         weight: [vocabulary, width]
         targets: int64[targets]
         finish: what the model does to its logits, each row by itself.
-        chunk: targets at once; by default as many as `LOGITS_AT_ONCE` holds.
+        chunk: targets at once; by default what suits the device.
         each: float32[targets], to be filled with the loss of each target; those have no gradient.
     """
-    rows = max(1, LOGITS_AT_ONCE // weight.shape[0]) if chunk is None else chunk
+    fitting = max(1, LOGITS_AT_ONCE // weight.shape[0]) if hidden.is_cuda else ROWS_ON_A_CPU
     if not torch.is_grad_enabled():  # autograd tells a function what could need a gradient, not whether one is wanted
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    return cast(Tensor, _Chunked.apply(hidden, weight, bias, targets, finish, rows, each))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Chunked.apply(hidden, weight, bias, targets, finish, chunk or fitting, each))  # type: ignore[no-untyped-call]
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor, each: Tensor | None = None) -> Tensor:

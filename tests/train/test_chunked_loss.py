@@ -195,5 +195,5 @@ def test_stretches_change_no_number_under_zero(
 
 def run_in_small_stretches(pipeline: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.chunked_loss.LOGITS_AT_ONCE", 5 * 48)
+        patch.setattr("train.chunked_loss.ROWS_ON_A_CPU", 5)
         run(pipeline)
