@@ -63,24 +63,33 @@ def fill(model: nn.Module, initial: Initial, dtype: torch.dtype = torch.float32,
             rank then reads its own share of them.
     """
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    room = None if zero_init is None else _room(model, dtype, device)
     for name, parameter in model.named_parameters():
         later = parameter.requires_grad and dtype != torch.float32
         if name not in initial:  # an adapter's, or packed in four bits: it has its numbers already
             if later:
                 initial.replace(name, parameter.data)
             parameter.data = parameter.data.to(device, dtype if parameter.is_floating_point() else None)
+        elif room is not None:
+            start, stop = _share(parameter)
+            if not later:
+                room[start:stop] = initial.read(name, start, stop)
+            parameter.data = room[: parameter.numel()].view(parameter.shape)
         elif later:
             parameter.data = torch.zeros(parameter.shape, dtype=dtype, device=device)
-        elif zero_init is None:
+        else:
             values = initial.read(name, 0, parameter.numel())
             parameter.data = values.to(device, dtype).view(parameter.shape)
-        else:
-            start, stop = _share(parameter)
-            whole = torch.empty(parameter.shape, dtype=dtype, device=device)
-            whole.view(-1)[start:stop] = initial.read(name, start, stop).to(device, dtype)
-            parameter.data = whole
         if zero_init is not None:
             _share_out(parameter, zero_init)
+
+
+def _room(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for any one parameter, used for each in turn: DeepSpeed takes this rank's share out of a whole tensor.
+
+    Room of its own for each would leave holes between the shares, of which nothing could be made any more.
+    """
+    return torch.zeros(max(parameter.numel() for parameter in model.parameters()), dtype=dtype, device=device)
 
 
 def _share(parameter: Tensor) -> tuple[int, int]:
