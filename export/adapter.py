@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import safe_open
+
 from export.hf import Model
 from export.model_card import adapter_card
 from export.progress import progress_bar
@@ -41,7 +43,8 @@ def write_adapter(model: Model, base: Path, folder: Path) -> None:
     for name, content in model.files.items():
         if name != "config.json":  # of the model below; Transformers would take the directory for a whole model
             write_atomic(folder / name, content)
-    card = adapter_card(model.checkpoint, weights, model.special)
+    before, rows = (json.loads((base / "config.json").read_bytes()).get("vocab_size"), model.config["vocab_size"])
+    card = adapter_card(model.checkpoint, weights, model.special, rows=None if rows == before else rows)
     write_atomic(folder / "README.md", card.encode("utf-8"))
 
 
@@ -86,7 +89,8 @@ def load_adapter(base: Path, folder: Path) -> Any:
     peft = _library()
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
-        model = peft.PeftModel.from_pretrained(_float32(base), folder)
+        below = _float32(base)
+        model = peft.PeftModel.from_pretrained(_as_large(below, _rows(folder, below)), folder)
     for remark in remarks:
         if "missing adapter keys" in str(remark.message):
             raise CheckError(f"{folder}: PEFT misses tensors ({str(remark.message)[:200]}); export again")
@@ -105,7 +109,7 @@ def load_trained_adapter(base: Path, model: Model) -> Any:
     config = peft.get_peft_config({"peft_type": kind, **settings})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trained = peft.inject_adapter_in_model(config, _float32(base))
+        trained = peft.inject_adapter_in_model(config, _as_large(_float32(base), model.config["vocab_size"]))
     parameters: dict[str, nn.Parameter] = dict(trained.named_parameters())
     with torch.no_grad():
         for name in model.weights.shapes:
@@ -113,6 +117,22 @@ def load_trained_adapter(base: Path, model: Model) -> Any:
                 raise CheckError(f"{model.checkpoint.folder}: {name} has no place in the model {base}; export again")
             parameters[name].copy_(as_tensor(model.weights.tensor(name), model.weights.dtype))
     return trained.eval()
+
+
+def _rows(folder: Path, base: Any) -> int:
+    """Rows of the embedding in an exported adapter, or of the base's where it holds none."""
+    embedding = base.get_input_embeddings()
+    name = _peft_name(next(name for name, module in base.named_modules() if module is embedding) + ".weight")
+    with safe_open(folder / WEIGHTS, framework="numpy") as file:
+        shape = file.get_slice(name).get_shape() if name in file.keys() else embedding.weight.shape  # noqa: SIM118
+    return int(shape[0])
+
+
+def _as_large(base: Any, rows: int) -> Any:
+    """The base with that many rows for tokens; the values of new ones are the adapter's, which holds such matrices."""
+    if rows != base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    return base
 
 
 def _float32(base: Path) -> Any:

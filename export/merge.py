@@ -102,7 +102,9 @@ class Merged:
                     "merging does not support; load and save it with Transformers first, or use the target adapter"
                 )
         stale = self._stale_copy()
-        self.shapes = {name: shape for name, shape in self._base.shapes.items() if name != stale}
+        # What was trained whole may have grown: there are more rows where tokens were added.
+        grown = {name: checkpoint.shapes[trained] for name, trained in self._whole.items()}
+        self.shapes = {name: grown.get(name, shape) for name, shape in self._base.shapes.items() if name != stale}
         self._addition = lru_cache(maxsize=1)(self._read_addition)
         self._lengths = lru_cache(maxsize=1)(self._measure_lengths)
 

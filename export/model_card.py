@@ -19,6 +19,26 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=128)[0]))
 ```
 """
+_ADAPTER = """```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForCausalLM.from_pretrained(folder)
+```
+"""
+_GROWN_ADAPTER = """Tokens were added to it, and the adapter holds the embedding whole; the base is made as large first.
+
+```python
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+base = AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(folder).base_model_name_or_path)
+base.resize_token_embeddings({rows})
+model = PeftModel.from_pretrained(base, folder)
+```
+"""
 _ORIGINAL = """It has the layout and the config.json that the model came with, for engines that know it. Transformers
 knows it only with the Python files that `auto_map` names, which are not part of an export; copy them from the original.
 """
@@ -67,8 +87,12 @@ What it was trained on, its licence and what it is good for are not known to the
 {use}"""
 
 
-def adapter_card(checkpoint: Checkpoint, weights: Weights, special: SpecialTokens) -> str:
-    """The same for an adapter alone."""
+def adapter_card(checkpoint: Checkpoint, weights: Weights, special: SpecialTokens, *, rows: int | None = None) -> str:
+    """The same for an adapter alone.
+
+    Args:
+        rows: of the embedding that it brings along, where the base has others.
+    """
     config = checkpoint.adapter["config"]
     packed = (checkpoint.manifest.facts.get("settings", {}).get("model", {})).get("quantization")
     how = f", in 4 bits ({packed['bnb_4bit_quant_type']}) while training" if packed else ""
@@ -95,11 +119,4 @@ Trained with packtrain: {checkpoint.step:,} optimizer steps over {checkpoint.pac
 It works on the model that it was trained on and no other. The base's digest is over the names and SHA-256 of its
 safetensors files.
 
-```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoPeftModelForCausalLM.from_pretrained(folder)
-```
-"""
+{_ADAPTER if rows is None else _GROWN_ADAPTER.format(rows=rows)}"""

@@ -10,6 +10,7 @@ from export.model_config import stored_dtype
 from pipelines.artifacts import Json, Manifest, digest_file, identity
 from pipelines.checkpoints import base_folder, finished, step_folder
 from pipelines.errors import ConfigError, DataError, MachineError
+from pipelines.model_source import with_model
 from pipelines.schema import Pipeline
 
 FORMAT_VERSION = 1
@@ -52,7 +53,7 @@ class Plan:
         checkpoint, manifest = _choose(pipeline)
         adapted = manifest.facts.get("adapter") is not None
         _refuse_targets(pipeline, manifest, adapted=adapted)
-        base = base_folder(pipeline) if adapted else None
+        base = base_folder(with_model(pipeline)) if adapted else None
         dtype = _dtype(pipeline, checkpoint, base)
         versions = _versions()
         shared = {"format": FORMAT_VERSION, "parent": manifest.identity, "versions": versions}
