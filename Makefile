@@ -8,7 +8,7 @@ BIN      := .venv/bin
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
-.PHONY: all setup data prep train export chat check lint types fast test test-slow golden tokenizer bench-prep bench-train clean help
+.PHONY: all setup data prep train export chat check lint types fast test test-slow golden tokenizer bench-prep bench-train bench-plan clean help
 
 all: prep train export
 
@@ -18,6 +18,7 @@ help:
 	@echo "make test                every test;  make check: lint, types and the fast tests"
 	@echo "make bench-prep          prep's speed beside other projects'; JSON=1 also writes bench/results"
 	@echo "make bench-train         a training step beside PyTorch's own and other trainers'; JSON=1 likewise"
+	@echo "make bench-plan          what \`packtrain plan\` says of memory beside what a step takes; JSON=1 likewise"
 	@echo "make clean               remove the runs below work/"
 
 setup: .venv/.ready
@@ -84,6 +85,9 @@ bench-prep: setup
 bench-train: setup
 	@$(MAKE) --no-print-directory .bench-venv/.ready || true
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.train $(if $(JSON),--json)
+
+bench-plan: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.plan $(if $(JSON),--json)
 
 .bench-venv/.ready: bench/peers.txt bench/peers-alone.txt
 	@echo "making the peers' environment in .bench-venv"

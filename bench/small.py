@@ -50,10 +50,10 @@ def pack_of(lengths: Sequence[int], *, seed: int = 0) -> Pack:
     return Pack(tokens, loss, ends, ends, trace, trace, trace)
 
 
-def batch_of(packs: Sequence[Pack]) -> StepBatch:
-    """One optimizer step of one rank."""
+def batch_of(packs: Sequence[Pack], *, part: int = 0, parts: int = 1) -> StepBatch:
+    """One optimizer step of one rank, or of the one that has this part of each pack."""
     return StepBatch(
-        [micro_batch(pack, torch.device("cpu")) for pack in packs],
+        [micro_batch(pack, torch.device("cpu"), part=part, parts=parts) for pack in packs],
         loss_tokens=sum(int(np.count_nonzero(pack.loss)) for pack in packs),
         tokens=sum(pack.tokens.size for pack in packs),
         documents=np.concatenate([np.diff(pack.cu_seqlens) for pack in packs]).astype(np.int64),

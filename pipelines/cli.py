@@ -34,6 +34,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="packtrain")
 @click.option("--verbose", is_flag=True, help="Log what libraries say as well.")
+@click.option("--local_rank", type=int, hidden=True, expose_value=False)  # DeepSpeed adds it; LOCAL_RANK says the same
 def main(verbose: bool) -> None:
     """Fine-tune large language models in three stages: prep, train, export.
 
@@ -337,6 +338,7 @@ def plan(
         peak_flops=peak_tflops * 1e12 if peak_tflops else None,
         mfu=mfu,
         price=price,
+        other_packs=capacity is not None,
     )
     found = forecast(read(file, overrides), assumed, layouts=layouts)
     show(found, text(found), as_json=as_json)

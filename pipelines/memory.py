@@ -22,7 +22,9 @@ Checkpointing = Literal["none", "selective", "full"]
 
 GIB = 2**30
 LOGITS_AT_ONCE = 2**26
-"""Logits of a stretch of the fused loss, as train/chunked_loss.py has it; a test compares the two."""
+"""Logits of a stretch of the fused loss on a GPU, as train/chunked_loss.py has it; a test compares the two."""
+ROWS_ON_A_CPU = 512
+"""Targets of a stretch on a CPU, likewise."""
 BUCKET_ELEMENTS = 200_000_000
 """Elements that are reduced in one go, as train/engine.py has it; a test compares the two."""
 LIVE_ELEMENTS = 1_000_000_000
@@ -307,7 +309,8 @@ def _loss(sizes: ModelSizes, layout: Layout, *, trained: bool) -> tuple[float, f
     hidden, matrix = tokens * sizes.hidden, sizes.vocabulary * sizes.hidden
     logits = tokens * sizes.vocabulary
     if layout.fused_loss:
-        at_once = min(logits, max(LOGITS_AT_ONCE, sizes.vocabulary))
+        rows = max(1, LOGITS_AT_ONCE // sizes.vocabulary) if layout.on_gpu else ROWS_ON_A_CPU
+        at_once = sizes.vocabulary * min(tokens, rows)
         kept = float(size * hidden + 4 * matrix * trained)
         # Logits, then in float32 their log-probabilities, and the gradients of both.
         return kept + (size + 12) * at_once + 2 * size * hidden, kept

@@ -14,7 +14,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 def preflight(pipeline: Pipeline) -> list[str]:
     """Every problem that needs neither data nor a model in memory, in the order of the stages, one line each."""
-    return [*_run(pipeline), *_tokenizer(pipeline), *_prep(pipeline), *_model(pipeline), *_export(pipeline)]
+    return [*_run(pipeline), *_tokenizer(pipeline), *_prep(pipeline), *model_problems(pipeline), *_export(pipeline)]
 
 
 def _run(pipeline: Pipeline) -> Iterator[str]:
@@ -51,7 +51,8 @@ def _prep(pipeline: Pipeline) -> Iterator[str]:
         yield f"{pipeline.cite('prep.order.file')}: no such file; write it with `packtrain order write`, then keep it"
 
 
-def _model(pipeline: Pipeline) -> Iterator[str]:
+def model_problems(pipeline: Pipeline) -> Iterator[str]:
+    """What is wrong with the model, or does not go together with the packs."""
     if pipeline.train is None:
         return
     config, problem = _config(pipeline)

@@ -31,6 +31,7 @@ from pipelines.layouts import Choice, Rate, Step, choices, config_of, frontier, 
 from pipelines.memory import Layout, Memory, layout_of, memory, state_bytes
 from pipelines.model_sizes import ModelSizes, UnknownModelError, model_sizes
 from pipelines.model_source import with_small_files
+from pipelines.preflight import model_problems
 from pipelines.schema import Pipeline, Train
 from train.order import epoch_packs
 from train.plan import Plan, check_evaluation, total_steps
@@ -59,6 +60,8 @@ class Assumed:
     mfu: float | None = None
     price: float | None = None
     """Of a GPU hour."""
+    other_packs: bool = False
+    """Whether the packs are of another capacity than the file says: what then does not go together is only noted."""
 
 
 def forecast(pipeline: Pipeline, assumed: Assumed, *, layouts: bool = False) -> dict[str, Json]:
@@ -72,6 +75,10 @@ def forecast(pipeline: Pipeline, assumed: Assumed, *, layouts: bool = False) -> 
         raise ConfigError("the pipeline has no [train] table; add one with global_batch_size and train.optimizer.lr")
     pipeline = with_small_files(pipeline)
     notes: list[str] = []
+    if problems := list(model_problems(pipeline)):
+        if not assumed.other_packs:
+            raise ConfigError(*problems)
+        notes += [f"training refuses this: {problem}" for problem in problems]
     ranks, reason, on_gpu = _ranks(train, assumed)
     prep = Manifest.read(pipeline.home / "prep")
     plan = _plan(pipeline, train, prep, assumed.packs)
