@@ -262,7 +262,7 @@ ROWS = (
     ("XTuner", "evaluation_inputs", "train.eval.prompts", ""),
     ("XTuner", "DatasetInfoHook", "train.log.show_samples", ""),
     ("Transformers", "logging_steps logging_strategy", "train.log.steps", ""),
-    ("XTuner and Transformers", "log_level", "train.log.level", ""),
+    ("XTuner and Transformers", "log_level", "", "`packtrain --verbose` shows more; remove it"),
     ("Transformers", "report_to", "train.log.trackers", ""),
     ("XTuner", "visualizer vis_backends", "train.log.trackers", ""),
     ("axolotl", "wandb_project wandb_entity use_wandb use_tensorboard mlflow_tracking_uri", "train.log.trackers", ""),

@@ -18,14 +18,14 @@ from pipelines.schema import Pipeline, Train
 from train.batches import MicroBatch, StepBatch
 from train.chunked_loss import ChunkedHead
 from train.filling import DTYPES, fill
-from train.initial import Initial
 from train.flops import Work
+from train.initial import Initial
 from train.layers import arrange_layers
 from train.loss import chosen_logits, computes_chosen_logits, loss_sum
 from train.optimizers import make_optimizer, parameter_groups
 from train.sequence_parallel import SequenceParallelAttention
-from train.tiled_mlp import check_rows
 from train.sources import means
+from train.tiled_mlp import check_rows
 
 log = logging.getLogger(__name__)
 

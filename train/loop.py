@@ -85,7 +85,7 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool) -> None:
     if ranks.rank == 0:
         show_samples(plan, batches, first)
     in_a_row = 0
-    with Metrics(plan, done=first, write=ranks.rank == 0) as metrics, StopRequest() as stop:
+    with Metrics(plan, done=first, write=ranks.rank == 0, resume=bool(resume)) as metrics, StopRequest() as stop:
         if interview and first == 0:
             metrics.add_answers(interview.rows(first))
         started = time.perf_counter()

@@ -18,7 +18,7 @@ import torch
 from pipelines.artifacts import Json, canonical_json, write_atomic
 from pipelines.terminal import printable
 from train.plan import Plan
-from train.trackers import Tensorboard, open_trackers
+from train.trackers import TrackedRun, Trackers, shown_settings
 
 log = logging.getLogger(__name__)
 
@@ -95,26 +95,52 @@ class ChatRow:
 class Metrics:
     """metrics.jsonl of a run, on rank 0; on other ranks, nothing happens."""
 
-    def __init__(self, plan: Plan, *, done: int, write: bool) -> None:
+    def __init__(self, plan: Plan, *, done: int, write: bool, resume: bool = True) -> None:
+        """Args:
+        done: steps that the run goes on from.
+        write: whether this is rank 0.
+        resume: whether it may go on with what trackers have of this run.
+        """
+        self._plan, self._resume = plan, resume
         self._path = plan.home / "metrics.jsonl"
         self._done, self._total, self._every = done, plan.total_steps, plan.train.log.steps
         self._file: TextIO | None = None
         self._write = write
-        self._names, self._trackers = plan.train.log.trackers, list[Tensorboard]()
+        self._trackers: Trackers | None = None
         self._began = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._write:
-            self._trackers = open_trackers(self._names, self._path.parent, done=self._done)
-            _keep_steps(self._path, self._done)
+            former = _rows(self._path)
+            kept = [(line, row) for line, row in former if row["step"] <= self._done and self._done > 0]
+            write_atomic(self._path, b"".join(line for line, _ in kept))
+            self._trackers = self._open_trackers([row for _, row in former], [row for _, row in kept])
             self._file = self._path.open("a", encoding="utf-8")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._file is not None:
             self._file.close()
-        for tracker in self._trackers:
-            tracker.close()
+        if self._trackers is not None:
+            self._trackers.close(finished=kind is None)
+
+    def _open_trackers(self, former: list[Json], kept: list[Json]) -> Trackers:
+        pipeline = self._plan.pipeline
+        run = TrackedRun(
+            name=pipeline.run.name,
+            group=pipeline.run.work_dir.name,
+            config=shown_settings(pipeline),
+            folder=self._plan.home,
+            done=self._done,
+        )
+        return Trackers(
+            self._plan.train.log.trackers,
+            run,
+            identity=self._plan.identity,
+            resume=self._resume,
+            kept=[row for row in kept if row["kind"] != "chat"],
+            former=former,
+        )
 
     def add(self, row: Row) -> None:
         """Write a step to the file, and to the terminal where it is due."""
@@ -150,11 +176,12 @@ class Metrics:
 
     def _append(self, row: Row | EvalRow | ChatRow) -> None:
         assert self._file is not None
+        assert self._trackers is not None
         values = _finite_or_none(asdict(row))
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
-        for tracker in self._trackers if row.kind != "chat" else ():
-            tracker.add(values)
+        if row.kind != "chat":
+            self._trackers.add(values)
 
     def _line(self, row: Row) -> str:
         elapsed = time.monotonic() - self._began
@@ -210,16 +237,15 @@ def _as_talk(row: ChatRow) -> str:
     return "".join("\n" + indent(printable(text, keep="\n"), " " * by) for text, by in texts)
 
 
-def _keep_steps(path: Path, done: int) -> None:
-    """Drop the rows after the step that training resumes from, so that the file has each step once."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
+def _rows(path: Path) -> list[tuple[bytes, Json]]:
+    """The rows of a file as far as they are whole, and how they are written there."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    found = []
+    for line in lines:
         try:
-            keep = line.endswith(b"\n") and json.loads(line)["step"] <= done and done > 0
-        except (ValueError, KeyError):
-            keep = False  # cut off by a kill
-        if keep:
-            kept.append(line)
-    write_atomic(path, b"".join(kept))
+            row = json.loads(line)
+            if line.endswith(b"\n") and {"kind", "step"} <= row.keys():
+                found.append((line, row))
+        except (ValueError, AttributeError):
+            continue  # cut off by a kill
+    return found

@@ -24,6 +24,7 @@ from train.launchers import Node, Ranks, launch_of
 from train.plan import Plan
 from train.pulse import watched
 from train.stop import stopped_at_once
+from train.trackers import check_installed
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def run(pipeline: Pipeline, *, resume: bool | None = None, command: Sequence[str
             return
         is_first = launch.rank == 0 if isinstance(launch, Ranks) else launch.node == 0
         if is_first:
+            check_installed(plan.train.log.trackers)
             make_directory(plan.home)
         # Digests once a run: here, or by the process that started this rank.
         plan.prep.verify(plan.shards, hashes=is_first and not started_here())

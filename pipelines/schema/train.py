@@ -205,8 +205,9 @@ class TrainLog(Table):
     show_samples: NonNegativeInt = 1
     """Packs that are shown as text before the first step, the first ones of the order trained in, with what carries
     loss marked and where each sample came from; 0 shows none."""
-    trackers: list[Literal["tensorboard"]] = []
-    """Where the numbers of metrics.jsonl are drawn as well: tensorboard, from train/tensorboard."""
+    trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"]] = []
+    """Where the numbers of metrics.jsonl are drawn as well. Each is a package of its own, goes by its own environment
+    variables, and keeps files in this run's train directory (trackio in its usual place) where those name no server."""
     per_source_loss: bool = True
     """Also report the mean loss over the targets of each [[prep.source]], as loss_by_source in metrics.jsonl."""
 
