@@ -20,8 +20,10 @@ Facts of the manifest:
     step, total_steps, epoch, packs_consumed      where the run is
     loss           {"first": mean loss of the first step, "last": of this one}; of those with a finite loss
     settings       what the run's identity is made of, so that a difference can be named
+    origins        only where the model is of a hub: {"model": {"source", "repository", "revision"}}, a commit
     layout         {"world_size", "zero_stage", "precision"} of the run that wrote it; any other can read it
     versions       of the libraries that computed it
+    weights_only   only where the optimizer was not saved, so that no run can continue: true
     adapter        only where an adapter was trained, and `parameters` are its own:
                    {"base": {"sha256": `digest_base` of the model below it}, "config": PEFT's configuration,
                    "layers": adapted module -> {"rank", "scaling", "transposed", "dora"}}
@@ -30,6 +32,10 @@ A fragment is a flat run of one tensor's elements. Its key is `kind/name/first e
 `parameter/model.norm.weight/0` or `exp_avg/model.layers.0.mlp.up_proj.weight/8192`. `parameter` is the float32 master
 weight; the other kinds are the optimizer's. Fragments of one tensor never overlap and together cover it, however
 ZeRO cut it, so any layout can be loaded into any other and the exporter reads only the ranges it wants.
+
+Optimizers that pack numbers into blocks keep state that is not one number an element. It is saved as it is, under
+`block/stretches.name/0`, where `stretches` is a digest of which elements of which parameters lie in the tensor that the
+optimizer steps: only a layout that cuts the parameters the same way finds it.
 """
 
 import hashlib
@@ -38,6 +44,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +90,7 @@ class Checkpoint:
             name: tuple(shape) for name, shape in manifest.facts["parameters"].items()
         }
         """Every trained parameter by name."""
+        self._blocks: dict[str, Fragment] = {}
         self._fragments = self._index()
 
     @property
@@ -100,9 +108,51 @@ class Checkpoint:
         """Packs of the global order consumed: the position in the data."""
         return int(self.manifest.facts["packs_consumed"])
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether it holds the optimizer's state, and not the weights alone."""
+        return not self.manifest.facts.get("weights_only", False)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether there is state that is not one number an element."""
+        return bool(self._blocks)
+
     def kinds(self) -> list[str]:
         """`parameter`, and what the optimizer keeps per parameter."""
         return sorted({kind for kind, _ in self._fragments})
+
+    def kinds_of(self, name: str) -> list[str]:
+        """What the optimizer keeps for each element of a parameter."""
+        return self._kinds.get(name, [])
+
+    @cached_property
+    def _kinds(self) -> dict[str, list[str]]:
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for kind, name in sorted(self._fragments):
+            if kind != "parameter":
+                found[name].append(kind)
+        return dict(found)
+
+    def block(self, stretches: str) -> dict[str, npt.NDArray[Any]]:
+        """State that only fits a tensor of these stretches of the parameters, by its names.
+
+        Raises:
+            CheckError: if the parameters were cut otherwise.
+        """
+        found = {}
+        for name, piece in self._blocks.items():
+            if name.split(".")[0] == stretches:
+                with safe_open(piece.path, framework="numpy") as file:
+                    found[name.removeprefix(f"{stretches}.")] = file.get_tensor(piece.key)
+        if not found:
+            layout = self.manifest.facts["layout"]
+            raise CheckError(
+                f"{self.folder}: the state of this optimizer fits only the layout that wrote it, "
+                f"{layout['world_size']} ranks with zero_stage = {layout['zero_stage']}; continue on that one, or "
+                "start another run from its weights with train.load_from"
+            )
+        return found
 
     def fragments(self, kind: str, name: str) -> list[Fragment]:
         """The pieces of one tensor in element order.
@@ -140,6 +190,8 @@ class Checkpoint:
     def tensors(self, kind: str = "parameter") -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
         """Every tensor of a kind, whole and in its shape, one at a time."""
         for name, shape in self.shapes.items():
+            if kind != "parameter" and kind not in self.kinds_of(name):
+                continue  # such as a running mean that only matrices have
             yield name, self.read(kind, name).reshape(shape)
 
     def buffers(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -160,7 +212,10 @@ class Checkpoint:
                     for key in file.keys():  # noqa: SIM118 (not a mapping)
                         kind, name, start = key.split("/")
                         size = int(np.prod(file.get_slice(key).get_shape(), dtype=np.int64))
-                        fragments[kind, name].append(Fragment(path, key, int(start), size))
+                        if kind == "block":
+                            self._blocks[name] = Fragment(path, key, int(start), size)
+                        else:
+                            fragments[kind, name].append(Fragment(path, key, int(start), size))
             except (OSError, ValueError, SafetensorError) as error:
                 raise CheckError(f"{path}: cannot be read ({error}); use another checkpoint") from error
         return dict(fragments)

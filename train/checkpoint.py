@@ -4,20 +4,24 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import socket
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.artifacts import (
+    MANIFEST,
     FileRecord,
     Json,
     Manifest,
     commit_directory,
+    digest_file,
     identity,
     make_directory,
     sync_directory,
@@ -25,10 +29,11 @@ from pipelines.artifacts import (
     write_atomic,
 )
 from pipelines.checkpoints import FORMAT_VERSION, Checkpoint, finished, fragment_key, step_folder
-from pipelines.errors import CheckError, MachineError, PacktrainError
+from pipelines.errors import CheckError, ConfigError, MachineError
 from train.adapters import adapter_facts, check_base, is_adapted
+from train.agreement import OF_THE_USER, on_every_rank, on_rank_0
 from train.engine import Engine
-from train.fragments import buffers, create_state, kinds_and_scalars, own_pieces, pieces, shapes, tied
+from train.fragments import buffers, create_state, kinds_and_scalars, own_blocks, own_pieces, pieces, shapes, tied
 from train.model import exported_config
 from train.plan import Plan
 
@@ -43,77 +48,115 @@ def save(engine: Engine, plan: Plan, *, step: int, loss: Mapping[str, float]) ->
     Returns:
         Its directory.
     Raises:
-        MachineError: if it cannot be written.
+        MachineError: on every rank, if one of them cannot write its part.
     """
-    rank, ranks = dist.get_rank(), dist.get_world_size()
     folder = step_folder(plan.checkpoints, step)
     partial = folder.with_name(f".{folder.name}.partial")
+
+    def complete() -> None:
+        records = [*states, *_write_model_and_tokenizer(engine, plan, partial)]
+        _manifest(engine, plan, records, step, loss).write(partial)
+        commit_directory(partial, folder)
+        _remove_old(plan)
+
     try:
-        if rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            make_directory(partial)
-        dist.barrier()
-        path = partial / f"state-{rank:05d}-of-{ranks:05d}.safetensors"
-        record = write_safetensors(path, _fragments(engine, rank))
-        records: list[Any] = [None] * ranks
-        dist.all_gather_object(records, record)
-        if rank == 0:
-            records += _write_model_and_tokenizer(engine, plan, partial)
-            _manifest(engine, plan, records, step, loss).write(partial)
-            commit_directory(partial, folder)
-            _remove_old(plan)
-        dist.barrier()
+        on_rank_0(lambda: _make_anew(partial))
+        states = on_every_rank(lambda: _write_state(engine, plan, partial))
+        on_rank_0(complete)
     except OSError as error:
         raise MachineError(f"{partial}: cannot be written ({error.strerror}); free space, then run again") from error
     return folder
 
 
-def load_newest(engine: Engine, plan: Plan) -> Checkpoint | None:
+def resume_newest(engine: Engine, plan: Plan) -> Checkpoint | None:
     """Continue from the newest undamaged checkpoint of this run: all ranks the same one, or None.
 
     Raises:
+        ConfigError: if there are checkpoints, but of another run, or of weights alone.
         CheckError: if there are checkpoints and all of them are damaged.
     """
-    if dist.get_rank() == 0:
-        for partial in plan.checkpoints.glob(".step-*.partial"):  # of a run killed while saving
-            shutil.rmtree(partial)
-    candidates = plan.own_checkpoints()
-    for folder in reversed(candidates):
-        damage = _agree(lambda folder=folder: _verify_share(folder))  # type: ignore[misc]  # a default binds the loop's
-        if damage is None:
-            checkpoint = Checkpoint(folder)
-            if is_adapted(engine.model):
-                check_base(engine.model, checkpoint)
+    weights_only = None
+    candidates, unreadable = on_rank_0(lambda: _candidates(plan))
+    for name, digest in reversed(candidates):
+        try:
+            checkpoint = _open(plan.checkpoints / name, digest)
+        except OF_THE_USER as damage:
+            log.warning("%s; trying the checkpoint before it", damage)
+            continue
+        if checkpoint.is_resumable:
             load(engine, checkpoint)
             return checkpoint
-        log.warning("%s; trying the checkpoint before it", damage)
-    if candidates:
+        weights_only = weights_only or checkpoint
+    if weights_only:
+        raise ConfigError(_no_optimizer(weights_only))
+    if candidates or unreadable:
         raise CheckError(f"{plan.checkpoints}: every checkpoint is damaged; train with --no-resume to start over")
     return None
+
+
+def resume_from(engine: Engine, plan: Plan, folder: Path) -> Checkpoint:
+    """Continue from this checkpoint of this run, and remove the run's later ones: they would not follow from it.
+
+    Raises:
+        ConfigError: if it is no checkpoint, of another run, or of weights alone.
+        CheckError: if it is damaged.
+    """
+
+    def check() -> str:
+        manifest = Manifest.read(folder)
+        if manifest is None or manifest.kind != "checkpoint":
+            cited = plan.pipeline.cite("train.resume")
+            raise ConfigError(f"{cited}: not a finished checkpoint; name a step-* directory that holds {MANIFEST}")
+        plan.check_own(folder, manifest)
+        return digest_file(folder / MANIFEST)
+
+    checkpoint = _open(folder, on_rank_0(check))
+    if not checkpoint.is_resumable:
+        raise ConfigError(_no_optimizer(checkpoint))
+    load(engine, checkpoint)
+    on_rank_0(lambda: _remove_after(plan, checkpoint.step))
+    return checkpoint
+
+
+def start_from(engine: Engine, folder: Path) -> None:
+    """Take the weights of a checkpoint, of any run of the same model, and nothing else of it.
+
+    Raises:
+        CheckError: if it is damaged, or of another model.
+    """
+    checkpoint = _open(folder, on_rank_0(lambda: digest_file(folder / MANIFEST)))
+    _check_same_model(engine, checkpoint)
+    _fill(engine, checkpoint)
+    log.info("starting from the weights of %s", folder)
 
 
 def load(engine: Engine, checkpoint: Checkpoint) -> None:
     """Fill this rank's part of the training state, whatever layout wrote the checkpoint."""
     facts = checkpoint.manifest.facts
     _check_same_model(engine, checkpoint)
-    create_state(engine, facts["kinds"], facts["optimizer"])
-    for piece in pieces(engine):
-        for kind, tensor in piece.tensors.items():
-            tensor.copy_(torch.from_numpy(checkpoint.read(kind, piece.name, piece.start, piece.stop)))
-    for name, values in checkpoint.buffers():
-        engine.model.get_buffer(name).copy_(torch.from_numpy(values))
-    engine.refresh_parameters()
+    if facts["optimizer"] or facts["kinds"] or checkpoint.has_blocks:  # else it never stepped
+
+        def block(stretches: str) -> Mapping[str, Tensor]:
+            return {name: torch.from_numpy(values) for name, values in checkpoint.block(stretches).items()}
+
+        on_every_rank(lambda: create_state(engine, checkpoint.kinds_of, facts["optimizer"], block=block))
+    _fill(engine, checkpoint)
     engine.load_scaler(facts["scaler"])
     engine.skipped_steps = facts["skipped_steps"]
+
+
+def start_over(plan: Plan) -> None:
+    """Remove what former runs left: the user asked for it."""
+    on_rank_0(lambda: _remove_after(plan, -1))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
     """Write and digest tensors in one pass, one at a time in memory.
 
     Args:
-        tensors: [elements] each, float32 or int64, on any device; the file has them in this order.
+        tensors: float32, int64 or uint8, on any device; the file has them in this order.
     """
-    names = {torch.float32: "F32", torch.int64: "I64"}
+    names = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
     header: dict[str, Json] = {}
     end = 0
     for key, tensor in tensors.items():
@@ -124,26 +167,45 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
     digest = hashlib.sha256()
     with path.open("wb") as file:
 
-        def put(content: bytes) -> None:
+        def put(content: Any) -> None:
             digest.update(content)
             file.write(content)
 
         put(len(text).to_bytes(8, "little"))
         put(text)
         for tensor in tensors.values():
-            put(tensor.detach().cpu().contiguous().numpy().tobytes())
+            put(tensor.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8).data)
         file.flush()
         sync_file(file.fileno())
         size = file.tell()
     return FileRecord(path.name, size, digest.hexdigest())
 
 
-def _fragments(engine: Engine, rank: int) -> dict[str, Tensor]:
+def _make_anew(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    make_directory(partial)
+
+
+def _write_state(engine: Engine, plan: Plan, partial: Path) -> FileRecord:
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    if not partial.is_dir():
+        raise MachineError(
+            f"{partial}: made by rank 0, but {_this_rank()} does not see it; all nodes have to share run.work_dir"
+        )
+    fragments = _fragments(engine, rank, with_optimizer=plan.train.checkpoint.save_optimizer)
+    return write_safetensors(partial / f"state-{rank:05d}-of-{ranks:05d}.safetensors", fragments)
+
+
+def _fragments(engine: Engine, rank: int, *, with_optimizer: bool) -> dict[str, Tensor]:
+    """What this rank saves: views of the live state, so that only the one being written is copied."""
     fragments = {
         fragment_key(kind, piece.name, piece.start): tensor
         for piece in own_pieces(engine)
         for kind, tensor in piece.tensors.items()
+        if with_optimizer or kind == "parameter"
     }
+    if with_optimizer:
+        fragments |= {fragment_key("block", name, 0): block for name, block in own_blocks(engine).items()}
     if rank == 0:
         fragments |= {fragment_key("buffer", name, 0): buffer for name, buffer in buffers(engine.model).items()}
     return fragments
@@ -168,9 +230,10 @@ def _write_model_and_tokenizer(engine: Engine, plan: Plan, partial: Path) -> lis
 def _manifest(
     engine: Engine, plan: Plan, records: Sequence[FileRecord], step: int, loss: Mapping[str, float]
 ) -> Manifest:
-    kinds, scalars = kinds_and_scalars(engine)
+    kept = plan.train.checkpoint.save_optimizer
+    kinds, scalars = kinds_and_scalars(engine) if kept else ([], {})
     consumed = step * plan.train.global_batch_size
-    facts = {
+    facts: dict[str, Json] = {
         "run": plan.identity,
         "parameters": {name: list(shape) for name, shape in shapes(engine.model).items()},
         "tied": tied(engine.model),
@@ -185,6 +248,7 @@ def _manifest(
         "epoch": consumed / plan.packs,
         "loss": dict(loss),
         "settings": plan.settings,
+        **({"origins": plan.pipeline.origins} if plan.pipeline.origins else {}),
         "layout": {
             "world_size": engine.ranks,
             "sequence_parallel_size": engine.parallel.size,
@@ -193,6 +257,8 @@ def _manifest(
         },
         "versions": {name: version(name) for name in LIBRARIES},
     }
+    if not kept:
+        facts["weights_only"] = True
     if is_adapted(engine.model):
         facts["adapter"] = adapter_facts(engine.model)
     files = sorted(records, key=lambda record: record.path)
@@ -205,38 +271,95 @@ def _remove_old(plan: Plan) -> None:
     limit = plan.train.checkpoint.save_total_limit
     if limit > 0:
         for folder in finished(plan.checkpoints)[:-limit]:
-            (folder / "manifest.json").unlink()  # first, so that a kill leaves no half of a checkpoint
-            shutil.rmtree(folder)
+            _remove(folder)
 
 
-def _check_same_model(engine: Engine, checkpoint: Checkpoint) -> None:
-    here, there = shapes(engine.model), dict(checkpoint.shapes)
-    if here != there:
-        name = next(name for name in [*here, *there] if here.get(name) != there.get(name))
-        raise CheckError(
-            f"{checkpoint.folder}: a checkpoint of another model: {name} is {there.get(name)} there, {here.get(name)} "
-            "here; train with --no-resume to start over"
-        )
+def _remove_after(plan: Plan, step: int) -> None:
+    for folder in finished(plan.checkpoints):
+        if folder > step_folder(plan.checkpoints, step) or step < 0:
+            log.info("not resuming from it: removing %s", folder)
+            _remove(folder)
 
 
-def _verify_share(folder: Path) -> None:
+def _remove(folder: Path) -> None:
+    hidden = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)  # first, so that a kill leaves no half of a checkpoint
+    shutil.rmtree(hidden)
+
+
+def _candidates(plan: Plan) -> tuple[list[tuple[str, str]], int]:
+    """Names of this run's checkpoints, oldest first, with their manifests' digests; and how many cannot be read."""
+    for left in plan.checkpoints.glob(".step-*"):  # by a run killed while saving or removing
+        shutil.rmtree(left)
+    own = plan.own_checkpoints()
+    return [(folder.name, digest_file(folder / MANIFEST)) for folder in own], len(finished(plan.checkpoints)) - len(own)
+
+
+def _open(folder: Path, digest: str) -> Checkpoint:
+    """The checkpoint whose manifest has this digest, once every rank sees it whole.
+
+    Raises:
+        CheckError: on every rank, if one of them finds it damaged, or does not see it.
+    """
+    on_every_rank(lambda: _verify_share(folder, digest))
+    return Checkpoint(folder)
+
+
+def _verify_share(folder: Path, digest: str) -> None:
     """Check sizes everywhere and digests of this rank's share of the files."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
+    if not (folder / MANIFEST).is_file():
+        raise CheckError(f"{folder}: {_this_rank()} does not see it; all nodes have to share it")
+    if digest_file(folder / MANIFEST) != digest:
+        raise CheckError(f"{folder / MANIFEST}: {_this_rank()} reads another one than rank 0")
     manifest = Manifest.read(folder)
-    if manifest is None:
-        raise CheckError(f"{folder}: gone")
+    assert manifest is not None
     manifest.verify(folder, hashes=False)
     share = Manifest(**{**vars(manifest), "files": list(manifest.files)[rank::ranks]})
     share.verify(folder)
 
 
-def _agree(check: Callable[[], None]) -> str | None:
-    """Run a check on every rank; what the first rank that failed says, on all of them."""
-    try:
-        check()
-        finding = None
-    except PacktrainError as error:
-        finding = str(error)
-    findings: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(findings, finding)
-    return next((found for found in findings if found is not None), None)
+def _this_rank() -> str:
+    return f"rank {dist.get_rank()} on {socket.gethostname()}"
+
+
+def _no_optimizer(checkpoint: Checkpoint) -> str:
+    return (
+        f"{checkpoint.folder}: holds weights alone (train.checkpoint.save_optimizer = false), so the run cannot "
+        "continue; train with --no-resume to start over, or start another run from it with train.load_from"
+    )
+
+
+def _check_same_model(engine: Engine, checkpoint: Checkpoint) -> None:
+    if is_adapted(engine.model) != bool(checkpoint.adapter):
+        kinds = ("a whole model", "an adapter")
+        its, mine = kinds[bool(checkpoint.adapter)], kinds[is_adapted(engine.model)]
+        raise CheckError(f"{checkpoint.folder}: of {its}, but this run trains {mine}; change [model.lora]")
+    if is_adapted(engine.model):
+        check_base(engine.model, checkpoint)
+    here, there = shapes(engine.model), dict(checkpoint.shapes)
+    if here != there:
+        name = next(name for name in [*here, *there] if here.get(name) != there.get(name))
+        rows = len({shape[1:] for shape in (here.get(name, ()), there.get(name, ()))}) == 1
+        of = "vocabulary" if rows and _is_embedding(engine, name) else "model"
+        raise CheckError(
+            f"{checkpoint.folder}: a checkpoint of another {of}: {name} is {there.get(name)} there, {here.get(name)} "
+            "here; train the model that it is of, or name another checkpoint"
+        )
+
+
+def _is_embedding(engine: Engine, name: str) -> bool:
+    model: Any = engine.model
+    both = [module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
+    return any(model.get_parameter(name) is weight for weight in both)
+
+
+def _fill(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Read this rank's stretches of the weights, and of what the optimizer has for each element, one at a time."""
+    for piece in pieces(engine):
+        for kind, tensor in piece.tensors.items():
+            tensor.copy_(torch.from_numpy(checkpoint.read(kind, piece.name, piece.start, piece.stop)))
+    for name, values in checkpoint.buffers():
+        engine.model.get_buffer(name).copy_(torch.from_numpy(values))
+    engine.refresh_parameters()

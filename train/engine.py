@@ -104,7 +104,7 @@ class Engine:
         self._keeps_logits = computes_chosen_logits(model)
         self._head = _chunked_head(model) if train.fused_loss else None
         config = self._config(train, pipeline)
-        groups = parameter_groups(model.named_parameters(), train.optimizer)
+        groups = parameter_groups(model, train.optimizer)
         optimizer = make_optimizer(groups, train.optimizer, pipeline, zero_stage=self.zero_stage)
         try:
             self.deepspeed = _initialize(model, config, optimizer, initial, DTYPES[self.precision])

@@ -1,6 +1,7 @@
 """The pieces of the training state that this rank holds, under every ZeRO stage: the same list serves save and load."""
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipelines.artifacts import identity
 from pipelines.errors import ConfigError
 from train.adapters import is_adapted
 from train.engine import Engine
 from train.initial import Initial
-from train.optimizers import scalar_like
+from train.muon import Muon, Part, mark_shared
+from train.optimizers import empty_state, keeps_blocks, scalar_like
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,7 @@ class Piece:
 
 def pieces(engine: Engine) -> list[Piece]:
     """Everything this rank holds, in the model's order. Under ZeRO 0 that is everything, on every rank."""
-    held = {0: _whole, 1: _partitioned_state, 2: _partitioned_state, 3: _partitioned_parameters}[engine.zero_stage]
-    return [piece for piece in held(engine) if piece.stop > piece.start]
+    return [_with_state(engine, place) for place in _places(engine)]
 
 
 def own_pieces(engine: Engine) -> list[Piece]:
@@ -71,26 +73,80 @@ def set_masters(engine: Engine, initial: Initial) -> None:
     engine.refresh_parameters()
 
 
-def create_state(engine: Engine, kinds: list[str], scalars: Mapping[str, float]) -> None:
-    """Give the optimizer the state that its first step would create, to be filled in place.
+def create_state(
+    engine: Engine,
+    kinds: Callable[[str], Iterable[str]],
+    scalars: Mapping[str, float],
+    *,
+    block: Callable[[str], Mapping[str, Tensor]],
+) -> None:
+    """Give the optimizer the state of a checkpoint; what it keeps for each element is to be filled in place.
 
     Args:
-        kinds: what it keeps for each element.
+        kinds: what it keeps for each element of a parameter, by the parameter's name.
         scalars: what it keeps once a tensor, such as the number of steps.
+        block: other state, by the name that `blocks` gave it.
     """
-    for flat in _stepped(engine):
-        state: dict[str, Any] = {kind: torch.zeros_like(flat) for kind in kinds}
+    for flat, group, held in _stepped(engine):
+        if not held:  # padding
+            continue
+        state = empty_state(engine.optimizer, flat, group, kinds(held[0].name))
+        if keeps_blocks(engine.optimizer):
+            for key, value in block(_block_name(held)).items():
+                # Copied where the optimizer itself made room: its memory may be of a special kind.
+                state[key] = state[key].copy_(value) if key in state else value.to(flat.device)
         state |= {key: scalar_like(engine.optimizer, key, value, flat) for key, value in scalars.items()}
         engine.optimizer.state[flat] = state
 
 
 def kinds_and_scalars(engine: Engine) -> tuple[list[str], dict[str, float]]:
     """What the optimizer keeps for each element, and what once a tensor. Nothing before its first step."""
-    for flat in _stepped(engine):
-        state = engine.optimizer.state.get(flat, {})
-        kinds = sorted(key for key, value in state.items() if torch.is_tensor(value) and value.shape == flat.shape)
-        return kinds, {key: float(value) for key, value in state.items() if key not in kinds and value is not None}
-    raise ConfigError("the model has no parameter to train")
+    kinds: set[str] = set()
+    scalars: dict[str, float] = {}
+    stepped = _stepped(engine)
+    if not stepped:
+        raise ConfigError("the model has no parameter to train")
+    for flat, _, _ in stepped:
+        kinds |= _by_element(engine, flat).keys()
+        for key, value in engine.optimizer.state.get(flat, {}).items():
+            if isinstance(value, int | float) or (torch.is_tensor(value) and value.dim() == 0):
+                scalars.setdefault(key, float(value))
+    return sorted(kinds), scalars
+
+
+def own_blocks(engine: Engine) -> dict[str, Tensor]:
+    """State that fits only beside the very tensor it was made for, by names that say which stretches that has.
+
+    Returns:
+        `name.key` -> tensor, of what this rank has to save: all ranks together save each once.
+    """
+    if not keeps_blocks(engine.optimizer):
+        return {}
+    found: dict[str, Tensor] = {}
+    for number, (flat, _, held) in enumerate(_stepped(engine)):
+        if held and (engine.zero_stage or number % dist.get_world_size() == dist.get_rank()):
+            for key, value in engine.optimizer.state.get(flat, {}).items():
+                if torch.is_tensor(value) and value.dim():
+                    found[f"{_block_name(held)}.{key}"] = value
+    return found
+
+
+def lay_out_matrices(engine: Engine) -> None:
+    """Tell Muon where ZeRO put the parts of its matrices. All ranks call this."""
+    if not isinstance(engine.optimizer, Muon) or not engine.zero_stage:
+        return
+    held = {place.name: place for place in _places(engine)}
+    of_shape = shapes(engine.model)
+    parts: dict[Tensor, dict[str, Part]] = {}
+    for flat, group, names in _zero_groups(engine):
+        if group["matrices"]:
+            mine = {name: held.get(name, _Place(name, flat, 0, 0, 0)) for name in names}
+            parts[flat] = {
+                name: Part(of_shape[name], place.start, place.place, place.size) for name, place in mine.items()
+            }
+    shared = mark_shared({name: part for own in parts.values() for name, part in own.items()})
+    by_tensor = {flat: [shared[name] for name in own] for flat, own in parts.items()}
+    engine.optimizer.lay_out(by_tensor, engine.device)
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -117,12 +173,31 @@ def buffers(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _whole(engine: Engine) -> Iterator[Piece]:
+@dataclass(frozen=True)
+class _Place:
+    """Where a run of a parameter's elements lies."""
+
+    name: str
+    flat: Tensor
+    """The tensor that the optimizer steps."""
+    place: int
+    """First element within it."""
+    start: int
+    """First element within the flattened parameter."""
+    size: int
+
+
+def _places(engine: Engine) -> list[_Place]:
+    held = {0: _whole, 1: _partitioned_state, 2: _partitioned_state, 3: _partitioned_parameters}[engine.zero_stage]
+    return [place for place in held(engine) if place.size]
+
+
+def _whole(engine: Engine) -> Iterator[_Place]:
     for name, parameter in _trained(engine):
-        yield Piece(name, 0, _with_state(engine, parameter, 0, parameter.numel()))
+        yield _Place(name, parameter, 0, 0, parameter.numel())
 
 
-def _partitioned_state(engine: Engine) -> Iterator[Piece]:
+def _partitioned_state(engine: Engine) -> Iterator[_Place]:
     # ZeRO 1 and 2 flatten each parameter group and give every rank one stretch of it; `_hp_mapping` says which
     # elements of a parameter lie where in this rank's stretch.
     groups = engine.optimizer.param_groups
@@ -131,35 +206,66 @@ def _partitioned_state(engine: Engine) -> Iterator[Piece]:
         if mapping is not None:
             (flat,) = groups[mapping.param_group_index]["params"]
             place = mapping.get_hp_fragment_address()
-            start = mapping.lp_fragment_address.start
-            yield Piece(name, start, _with_state(engine, flat, place.start, place.numel))
+            yield _Place(name, flat, place.start, mapping.lp_fragment_address.start, place.numel)
 
 
-def _partitioned_parameters(engine: Engine) -> Iterator[Piece]:
+def _partitioned_parameters(engine: Engine) -> Iterator[_Place]:
     # ZeRO 3 cuts every parameter into equal stretches, one a rank, the last padded.
     zero = engine.deepspeed.optimizer
     for name, parameter in _trained(engine):
         group, place, length = zero.grad_position[zero.get_param_id(parameter)]
         start = dist.get_rank() * length
         size = max(0, min(length, parameter.ds_numel - start))  # type: ignore[attr-defined]  # DeepSpeed puts it there
-        yield Piece(name, start, _with_state(engine, zero.fp32_partitioned_groups_flat[group], place, size))
+        yield _Place(name, zero.fp32_partitioned_groups_flat[group], place, start, size)
 
 
-def _with_state(engine: Engine, flat: Tensor, start: int, size: int) -> dict[str, Tensor]:
+def _with_state(engine: Engine, place: _Place) -> Piece:
+    whole = {"parameter": place.flat} | _by_element(engine, place.flat)
+    first, last = place.place, place.place + place.size
+    return Piece(
+        place.name, place.start, {kind: tensor.detach().view(-1)[first:last] for kind, tensor in whole.items()}
+    )
+
+
+def _by_element(engine: Engine, flat: Tensor) -> dict[str, Tensor]:
+    """What the optimizer keeps for each element of a tensor that it steps."""
+    if keeps_blocks(engine.optimizer):
+        return {}
     state = engine.optimizer.state.get(flat, {})
-    whole = {"parameter": flat} | {
-        kind: value for kind, value in state.items() if torch.is_tensor(value) and value.shape == flat.shape
+    return {
+        kind: value
+        for kind, value in state.items()
+        if torch.is_tensor(value) and value.dim() and value.shape == flat.shape
     }
-    return {kind: tensor.detach().view(-1)[start : start + size] for kind, tensor in whole.items()}
 
 
-def _stepped(engine: Engine) -> list[Tensor]:
-    """The tensors that the optimizer really steps."""
-    if engine.zero_stage == 3:
-        # Its parameter groups are only filled during a step.
-        found: list[Tensor] = engine.deepspeed.optimizer.fp32_partitioned_groups_flat
-        return found
-    return [tensor for group in engine.optimizer.param_groups for tensor in group["params"]]
+def _stepped(engine: Engine) -> list[tuple[Tensor, dict[str, Any], list[_Place]]]:
+    """The tensors that the optimizer really steps, each with its group and with what of the parameters is in it."""
+    held: defaultdict[int, list[_Place]] = defaultdict(list)
+    for place in _places(engine):
+        held[id(place.flat)].append(place)
+    if engine.zero_stage:
+        return [(flat, group, held[id(flat)]) for flat, group, _ in _zero_groups(engine)]
+    groups = engine.optimizer.param_groups
+    return [(tensor, group, held[id(tensor)]) for group in groups for tensor in group["params"]]
+
+
+def _zero_groups(engine: Engine) -> Iterator[tuple[Tensor, dict[str, Any], list[str]]]:
+    """The tensors that are stepped under ZeRO, each with its group and the names of all parameters cut for it."""
+    zero, groups = engine.deepspeed.optimizer, engine.optimizer.param_groups
+    name_of = {id(parameter): name for name, parameter in _trained(engine)}
+    if engine.zero_stage == 3:  # whose groups are only filled during a step
+        for number, (flat, members) in enumerate(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)):
+            yield flat, groups[zero.sub_group_to_group_id[number]], [name_of[id(member)] for member in members]
+    else:
+        for group, members in zip(groups, zero.bit16_groups, strict=True):
+            (flat,) = group["params"]
+            yield flat, group, [name_of[id(member)] for member in members]
+
+
+def _block_name(held: Iterable[_Place]) -> str:
+    """The same wherever the optimizer steps a tensor of the same stretches of the same parameters."""
+    return identity([[place.name, place.place, place.start, place.size] for place in held])[:20]
 
 
 def _trained(engine: Engine) -> Iterator[tuple[str, nn.Parameter]]:

@@ -4,28 +4,29 @@ import logging
 import math
 import os
 import platform
-import shutil
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from pipelines.checkpoints import finished
+from pipelines.checkpoints import Checkpoint, finished
 from pipelines.errors import InterruptedRun, PacktrainError
 from pipelines.schema.train import EXPORTED
 from pipelines.shards import ShardReader
 from train.adapters import is_adapted
+from train.agreement import on_rank_0
 from train.attention import choose_backend
 from train.audit import audit
 from train.batches import Batches, StepBatch
-from train.checkpoint import load_newest, save
+from train.checkpoint import resume_from, resume_newest, save, start_from, start_over
 from train.engine import Engine, StepStats, choose_precision
 from train.evaluation import HeldOut
 from train.flops import peak_flops
-from train.fragments import set_masters, shapes
+from train.fragments import lay_out_matrices, set_masters, shapes
 from train.interview import Interview
 from train.launch import gpu_of, hosts, limit_exchanges
 from train.launchers import Ranks
@@ -45,10 +46,17 @@ MOST_NONFINITE_IN_A_ROW = 5
 """A batch, or a fault of the machine, spoils a step or two. More in a row are of weights that are no numbers."""
 
 
-def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool) -> None:
-    """Take the steps of the plan that are not done yet, saving on the way."""
+def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> None:
+    """Take the steps of the plan that are not done yet, saving on the way.
+
+    Args:
+        resume: from the newest checkpoint of this run if there is one, from this one, or not.
+    """
     began = time.monotonic()
     plan.check_ranks(ranks.ranks)
+    if resume is True and on_rank_0(plan.is_finished):
+        plan.say_finished()
+        return
     packs = ShardReader(plan.shards)
     parallel = init_sequence_parallel(plan.train.parallel.sequence_parallel_size, timeout=plan.train.runtime.timeout)
     asked, half = plan.pipeline.model.attn_implementation, choose_precision(plan.train.precision) != "fp32"
@@ -61,9 +69,8 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool) -> None:
     del model, initial
     limit_exchanges(plan.train.runtime.timeout)
     audit(engine, packs[0])
-    if not resume:
-        start_over(plan)
-    checkpoint = load_newest(engine, plan)
+    lay_out_matrices(engine)
+    checkpoint = load_state(engine, plan, resume)
     first = checkpoint.step if checkpoint else 0
     loss = dict(checkpoint.manifest.facts["loss"]) if checkpoint else {}
     sources = Sources.of(packs.manifest.facts) if plan.train.log.per_source_loss else None
@@ -108,7 +115,7 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool) -> None:
                 pulse.at(step + 1, "saving")
                 save(engine, plan, step=step + 1, loss=loss)
             if stopping:
-                raise InterruptedRun(f"stopped by {stopping} after step {step + 1}, saved; the same command continues")
+                raise InterruptedRun(f"stopped by {stopping} after step {step + 1}, saved; {how_to_continue(plan)}")
             started = time.perf_counter()  # a step's time has in it what reading its packs takes
     conclude(plan, loss, seconds=time.monotonic() - began)
 
@@ -118,20 +125,35 @@ def device_of(ranks: Ranks) -> torch.device:
     return torch.device("cuda", gpu_of(ranks)) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def start_over(plan: Plan) -> None:
-    """Remove what former runs left: the user asked for it."""
-    if dist.get_rank() == 0:
-        for folder in finished(plan.checkpoints):
-            log.info("not resuming: removing %s", folder)
-            (folder / "manifest.json").unlink()
-            shutil.rmtree(folder)
-    dist.barrier()
+def load_state(engine: Engine, plan: Plan, resume: bool | Path) -> Checkpoint | None:
+    """Continue from a checkpoint, which is returned, or start: from the model's weights, or those of another run."""
+    if isinstance(resume, Path):
+        return resume_from(engine, plan, resume)
+    if not resume:
+        start_over(plan)
+    checkpoint = resume_newest(engine, plan)
+    if checkpoint is None and plan.train.load_from is not None:
+        start_from(engine, plan.train.load_from)
+    return checkpoint
+
+
+def how_to_continue(plan: Plan) -> str:
+    """What to do after a stop."""
+    if not plan.train.checkpoint.save_optimizer:
+        return "but without the optimizer (train.checkpoint.save_optimizer = false), so it cannot continue from there"
+    again = "the same command with --resume" if isinstance(plan.train.resume, Path) else "the same command"
+    return f"{again} continues"
 
 
 def is_due(plan: Plan, step: int) -> bool:
     """Whether a checkpoint follows `step` steps."""
-    every = plan.train.checkpoint.save_steps
-    return step == plan.total_steps or (every > 0 and step % every == 0)
+    steps, epochs = plan.train.checkpoint.save_steps, plan.train.checkpoint.save_epochs
+    size = plan.train.global_batch_size
+    return (
+        step == plan.total_steps
+        or (steps > 0 and step % steps == 0)
+        or (epochs > 0 and step * size // (plan.packs * epochs) > (step - 1) * size // (plan.packs * epochs))
+    )
 
 
 def check_finite(plan: Plan, stats: StepStats, step: int, in_a_row: int) -> None:
@@ -145,9 +167,10 @@ def check_finite(plan: Plan, stats: StepStats, step: int, in_a_row: int) -> None
         return
     finding = f"loss is {stats.loss}" if not math.isfinite(stats.loss) else f"gradient's norm is {stats.grad_norm}"
     many = f", and so it was for {in_a_row} steps in a row" if in_a_row > 1 else ""
+    lower = "" if plan.train.loss_scale == "dynamic" else "train.loss_scale, "
     raise PacktrainError(
-        f"step {step}: the {finding}{many}; lower train.optimizer.lr or train.max_grad_norm, or use bf16 or fp32, then "
-        "train with --no-resume"
+        f"step {step}: the {finding}{many}; lower {lower}train.optimizer.lr or train.max_grad_norm, or use bf16 or "
+        "fp32, then train with --no-resume"
     )
 
 
@@ -192,6 +215,7 @@ def announce(plan: Plan, ranks: Ranks, engine: Engine, first: int) -> None:
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(EXPORTED)},
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "identity": plan.identity,
+        "origins": plan.pipeline.origins,
     }
     trained = sum(math.prod(shape) for shape in shapes(engine.model).values())
     if ranks.rank == 0:
@@ -207,6 +231,8 @@ def announce(plan: Plan, ranks: Ranks, engine: Engine, first: int) -> None:
             "resuming after" if first else "from", first, plan.total_steps, plan.train.global_batch_size, plan.packs,
             plan.total_steps * plan.train.global_batch_size / plan.packs,
         )  # fmt: skip
+        if not plan.train.checkpoint.save_optimizer:
+            log.warning("train.checkpoint.save_optimizer = false: checkpoints hold weights alone, no run can resume")
 
 
 def conclude(plan: Plan, loss: dict[str, float], *, seconds: float) -> None:

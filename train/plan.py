@@ -9,7 +9,8 @@ from typing import Any
 from pipelines.artifacts import Json, Manifest, digest_file, identity
 from pipelines.checkpoints import FORMAT_VERSION, finished
 from pipelines.errors import CheckError, ConfigError, DataError
-from pipelines.schema import Model, Pipeline, Train
+from pipelines.model_source import code_digest, with_model
+from pipelines.schema import Pipeline, Train
 from pipelines.shards import ShardReader
 from train.order import epoch_packs
 
@@ -36,6 +37,8 @@ COST_ONLY = {
     },
 }
 """Keys that change how a run is computed, saved or exported, but not what it computes."""
+_WHERE = {"source", "revision", "source_args"}
+"""Keys that say where a model is, which its digests tell better."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,15 @@ class Plan:
                 "the pipeline has no [train] table; add one with global_batch_size and train.optimizer.lr"
             )
         reader = ShardReader(pipeline.home / "prep")
-        if train.eval is not None and not train.eval.prompts and "eval" not in reader.manifest.facts:
-            raise ConfigError(
-                f"{pipeline.cite('train.eval.steps')}: prep held nothing out to evaluate on; set prep.eval.fraction "
-                "and run `packtrain prep` again, give train.eval.prompts, or remove [train.eval]"
-            )
+        check_evaluation(pipeline, train, reader.manifest)
         packs = epoch_packs(len(reader), train.shuffle, train.global_batch_size)
+        pipeline = with_model(pipeline)
         return cls(
             pipeline=pipeline,
             train=train,
             prep=reader.manifest,
             packs=packs,
-            total_steps=_total_steps(train, packs),
+            total_steps=total_steps(train, packs),
             settings=_settings(pipeline, train),
         )
 
@@ -133,13 +133,21 @@ class Plan:
                 log.warning("%s", error)
                 continue
             assert manifest is not None
-            if manifest.facts.get("run") != self.identity:
-                raise ConfigError(
-                    f"{folder}: from a run with other settings ({self._difference(manifest)}); "
-                    "train with --no-resume to start over, or under another run.name"
-                )
+            self.check_own(folder, manifest)
             own.append(folder)
         return own
+
+    def check_own(self, folder: Path, manifest: Manifest) -> None:
+        """Refuse a checkpoint of another run.
+
+        Raises:
+            ConfigError: saying what differs.
+        """
+        if manifest.facts.get("run") != self.identity:
+            raise ConfigError(
+                f"{folder}: from a run with other settings ({self._difference(manifest)}); "
+                "train with --no-resume to start over, or under another run.name"
+            )
 
     def is_finished(self) -> bool:
         """Whether the last step's checkpoint is there."""
@@ -147,18 +155,46 @@ class Plan:
         manifest = Manifest.read(own[-1]) if own else None
         return manifest is not None and manifest.facts["step"] >= self.total_steps
 
+    def say_finished(self) -> None:
+        """Say that there is nothing to do."""
+        log.info("train: nothing to do, %s has all %d steps", self.checkpoints, self.total_steps)
+
     def _difference(self, other: Manifest) -> str:
         if other.format_version != FORMAT_VERSION:
             return f"checkpoint format {other.format_version}, not {FORMAT_VERSION}"
-        if other.parents.get("prep") != self.prep.identity:
-            return "other prep output"
-        found = _leaves(self.settings)
-        former = _leaves(other.facts["settings"])
+        if (there := other.parents.get("prep")) != self.prep.identity:
+            return f"other data: prep output {str(there)[:12]} there, {self.prep.identity[:12]} here"
+        found = _leaves({**self.settings, "origins": self.pipeline.origins})
+        former = _leaves({**other.facts["settings"], "origins": other.facts.get("origins", {})})
         changed = sorted(key for key in found.keys() | former.keys() if found.get(key) != former.get(key))
-        return ", ".join(f"{key}: {former.get(key)} there, {found.get(key)} here" for key in changed)
+        return ", ".join(_changed(key, former.get(key), found.get(key)) for key in changed)
 
 
-def _total_steps(train: Train, packs: int) -> int:
+def _changed(key: str, there: object, here: object) -> str:
+    what = {"model.name_or_path": "another model: ", "model.scratch.vocab_size": "another vocabulary: "}.get(key, "")
+    return f"{what}{key}: {_short(there)} there, {_short(here)} here"
+
+
+def _short(value: object) -> str:
+    is_digest = isinstance(value, str) and len(value) == 64
+    return str(value)[:12] if is_digest else str(value)
+
+
+def check_evaluation(pipeline: Pipeline, train: Train, prep: Manifest) -> None:
+    """Refuse to evaluate on what prep did not hold out."""
+    if train.eval is not None and not train.eval.prompts and "eval" not in prep.facts:
+        raise ConfigError(
+            f"{pipeline.cite('train.eval.steps')}: prep held nothing out to evaluate on; set prep.eval.fraction "
+            "and run `packtrain prep` again, give train.eval.prompts, or remove [train.eval]"
+        )
+
+
+def total_steps(train: Train, packs: int) -> int:
+    """Optimizer steps of a run over so many packs an epoch.
+
+    Raises:
+        ConfigError: if they do not fill one.
+    """
     # Epochs follow each other without a border, so only the run's very end can leave packs over; taking the floor
     # means that no pack is seen more often than max_epochs.
     if train.max_steps:
@@ -173,26 +209,44 @@ def _total_steps(train: Train, packs: int) -> int:
 
 
 def _settings(pipeline: Pipeline, train: Train) -> Json:
-    model = pipeline.model.model_dump(mode="json", exclude=COST_ONLY["model"])
+    model = pipeline.model.model_dump(mode="json", exclude=COST_ONLY["model"] | _WHERE)
     if pipeline.model.name_or_path is not None:
-        model["name_or_path"] = _weights_fingerprint(pipeline.model)
-    return {
-        "seed": pipeline.run.seed,
-        "model": model,
-        "train": train.model_dump(mode="json", exclude=COST_ONLY["train"]),
-    }
+        model["name_or_path"] = _weights_fingerprint(pipeline)
+        if pipeline.model.trust_remote_code:
+            model["code"] = code_digest(pipeline.model.name_or_path)
+    table = train.model_dump(mode="json", exclude=COST_ONLY["train"] | {"load_from"})
+    if train.load_from is not None:
+        table["load_from"] = _identity_of(train.load_from, pipeline)
+    tokenizer = {"pad_vocab_multiple": pipeline.tokenizer.pad_vocab_multiple}
+    return {"seed": pipeline.run.seed, "model": model, "tokenizer": tokenizer, "train": table}
 
 
-def _weights_fingerprint(model: Model) -> str:
+def _identity_of(folder: Path, pipeline: Pipeline) -> str:
+    # Where a checkpoint lies is no part of what it is.
+    manifest = Manifest.read(folder)
+    if manifest is None or manifest.kind != "checkpoint":
+        remedy = (
+            "name a model directory in model.name_or_path"
+            if (folder / "config.json").is_file()
+            else "name a step-* directory that a run has finished"
+        )
+        raise ConfigError(f"{pipeline.cite('train.load_from')}: not a finished checkpoint; {remedy}")
+    return manifest.identity
+
+
+def _weights_fingerprint(pipeline: Pipeline) -> str:
     # Where a model lies is no part of what it is. Its weights go in by size: hashing them would cost more than a
-    # start should.
-    assert model.name_or_path is not None
-    config = model.name_or_path / "config.json"
+    # start should. Hubs' caches name each by its digest, or else the revision is what tells it.
+    folder, origin = pipeline.model.name_or_path, pipeline.origins.get("model")
+    assert folder is not None
+    config = folder / "config.json"
     if not config.is_file():
-        raise DataError(f"model.name_or_path = {model.name_or_path}: no config.json there; name a model directory")
+        raise DataError(f"model.name_or_path = {folder}: no config.json there; name a model directory")
     digest = hashlib.sha256(digest_file(config).encode())
-    for path in sorted([*model.name_or_path.glob("*.safetensors"), *model.name_or_path.glob("pytorch_model*.bin")]):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+        stored = path.resolve()
+        told = stored.name if stored.parent.name == "blobs" else origin["revision"] if origin else ""
+        digest.update(f"{path.name} {path.stat().st_size} {told}".strip().encode() + b"\n")
     return digest.hexdigest()
 
 

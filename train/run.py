@@ -1,15 +1,16 @@
 """The train stage: packed shards into checkpoints."""
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 from pipelines.artifacts import exclusive, make_directory
 from pipelines.errors import ConfigError
 from pipelines.schema import Pipeline
+from pipelines.toml_text import spell_value
 from train.launch import (
     leave,
     prepare_environment,
@@ -25,8 +26,6 @@ from train.plan import Plan
 from train.pulse import watched
 from train.stop import stopped_at_once
 from train.trackers import check_installed
-
-log = logging.getLogger(__name__)
 
 
 def run(pipeline: Pipeline, *, resume: bool | None = None, command: Sequence[str] | None = None) -> None:
@@ -44,9 +43,10 @@ def run(pipeline: Pipeline, *, resume: bool | None = None, command: Sequence[str
     ranks = launch if isinstance(launch, Ranks) else None
     with rank_errors(ranks), stopped_at_once():
         plan = Plan.of(pipeline)
-        resume = plan.train.resume == "auto" if resume is None else resume
-        if resume and plan.is_finished():
-            log.info("train: nothing to do, %s has all %d steps", plan.checkpoints, plan.total_steps)
+        asked = plan.train.resume
+        start: bool | Path = resume if resume is not None else asked if isinstance(asked, Path) else asked == "auto"
+        if isinstance(launch, Node) and start is True and plan.is_finished():  # else the ranks find it out together
+            plan.say_finished()
             return
         is_first = launch.rank == 0 if isinstance(launch, Ranks) else launch.node == 0
         if is_first:
@@ -59,15 +59,37 @@ def run(pipeline: Pipeline, *, resume: bool | None = None, command: Sequence[str
             count = local_ranks(plan, launch)
             plan.check_ranks(count * launch.nodes)
             if count * launch.nodes > 1:
-                start_ranks(launch, count, sys.argv[1:] if command is None else command, home=plan.home)
+                arguments = [*(sys.argv[1:] if command is None else command), *_same_model(plan)]
+                start_ranks(launch, count, arguments, home=plan.home)
                 return
             ranks = Ranks.alone()
         assert ranks is not None
         prepare_environment(ranks)
-        train_as(ranks, plan, resume=resume)
+        train_as(ranks, plan, resume=start)
 
 
-def train_as(ranks: Ranks, plan: Plan, *, resume: bool) -> None:
+def _check_one_run(plan: Plan) -> None:
+    """Refuse ranks that are about to compute different things, such as those of nodes that found different models."""
+    import torch.distributed as dist
+
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, plan.identity)
+    if other := next((rank for rank, one in enumerate(found) if one != found[0]), None):
+        raise ConfigError(
+            f"rank {other} has another pipeline, data or model than rank 0; give all nodes the same files, and set "
+            "model.revision to a commit where the model is of a hub"
+        )
+
+
+def _same_model(plan: Plan) -> list[str]:
+    """Arguments that let the ranks take from the cache the very model that this process found, and ask no hub."""
+    origin = plan.pipeline.origins.get("model")
+    if origin is None:
+        return []
+    return ["--set", f"model.revision={spell_value(origin['revision'])}", "--set", "run.offline=true"]
+
+
+def train_as(ranks: Ranks, plan: Plan, *, resume: bool | Path) -> None:
     """Train as one rank, in an environment that is prepared."""
     from train.loop import train
     from train.shortage import machine_errors
@@ -79,6 +101,7 @@ def train_as(ranks: Ranks, plan: Plan, *, resume: bool) -> None:
         watched(plan.home, ranks, timeout=runtime.timeout, leave=partial(leave, ranks)) as pulse,
         machine_errors(plan, ranks, pulse),
     ):
+        _check_one_run(plan)
         train(plan, ranks, pulse, resume=resume)
 
 

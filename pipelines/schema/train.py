@@ -16,6 +16,7 @@ from pydantic import (
 
 from pipelines.schema.values import (
     Beta,
+    LocalPath,
     NonNegativeReal,
     PositiveReal,
     PythonMap,
@@ -46,25 +47,39 @@ class Optimizer(Table):
             "asgd",
             "rprop",
             "adafactor",
+            "muon",
+            "lion",
             "adamw_8bit",
+            "paged_adamw_8bit",
             "paged_adamw_32bit",
+            "lion_8bit",
+            "paged_lion_8bit",
+            "paged_lion_32bit",
         ]
         | PythonMap
     ) = "adamw"
-    """An optimizer of PyTorch by name, of bitsandbytes (adamw_8bit, paged_adamw_32bit), or `python:module:Class`. One
-    that does not go by element is refused where ZeRO would cut its matrices."""
+    """An optimizer of PyTorch by name, lion, muon (hidden matrices by Muon, the rest by AdamW, on any ZeRO stage), one
+    of bitsandbytes (8bit, paged), or `python:module:Class`. One that does not go by element is refused where ZeRO would
+    cut its matrices; state of 8 bits resumes only on the number of ranks and ZeRO stage that wrote it."""
     options: Verbatim = {}
     """Further settings of that optimizer, such as `{ momentum = 0.9 }` of sgd; those not given are its own."""
     lr: PositiveReal = Field(examples=[Decimal("2e-5")])
     """Peak learning rate."""
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(pair)] = (0.9, 0.95)
-    """How much of the running means of gradient and squared gradient stays at each step, in the Adam family."""
+    """How much of the running means of gradient and squared gradient stays at each step, in the Adam family; of Lion's
+    mean in its step and after it, by default 0.9 and 0.99."""
     eps: PositiveReal = 1e-8
     """Added to the root of the squared gradients' mean, in the Adam family; others have a default of their own."""
     weight_decay: NonNegativeReal = 0.0
     """Share of a decayed parameter taken off at each step, times the learning rate."""
     no_decay: list[str] = ["bias", "norm"]
     """Parameters whose name contains one of these are not decayed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lions_betas(cls, table: Any) -> Any:
+        is_lion = isinstance(table, dict) and "lion" in str(table.get("type")).split(":")[0]
+        return {"betas": (0.9, 0.99), **table} if is_lion else table
 
 
 class Scheduler(Table):
@@ -195,6 +210,18 @@ class CheckpointTable(Table):
     """Optimizer steps between checkpoints; 0 saves only the last."""
     save_total_limit: Annotated[Literal[-1] | PositiveInt, Whole] = 2
     """Newest checkpoints kept; -1 keeps all."""
+    save_epochs: NonNegativeInt = 0
+    """Epochs between checkpoints, each after the step that completes one; 0 leaves it to save_steps, which goes on
+    beside it."""
+    save_optimizer: bool = True
+    """false: checkpoints hold the weights alone, a third of the size. They can be exported and be another run's
+    train.load_from, but no run resumes from them."""
+
+
+def _directory(value: object) -> object:
+    if isinstance(value, str) and "/" not in value:  # it may be a misspelt "auto"
+        raise ValueError("expected a checkpoint directory with a slash in it, such as ./step-00000500")
+    return value
 
 
 class TrainLog(Table):
@@ -309,8 +336,14 @@ class Train(Table):
     row at most), or stop. The steps in which fp16 looks for its loss scale are always skipped."""
     error_if_nonfinite: bool = False
     """true is on_nonfinite = "stop" under the name that PyTorch gives it."""
-    resume: Literal["auto", "none"] = "auto"
-    """auto continues from the newest complete checkpoint of this very run."""
+    resume: Annotated[
+        Literal["auto", "none"] | Annotated[LocalPath, BeforeValidator(_directory)], Field(union_mode="left_to_right")
+    ] = "auto"
+    """auto continues from the newest undamaged checkpoint of this very run; a checkpoint directory of this very run
+    (the same model, data and settings) continues from that one, and removes the run's later ones."""
+    load_from: LocalPath | None = None
+    """A checkpoint directory of another run whose weights this one starts from, with a fresh optimizer, at step 0. For
+    a Hugging Face directory, model.name_or_path is the key."""
     scheduler: Scheduler = Scheduler()
     parallel: Parallel = Parallel()
     deepspeed: Deepspeed = Deepspeed()

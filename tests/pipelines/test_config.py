@@ -348,7 +348,7 @@ ADDITIONS = [  # text behind BASE, and the complaint about it, with lines counte
         TRAIN + "optimizer.betas = 0.9",
         "4:11: train.optimizer.betas = 0.9: expected an array of 2, each a number from 0 to below 1",
     ),
-    (TRAIN + 'optimizer.type = "muon"', '4:11: train.optimizer.type = "muon": expected "adamw", "adam", '),
+    (TRAIN + 'optimizer.type = "adan"', '4:11: train.optimizer.type = "adan": expected "adamw", "adam", '),
     (TRAIN + "scheduler.warmup_ratio = 3", "4:11: train.scheduler.warmup_ratio = 3: expected a number from 0 to 1"),
     (
         TRAIN + "checkpoint.save_total_limit = -2",

@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.errors import PacktrainError
@@ -20,9 +20,7 @@ def run_on_ranks(ranks: int, work: Callable[..., None], *arguments: Any, timeout
     Returns:
         The exit code of each rank: 0, that of the user's error it raised, or minus the signal that ended it.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     processes = [
         _context.Process(target=_rank, args=(rank, ranks, port, work, arguments), daemon=True) for rank in range(ranks)
     ]
@@ -34,6 +32,24 @@ def run_on_ranks(ranks: int, work: Callable[..., None], *arguments: Any, timeout
             process.kill()
             process.join()
     return [process.exitcode or 0 for process in processes]
+
+
+def run_in_turn(ranks: int, works: Sequence[Callable[[], None]], *, timeout_s: int = 300) -> list[int]:
+    """Call one thing after the other on every rank, each with a process group of its own; the ranks start once."""
+    return run_on_ranks(ranks, _in_turn, works, [_free_port() for _ in works], timeout_s=timeout_s)
+
+
+def _in_turn(works: Sequence[Callable[[], None]], ports: Sequence[int]) -> None:
+    for work, port in zip(works, ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        work()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _rank(rank: int, ranks: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

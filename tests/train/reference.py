@@ -40,7 +40,7 @@ def train_alone(pipeline: Pipeline, steps: int, model: Any = None) -> Trained:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     model.train()
     settings = train.optimizer
-    groups = parameter_groups(model.named_parameters(), settings)
+    groups = parameter_groups(model, settings)
     if settings.type == "adamw" and not settings.options:
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             groups, lr=settings.lr, betas=settings.betas, eps=settings.eps

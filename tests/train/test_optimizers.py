@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from pipelines.checkpoints import Checkpoint
-from pipelines.errors import ConfigError, MachineError
+from pipelines.errors import CheckError, ConfigError, MachineError
 from tests.train.conftest import SETTINGS, STEPS
 from tests.train.ranks import run_on_ranks
 from tests.train.reference import train_alone
-from tests.train.runs import checkpoints, pipeline, rows, same, share
+from tests.train.runs import LLAMA, checkpoints, pipeline, rows, same, share
 from tests.train.test_run import undo
 from train.optimizers import make_optimizer
 from train.run import run
@@ -31,6 +32,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adadelta": {},
     "asgd": {},
     "rprop": {"weight_decay": 0},
+    "lion": {},
+    "muon": {},
     "python:tests.train.test_optimizers:Signs": {"options": {"share": 0.5}},
 }
 """With what each keeps besides its defaults."""
@@ -55,8 +58,8 @@ class Signs(torch.optim.Optimizer):
                     parameter.sub_(state["mean"].sign(), alpha=group["lr"] / 10)
 
 
-class Rows(torch.optim.Optimizer):
-    """Keeps one number for each row."""
+class Halves(torch.optim.Optimizer):
+    """Keeps numbers of half precision."""
 
     def __init__(self, params: Any, lr: float = 0.1) -> None:
         super().__init__(params, {"lr": lr})
@@ -65,8 +68,23 @@ class Rows(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
-                self.state[parameter]["norms"] = parameter.grad.norm(dim=-1)
+                self.state[parameter]["mean"] = parameter.grad.half()
                 parameter.sub_(parameter.grad)
+
+
+class Rows(torch.optim.Optimizer):
+    """Keeps one number for each row, and steps by it."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                norms = self.state[parameter].setdefault("norms", torch.zeros_like(parameter[..., :1]))
+                norms += parameter.grad.norm(dim=-1, keepdim=True)
+                parameter.sub_(parameter.grad / norms.clamp(min=1e-6), alpha=group["lr"])
 
 
 class Whole(torch.optim.Optimizer):
@@ -102,7 +120,7 @@ def test_optimizer_steps_parts_as_the_whole_and_resumes_exactly(
     run(pipeline(halves, **how))
     assert same(halves, whole)
     found = rows(whole)
-    if name != "rprop" and not name.startswith("python"):  # they go by signs, which rounding turns over near zero
+    if name not in ("rprop", "lion") and not name.startswith("python"):  # they go by signs, which rounding turns over
         np.testing.assert_allclose([row["loss"] for row in found], alone.losses, rtol=2e-4)
     np.testing.assert_allclose([row["loss"] for row in found][:2], alone.losses[:2], rtol=1e-4)
 
@@ -126,6 +144,66 @@ def test_checkpoint_has_the_optimizers_state_by_its_own_names(tmp_path: Path, sh
     facts = Checkpoint(checkpoints(folder)[-1]).manifest.facts
     assert facts["kinds"] == ["exp_avg", "exp_avg_sq"]
     assert facts["optimizer"].keys() == {"step", "mu_product"}
+
+
+WIDE = {"scratch": {**LLAMA, "hidden_size": 64, "intermediate_size": 96}}
+"""With matrices of more than 4096 elements, below which bitsandbytes keeps 32 bits."""
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("adamw_8bit", 0), ("paged_adamw_8bit", 2), ("lion_8bit", 1), ("paged_adamw_32bit", 3), ("paged_lion_32bit", 2)],
+)
+@pytest.mark.slow
+def test_optimizer_of_bitsandbytes_follows_pytorchs_and_resumes_exactly(
+    name: str, stage: int, tmp_path: Path, shards: Path
+) -> None:
+    plain = "lion" if "lion" in name else "adamw"
+    here, whole, halves = (share(shards, tmp_path / folder) for folder in ("here", "whole", "halves"))
+    table = {"lr": Decimal("0.001"), "weight_decay": Decimal("0.1")}
+    how = {**SETTINGS, "model": WIDE, "deepspeed": {"zero_stage": stage}}
+    run(pipeline(here, **how | {"optimizer": {**table, "type": plain}}))
+    how["optimizer"] = {**table, "type": name}
+    run(pipeline(whole, **how))
+    run(pipeline(halves, **how))
+    undo(halves, 2)
+    run(pipeline(halves, **how))
+    assert same(halves, whole)
+    blocks = [state_file(folder) for folder in (whole, halves)]
+    assert blocks[0] == blocks[1]
+    assert any(key.startswith("block/") for key in blocks[0]) == name.endswith("8bit")
+    losses, expected = ([row["loss"] for row in rows(folder)] for folder in (whole, here))
+    np.testing.assert_allclose(losses, expected, rtol=1e-4 if name.endswith("32bit") else 0.01)
+
+
+def state_file(folder: Path) -> dict[str, bytes]:
+    """The state of one rank in a run's last checkpoint, by key."""
+    with safe_open(checkpoints(folder)[-1] / "state-00000-of-00001.safetensors", framework="numpy") as file:
+        return {key: file.get_tensor(key).tobytes() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def test_state_in_blocks_is_refused_where_the_parameters_are_cut_otherwise(tmp_path: Path, shards: Path) -> None:
+    folder = share(shards, tmp_path / "work")
+    how = {**settings("rprop"), "model": WIDE, "optimizer": {"type": "adamw_8bit", "lr": Decimal("0.001")}}
+    run(pipeline(folder, deepspeed={"zero_stage": 2}, **how))
+    undo(folder, 4)
+    with pytest.raises(
+        CheckError, match=r"fits only the layout that wrote it, 1 ranks with zero_stage = 2; .* train\.load_from"
+    ):
+        run(pipeline(folder, deepspeed={"zero_stage": 0}, **how))
+    run(pipeline(folder, deepspeed={"zero_stage": 1}, **how))  # which cuts them as 2 does
+
+
+@pytest.mark.parametrize("name", ["adafactor", "python:tests.train.test_optimizers:Rows"])
+def test_state_of_whole_matrices_resumes_exactly(name: str, tmp_path: Path, shards: Path) -> None:
+    whole, halves = share(shards, tmp_path / "whole"), share(shards, tmp_path / "halves")
+    how = {**SETTINGS, "optimizer": {"type": name, "lr": Decimal("0.01")}}
+    run(pipeline(whole, **how))
+    run(pipeline(halves, **how))
+    undo(halves, 2)
+    run(pipeline(halves, **how))
+    assert same(halves, whole)
+    assert state_file(halves) == state_file(whole)
 
 
 def test_our_adagrad_is_pytorchs() -> None:
@@ -162,8 +240,11 @@ def test_optimizer_that_needs_whole_matrices_is_refused_where_zero_cuts_them(sta
 @pytest.mark.parametrize(
     ("name", "table", "message"),
     [
-        ("adafactor", {}, 'train.optimizer.type = "adafactor": keeps row_var, which is not one number an element'),
-        ("python:tests.train.test_optimizers:Rows", {}, "keeps norms, which is not one number an element"),
+        ("python:tests.train.test_optimizers:Halves", {}, "keeps mean, a Tensor that no checkpoint can hold"),
+        ("lion", {"eps": 0.1}, "train.optimizer.eps.*: lion has no such setting"),
+        ("muon", {"options": {"momentum": 1}}, "momentum = 1: expected 0 <= momentum < 1"),
+        ("muon", {"options": {"ns_steps": 0}}, "ns_steps = 0: expected 1 to 99"),
+        ("muon", {"options": {"adjust_lr_fn": "match"}}, 'adjust_lr_fn = "match": expected "match_rms_adamw" or'),
         ("sgd", {"betas": [0.8, 0.9]}, "train.optimizer.betas.*: sgd has no such setting; remove it"),
         ("rprop", {"weight_decay": 0.1}, "train.optimizer.weight_decay.*: rprop has no such setting"),
         (
@@ -184,7 +265,7 @@ def test_optimizer_that_cannot_be_is_an_error(name: str, table: dict[str, Any], 
         make(weights(), name, **table)
 
 
-@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_32bit"])
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_lion_32bit"])
 def test_optimizer_of_a_missing_package_names_its_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim", None)
     with pytest.raises(MachineError, match="needs bitsandbytes; pip install bitsandbytes"):

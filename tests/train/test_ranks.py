@@ -9,7 +9,7 @@ import pytest
 from tests.train.conftest import SETTINGS
 from tests.train.ranks import run_on_ranks
 from tests.train.reference import Trained
-from tests.train.runs import checkpoints, pipeline, rows, same, share
+from tests.train.runs import pipeline, rows, same, share
 from tests.train.test_run import assert_trained_as_alone, undo
 from train.run import run
 
@@ -55,24 +55,3 @@ def test_resumed_ranks_are_bitwise_the_uninterrupted_ones(stage: int, tmp_path: 
     undo(halves, 2)
     train_on(2, halves, **how)
     assert same(halves, whole)
-
-
-def test_run_resumes_on_other_ranks(tmp_path: Path, shards: Path, alone: Trained) -> None:
-    folder = share(shards, tmp_path / "work")
-    train_on(3, folder, deepspeed={"zero_stage": 3})
-    undo(folder, 4)
-    train_on(2, folder, deepspeed={"zero_stage": 1})
-    undo(folder, 2)
-    train_on(1, folder, deepspeed={"zero_stage": 0})
-    assert_trained_as_alone(folder, alone)
-
-
-def test_ranks_agree_on_the_checkpoint_before_a_damaged_one(tmp_path: Path, shards: Path) -> None:
-    whole, folder = share(shards, tmp_path / "whole"), share(shards, tmp_path / "work")
-    train_on(2, whole)
-    train_on(2, folder)
-    undo(folder, 4)
-    (folder / "tiny/train/checkpoints/step-00000004/state-00001-of-00002.safetensors").write_bytes(b"cut")
-    train_on(2, folder)
-    assert len(checkpoints(folder)) == 3
-    assert same(folder, whole)

@@ -5,8 +5,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,6 @@ from train.metrics import Row
 from train.model import build_model
 from train.plan import Plan
 from train.run import run
-
-ROOT = Path(__file__).parents[2]
 
 GPT2_WITH_DROPOUT = {"model_type": "gpt2", "vocab_size": 48, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 
@@ -126,38 +122,6 @@ def test_run_resumes_under_another_zero_stage(tmp_path: Path, shards: Path, alon
         undo(folder, step)
         run(pipeline(folder, deepspeed={"zero_stage": stage}, **SETTINGS))
         assert_trained_as_alone(folder, alone)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["while training", "while saving"])
-def test_killed_run_continues_as_if_it_had_not_been(where: str, tmp_path: Path, shards: Path) -> None:
-    whole, killed = share(shards, tmp_path / "whole"), share(shards, tmp_path / "killed")
-    # Stands for a kill from outside at a moment that a test can choose.
-    place, saved = {
-        "while training": ("import train.loop as at; step = at.row; name = 'row'; due = 5", [2, 4]),
-        "while saving": (
-            "import train.checkpoint as at; step = at.commit_directory; name = 'commit_directory'; due = 2",
-            [2],
-        ),
-    }[where]
-    code = (
-        f"import os, signal; {place}; calls = []\n"
-        "def stop(*given, **named):\n"
-        "    calls.append(1)\n"
-        "    return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == due else step(*given, **named)\n"
-        "setattr(at, name, stop)\n"
-        "from pathlib import Path; from tests.train.conftest import SETTINGS; from tests.train.runs import pipeline\n"
-        "from train.run import run\n"
-        f"run(pipeline(Path({str(killed)!r}), **SETTINGS))"
-    )
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": ""}
-    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, **threads}, cwd=ROOT, check=False)
-    assert ended.returncode == -signal.SIGKILL
-    assert [Checkpoint(path).step for path in checkpoints(killed)] == saved
-    run(pipeline(whole, **SETTINGS))
-    run(pipeline(killed, **SETTINGS))
-    assert same(killed, whole)
-    assert not list((killed / "tiny/train/checkpoints").glob(".*")), "what was half written is gone"
 
 
 def test_signal_lets_the_step_finish_and_saves(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,137 @@
+"""Checkpoints on several ranks: resumed on any others, reading no more than needed, and given up together."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from pipelines.checkpoints import Checkpoint
+from pipelines.errors import MachineError
+from pipelines.schema import Pipeline
+from tests.train.conftest import SETTINGS
+from tests.train.ranks import run_in_turn
+from tests.train.runs import checkpoints, pipeline, rows, same, share
+from tests.train.test_run import undo
+from train.run import run
+
+pytestmark = pytest.mark.slow
+
+STATE_OF_RANK_1 = "tiny/train/checkpoints/step-00000004/state-00001-of-00002.safetensors"
+"""Fourth of its manifest's files, so of two ranks the second one digests it."""
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """A run as it was after step 4."""
+    undo(Path(shutil.copytree(folder, to, symlinks=True)), 4)
+    return to
+
+
+def reported(pipelines: list[Pipeline], report: Path) -> None:
+    """Run what is this rank's, and write down what its trainer says and how many bytes of state it reads."""
+    rank = int(os.environ["RANK"])
+    handler = logging.FileHandler(report.with_suffix(f".{rank}.log"))
+    logging.getLogger("train").addHandler(handler)
+    with counted() as bytes_read:
+        run(pipelines[rank])
+    logging.getLogger("train").removeHandler(handler)
+    report.with_suffix(f".{rank}.json").write_text(json.dumps(sum(bytes_read)))
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """Sizes of the stretches that are read from state files."""
+    found: list[int] = []
+
+    class Slice:
+        def __init__(self, inner: Any) -> None:
+            self.get_shape, self._inner = inner.get_shape, inner
+
+        def __getitem__(self, where: slice) -> Any:
+            values = self._inner[where]
+            found.append(values.nbytes)
+            return values
+
+    class File:
+        def __init__(self, *given: Any, **named: Any) -> None:
+            self._inner: Any = safe_open(*given, **named)
+
+        def __enter__(self) -> "File":
+            self._inner.__enter__()
+            self.keys = self._inner.keys
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._inner.__exit__(None, None, None)
+
+        def get_slice(self, key: str) -> Slice:
+            return Slice(self._inner.get_slice(key))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipelines.checkpoints.safe_open", File)
+        yield found
+
+
+def test_ranks_resume_any_layout_and_give_up_damaged_checkpoints_together(tmp_path: Path, shards: Path) -> None:
+    one, two, moved = (share(shards, tmp_path / name) for name in ("one", "two", "moved"))
+    run(pipeline(one, **SETTINGS))
+    expected = [row["loss"] for row in rows(one)]
+    layouts: dict[str, dict[str, Any]] = {
+        "halves of packs": {"parallel": {"sequence_parallel_size": 2}},
+        "whole packs": {"deepspeed": {"zero_stage": 1}},
+    }
+    sp_2, zero_1 = (pipeline(moved, **layout, **SETTINGS) for layout in layouts.values())
+    here = pipeline(two, **layouts["whole packs"], **SETTINGS)
+    assert run_in_turn(2, [partial(run, sp_2), partial(run, here)]) == [0, 0]
+
+    # Sequence parallel on 2 ranks, then ZeRO 3 on 1, then ZeRO 1 on 2.
+    undo(moved, 2)
+    run(pipeline(moved, deepspeed={"zero_stage": 3}, **SETTINGS))
+    undo(moved, 4)
+    cut, flipped, unseen, elsewhere = (
+        copied(two, tmp_path / name) for name in ("cut", "flipped", "unseen", "elsewhere")
+    )
+    (cut / STATE_OF_RANK_1).write_bytes((cut / STATE_OF_RANK_1).read_bytes()[:100])
+    content = bytearray((flipped / STATE_OF_RANK_1).read_bytes())
+    content[-5] ^= 1
+    (flipped / STATE_OF_RANK_1).write_bytes(content)
+    # As on a node that sees the same directories, but not yet, or no longer, the same files.
+    (elsewhere / STATE_OF_RANK_1).with_name("manifest.json").unlink()
+    shutil.rmtree(elsewhere / "tiny/train/ranks", ignore_errors=True)
+    (elsewhere / "tiny/train/ranks").symlink_to(unseen / "tiny/train/ranks")
+
+    def on_both(folder: Path) -> list[Pipeline]:
+        return [pipeline(folder, **layouts["whole packs"], **SETTINGS)] * 2
+
+    apart = [on_both(folder)[0] for folder in (unseen, elsewhere)]
+    works = {"moved": [zero_1] * 2, "cut": on_both(cut), "flipped": on_both(flipped), "apart": apart}
+    codes = run_in_turn(2, [partial(reported, each, tmp_path / f"{name}.report") for name, each in works.items()])
+
+    np.testing.assert_allclose([row["loss"] for row in rows(moved)], expected, rtol=1e-6)
+    state = sum(
+        array.nbytes for kind in ("parameter", "exp_avg", "exp_avg_sq")
+        for _, array in Checkpoint(checkpoints(moved)[-1]).tensors(kind)
+    )  # fmt: skip
+    shares = [json.loads((tmp_path / f"moved.{rank}.json").read_text()) for rank in (0, 1)]
+    assert sum(shares) == state
+    assert max(shares) < 0.51 * state
+
+    said = {name: (tmp_path / f"{name}.0.log").read_text() for name in works}
+    assert same(cut, two)
+    assert "step-00000004/state-00001-of-00002.safetensors: 100 bytes, manifest.json says" in said["cut"]
+    assert same(flipped, two)
+    assert "step-00000004/state-00001-of-00002.safetensors: SHA-256 differs" in said["flipped"]
+    assert "elsewhere/tiny/train/checkpoints/step-00000004: rank 1 on " in said["apart"]
+    for name in ("cut", "flipped", "apart"):
+        assert "trying the checkpoint before it" in said[name]
+        assert "resuming after step 2 of 6" in said[name]
+    # And then nothing can be saved, which both ranks say at once.
+    assert codes == [MachineError.exit_code] * 2
