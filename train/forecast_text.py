@@ -7,6 +7,8 @@ from pipelines.layouts import BETWEEN_NODES, TO_HOST, WITHIN_NODE, gb
 
 BEST = 15
 """Layouts that are shown."""
+TIGHT = 0.9
+"""Share of a GPU's memory above which a layout may not fit after all."""
 _SHORT = {
     "train.deepspeed.zero_stage": "ZeRO",
     "train.deepspeed.offload_optimizer": "optimizer",
@@ -130,16 +132,15 @@ def _memory(found: Mapping[str, Any]) -> list[str]:
 
 
 def _time(time: Mapping[str, Any], steps: int | None) -> list[str]:
-    lines = [
-        f"time, at {time['mfu']:.1%} of {time['peak_flops'] / 1e12:,.0f} TFLOP/s ({time['mfu_source']}) and "
-        f"{time['attended']}",
-        f"  {time['seconds']:,.2f} s a step, {time['tokens_per_gpu_s']:,.0f} tokens a second and GPU",
-    ]
+    lines = [f"time of a step {time['seconds']:,.2f} s, {time['tokens_per_gpu_s']:,.0f} tokens a second and GPU"]
     if steps is not None:
-        lines.append(f"  {time['hours']:,.2f} h in all, {time['gpu_hours']:,.1f} GPU hours")
-    if time["cost"] is not None:
-        lines.append(f"  cost {time['cost']:,.2f}")
-    return lines
+        cost = "" if time["cost"] is None else f", cost {time['cost']:,.2f}"
+        lines.append(f"  in all {time['hours']:,.2f} h, {time['gpu_hours']:,.1f} GPU hours{cost}")
+    return [
+        *lines,
+        f"  (assumed: {time['mfu']:.1%} of {time['peak_flops'] / 1e12:,.0f} TFLOP/s, {time['mfu_source']};",
+        f"  {time['attended']})",
+    ]
 
 
 def _layouts(layouts: Sequence[Mapping[str, Any]], gpu_memory: int) -> list[str]:
@@ -152,7 +153,10 @@ def _layouts(layouts: Sequence[Mapping[str, Any]], gpu_memory: int) -> list[str]
         cells = [{True: "yes", False: "no"}.get(value, str(value)) for value in one["keys"].values()]
         cells[0] = str(one["keys"]["train.deepspeed.zero_stage"])
         cells[3] = str(one["keys"]["train.parallel.sequence_parallel_size"])
-        cells += [gb(one["total"]), gb(one["host"])]
+        cells += [
+            gb(one["total"]) + (" tight" if gpu_memory * TIGHT < one["total"] <= gpu_memory else ""),
+            gb(one["host"]),
+        ]
         if timed:
             cells += [f"{one['seconds']:,.2f}", f"{one['tokens_per_gpu_s']:,.0f}"]
         rows.append(cells)
@@ -162,10 +166,11 @@ def _layouts(layouts: Sequence[Mapping[str, Any]], gpu_memory: int) -> list[str]
         *(f"  {line}" for line in table(rows, right=(3, 7, 8, 9, 10))),
     ]
     if timed:
-        lines.append(
+        lines += [
             f"  (assumed: {WITHIN_NODE / 1e9:.0f} GB/s between the GPUs of a machine, {BETWEEN_NODES / 1e9:.0f} GB/s "
-            f"between machines, {TO_HOST / 1e9:.0f} GB/s to the machine's memory)"
-        )
+            "between machines,",
+            f"  {TO_HOST / 1e9:.0f} GB/s to the machine's memory)",
+        ]
     return lines
 
 
