@@ -1,5 +1,6 @@
 """Optimizers by name: right in parts, resumable, or refused."""
 
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError, ConfigError, MachineError
+from pipelines.keys import schema_keys
 from tests.train.conftest import SETTINGS, STEPS
 from tests.train.ranks import run_on_ranks
 from tests.train.reference import train_alone
@@ -270,3 +272,10 @@ def test_optimizer_of_a_missing_package_names_its_command(name: str, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim", None)
     with pytest.raises(MachineError, match="needs bitsandbytes; pip install bitsandbytes"):
         make(weights(), name)
+
+
+def test_documentation_lists_every_optimizer() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    listed = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert {str(name) for name in schema_keys()["train", "optimizer", "type"].values} <= listed
