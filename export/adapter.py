@@ -6,15 +6,18 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import safe_open
 
 from export.hf import Model
+from export.merge import OriginalBase, open_base
 from export.model_card import adapter_card
 from export.progress import progress_bar
 from export.safetensors_stream import write_file
 from pipelines.artifacts import Manifest, canonical_json, write_atomic
 from pipelines.checkpoints import digest_base
 from pipelines.errors import CheckError, DataError, MachineError
+from pipelines.llama_layouts import llama_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +47,13 @@ def write_adapter(model: Model, base: Path, folder: Path) -> None:
         if name != "config.json":  # of the model below; Transformers would take the directory for a whole model
             write_atomic(folder / name, content)
     before, rows = (json.loads((base / "config.json").read_bytes()).get("vocab_size"), model.config["vocab_size"])
-    card = adapter_card(model.checkpoint, weights, model.special, rows=None if rows == before else rows)
+    card = adapter_card(
+        model.checkpoint,
+        weights,
+        model.special,
+        rows=None if rows == before else rows,
+        original=isinstance(open_base(base), OriginalBase),
+    )
     write_atomic(folder / "README.md", card.encode("utf-8"))
 
 
@@ -138,9 +147,13 @@ def _as_large(base: Any, rows: int) -> Any:
 def _float32(base: Path) -> Any:
     import torch
 
-    from export.language_model import load_folder
+    from export.language_model import load_folder, load_tensors
 
-    return load_folder(base).to(torch.float32)
+    files = open_base(base)
+    if not isinstance(files, OriginalBase):
+        return load_folder(base).to(torch.float32)
+    tensors = ((name, files.whole(name).view(np.uint32)) for name in files.shapes)
+    return load_tensors(llama_config(files.config), tensors, "float32", str(base))
 
 
 def _library() -> Any:

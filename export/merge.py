@@ -20,6 +20,7 @@ import numpy.typing as npt
 from export.cast import Bits, Dtype, cast, cast_float64
 from pipelines.checkpoints import Checkpoint, digest_base
 from pipelines.errors import CheckError, ConfigError, DataError
+from pipelines.llama_layouts import MODEL_TYPES, layout_of, unit_rows
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -70,6 +71,53 @@ class Base:
         return np.asarray(values, np.float32)
 
 
+class OriginalBase(Base):
+    """The same of a model in the layout of InternLM, InternLM2 or Baichuan, read as the Llama that was trained."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        super().__init__(folder)
+        self.config = config
+        """config.json of the directory."""
+        layout = layout_of(config)
+        self._stored = dict(self.shapes)
+        self._normalized = layout.normalized
+        self._rows = layout.places()
+        self.shapes = {
+            name: (places[-1].stop, *self._stored[places[0].original][1:]) for name, places in self._rows.items()
+        }
+
+    def read(self, name: str, start: int, stop: int) -> Float32:
+        """Elements start..stop of one of Llama's tensors, flattened."""
+        if name not in self._normalized:
+            return self._joined(name, start, stop)
+        width = int(np.prod(self.shapes[name][1:], dtype=np.int64))
+        first, last = start // width * width, -(-stop // width) * width
+        rows = self._joined(name, first, last).reshape(-1, width)
+        return unit_rows(rows).reshape(-1)[start - first : stop - first]
+
+    def whole(self, name: str) -> Float32:
+        """One of Llama's tensors in its shape."""
+        shape = self.shapes[name]
+        return self.read(name, 0, int(np.prod(shape, dtype=np.int64))).reshape(shape)
+
+    def _joined(self, name: str, start: int, stop: int) -> Float32:
+        width = int(np.prod(self.shapes[name][1:], dtype=np.int64))
+        ranges = [(place.original, *place.within(start, stop, width)) for place in self._rows[name]]
+        found = [super(OriginalBase, self).read(*one) for one in ranges if one[1] < one[2]]
+        return np.concatenate(found) if found else np.empty(0, np.float32)
+
+
+def open_base(folder: Path) -> Base:
+    """The files of the model below an adapter, under the names that it was trained by."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        config = None
+    if isinstance(config, dict) and config.get("model_type") in MODEL_TYPES:
+        return OriginalBase(folder, config)
+    return Base(folder)
+
+
 @dataclass(frozen=True)
 class Addition:
     """What an adapter does to one matrix of `rows` x `columns`, as it is stored."""
@@ -91,7 +139,7 @@ class Merged:
     def __init__(self, checkpoint: Checkpoint, base: Path) -> None:
         self.folder = checkpoint.folder
         self._checkpoint = checkpoint
-        self._base = Base(base)
+        self._base = open_base(base)
         self._layers: Mapping[str, Any] = {f"{name}.weight": how for name, how in checkpoint.adapter["layers"].items()}
         self._whole = dict(_trained_whole(checkpoint))
         """Tensor of the base -> trained tensor that takes its place."""

@@ -39,6 +39,10 @@ base.resize_token_embeddings({rows})
 model = PeftModel.from_pretrained(base, folder)
 ```
 """
+_ADAPTER_ON_ORIGINAL = """Its base is stored as it was published, and was trained as the Llama that it is: the adapter
+has Llama's names, so PEFT cannot put it on the published code. `packtrain chat` loads it as it is; for other engines,
+export "hf", where it is merged, in either layout.
+"""
 _ORIGINAL = """It has the layout and the config.json that the model came with, for engines that know it. Transformers
 knows it only with the Python files that `auto_map` names, which are not part of an export; copy them from the original.
 """
@@ -87,11 +91,19 @@ What it was trained on, its licence and what it is good for are not known to the
 {use}"""
 
 
-def adapter_card(checkpoint: Checkpoint, weights: Weights, special: SpecialTokens, *, rows: int | None = None) -> str:
+def adapter_card(
+    checkpoint: Checkpoint,
+    weights: Weights,
+    special: SpecialTokens,
+    *,
+    rows: int | None = None,
+    original: bool = False,
+) -> str:
     """The same for an adapter alone.
 
     Args:
         rows: of the embedding that it brings along, where the base has others.
+        original: whether the base is stored in a layout of its own.
     """
     config = checkpoint.adapter["config"]
     packed = (checkpoint.manifest.facts.get("settings", {}).get("model", {})).get("quantization")
@@ -119,4 +131,4 @@ Trained with packtrain: {checkpoint.step:,} optimizer steps over {checkpoint.pac
 It works on the model that it was trained on and no other. The base's digest is over the names and SHA-256 of its
 safetensors files.
 
-{_ADAPTER if rows is None else _GROWN_ADAPTER.format(rows=rows)}"""
+{_ADAPTER_ON_ORIGINAL if original else _ADAPTER if rows is None else _GROWN_ADAPTER.format(rows=rows)}"""

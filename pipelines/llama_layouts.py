@@ -16,6 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pipelines.errors import ConfigError
 
 MODEL_TYPES = ("internlm", "internlm2", "baichuan")
@@ -70,10 +73,11 @@ class Place:
     start: int
     stop: int
 
-    def within(self, start: int, stop: int) -> tuple[int, int] | None:
-        """Rows of the original tensor that are among Llama's rows start..stop; None if there are none."""
-        begin, end = max(start, self.start), min(stop, self.stop)
-        return (self.first + begin - self.start, self.first + end - self.start) if begin < end else None
+    def within(self, start: int, stop: int, width: int) -> tuple[int, int]:
+        """Elements of the original tensor that are among Llama's elements start..stop, for rows of `width`."""
+        begin, end = max(start, self.start * width), min(stop, self.stop * width)
+        offset = (self.first - self.start) * width
+        return (begin + offset, max(begin, end) + offset)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,11 @@ class Layout:
     def rows(self) -> dict[str, int]:
         """Rows of every original tensor."""
         return {name: sum(part.stop - part.start for part in parts) for name, parts in self.tensors.items()}
+
+    @property
+    def normalized(self) -> set[str]:
+        """Llama's tensors whose rows are divided by their length when loaded."""
+        return {"lm_head.weight"} if self.norm_head else set()
 
     def places(self) -> dict[str, list["Place"]]:
         """Llama's name -> where its rows are, in their order and without gaps."""
@@ -175,6 +184,13 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if dtype := config.get("dtype") or config.get("torch_dtype"):
         llama["dtype"] = dtype
     return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **llama, KEY: dict(config)}
+
+
+def unit_rows(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Rows divided by their length, as NormHead does it: [rows, width], each row by itself, rounded once."""
+    exact = values.astype(np.float64)
+    lengths = np.sqrt((exact**2).sum(axis=1, keepdims=True))
+    return np.asarray(exact / np.maximum(lengths, 1e-12), np.float32)
 
 
 def original_config(llama: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-from pipelines.llama_layouts import Layout
+from pipelines.llama_layouts import Layout, unit_rows
 from train.stored_tensors import StoredTensors
 
 _OF_AN_ADAPTER = re.compile(r"\.(modules_to_save\.default|original_module|base_layer)\.")
@@ -179,7 +178,7 @@ class InOriginalRows:
     def __init__(self, stored: StoredTensors, layout: Layout) -> None:
         self._stored = stored
         self._places = layout.places()
-        self._normalized = {"lm_head.weight"} if layout.norm_head else set()
+        self._normalized = layout.normalized
 
     def names(self) -> set[str]:
         return set(self._places)
@@ -192,14 +191,15 @@ class InOriginalRows:
     def read(self, name: str, start: int, stop: int) -> Tensor:
         if start == stop:
             return torch.empty(0)
+        if name not in self._normalized:
+            return self._joined(name, start, stop)
         width = math.prod(self.shape(name)[1:])
-        first, last = start // width, -(-stop // width)
-        found = [
-            self._stored.read(place.original, rows[0] * width, rows[1] * width)
-            for place in self._places[name]
-            if (rows := place.within(first, last))
-        ]
-        flat = found[0] if len(found) == 1 else torch.cat(found)
-        if name in self._normalized:
-            flat = F.normalize(flat.float().view(-1, width)).view(-1)
-        return flat[start - first * width : stop - first * width].clone()
+        first, last = start // width * width, -(-stop // width) * width
+        rows = self._joined(name, first, last).float().view(-1, width)
+        return torch.from_numpy(unit_rows(rows.numpy())).view(-1)[start - first : stop - first].clone()
+
+    def _joined(self, name: str, start: int, stop: int) -> Tensor:
+        width = math.prod(self.shape(name)[1:])
+        ranges = [(place.original, *place.within(start, stop, width)) for place in self._places[name]]
+        found = [self._stored.read(original, first, last) for original, first, last in ranges if first < last]
+        return found[0] if len(found) == 1 else torch.cat(found)

@@ -17,7 +17,7 @@ from pipelines.schema import Pipeline
 from train.attention import NAME
 from train.filling import fill_buffers, hollow
 from train.initial import InFiles, Initial, Source
-from train.original_weights import original_rows
+from train.original_weights import original_llama_config, original_rows
 from train.quantize import keep_packed, packing
 from train.stored_tensors import StoredTensors
 
@@ -35,8 +35,8 @@ def load(pipeline: Pipeline, bare: PreTrainedModel) -> tuple[PreTrainedModel, In
     """
     folder = base_folder(pipeline)
     stored = StoredTensors.of(pipeline, folder)
-    original = hasattr(bare.config, ORIGINAL)
-    rows = original_rows(stored, getattr(bare.config, ORIGINAL)) if original else None
+    original = original_llama_config(folder)
+    rows = original_rows(stored, getattr(original, ORIGINAL)) if original else None
     if rows is not None:
         state: dict[str, Any] = {name: torch.empty(rows.shape(name), device="meta") for name in sorted(rows.names())}
     else:
@@ -52,7 +52,7 @@ def load(pipeline: Pipeline, bare: PreTrainedModel) -> tuple[PreTrainedModel, In
         _tie(model, initial, folder)
         hollow(model)
         fill_buffers(model, initial)
-    _read_generation_config(model, folder, original=original)
+    _read_generation_config(model, folder, original=original is not None)
     return model, initial
 
 

@@ -118,8 +118,9 @@ class GrownRows:
         mean, growth = self._means[name], self._growth
         width = mean.numel()
         there = growth.before * width
-        found = [self._source.read(name, start, min(stop, there)).float()] if start < there else []
-        values = torch.cat([*found, _repeated(mean, max(start, there), max(stop, there))])
+        # Also where nothing of it is wanted: a source may need every rank to ask.
+        found = self._source.read(name, min(start, there), min(stop, there)).float()
+        values = torch.cat([found, _repeated(mean, max(start, there), max(stop, there))])
         first, last = max(start, growth.new.start * width), min(stop, growth.new.stop * width)
         if first < last:
             values[first - start : last - start] = _repeated(mean, first, last)

@@ -9,17 +9,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from export.adapter import load_described
 from export.hf import Model, write_hf
+from export.language_model import load_folder
 from export.run import run
 from export.verify import verify_hf
+from export.weights import Weights
 from pipelines.artifacts import Manifest
 from pipelines.checkpoints import Checkpoint, step_folder
 from pipelines.errors import CheckError, ConfigError
 from pipelines.schema import ExportVerify
+from tests.export.adapted import adapted_pipeline
 from tests.export.tiny import pipeline, write_checkpoint, write_run
 from tests.train import runs
 from tests.train.test_original_weights import BAICHUAN, BAICHUAN2, INTERNLM, INTERNLM2, original_tensors, write_original
+from train.adapters import adapter_facts
 from train.attention import PackedAttention
+from train.fragments import tied
 from train.model import build_model, exported_config
 
 ROWS = {"vocab_size": 259}
@@ -120,3 +126,66 @@ def test_what_training_changed_beyond_the_layout_is_refused(tmp_path: Path) -> N
     longer, _ = checkpoint(tmp_path / "longer", CONFIGS["baichuan"], max_position_embeddings=128)
     with pytest.raises(ConfigError, match="positions were extended in training"):
         Model.of(Checkpoint(longer), "float32").as_it_came()
+
+
+def adapted(folder: Path, config: dict[str, Any], **lora: Any) -> tuple[Path, Path, Path]:
+    """A run of an adapter on a published model, after some training.
+
+    Returns:
+        The checkpoint, the published directory, and the same weights as a Llama's directory.
+    """
+    PackedAttention("sdpa").register()
+    source = write_original(folder / "base", config, original_tensors(config), files=2)
+    prep = {"vocab_size": 259, "max_token_id": 258}
+    plain = build_model(runs.pipeline(folder, model={"name_or_path": str(source)}), prep)
+    plain.save_pretrained(folder / "llama")
+    model = build_model(runs.pipeline(folder, model={"name_or_path": str(source), "lora": {"r": 2, **lora}}), prep)
+    torch.manual_seed(5)
+    named = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    with torch.no_grad():
+        for parameter in named.values():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    place = step_folder(folder / "work" / "tiny" / "train" / "checkpoints", 3)
+    tensors = {name: parameter.detach().numpy() for name, parameter in named.items()}
+    write_checkpoint(place, json.loads(exported_config(model)), tensors, ranks=2)
+    manifest = Manifest.read(place)
+    assert manifest is not None
+    facts = {**manifest.facts, "adapter": adapter_facts(model), "tied": tied(model)}
+    Manifest(**{**vars(manifest), "facts": facts}).write(place)
+    return place, source, folder / "llama"
+
+
+@pytest.mark.parametrize("name", ["internlm", "internlm2", "baichuan", "baichuan2"])
+def test_an_adapter_is_merged_as_into_the_llama_and_the_rest_comes_back(name: str, tmp_path: Path) -> None:
+    config = {**CONFIGS, "baichuan2": BAICHUAN2 | ROWS}[name]
+    place, source, llama = adapted(tmp_path, config, target_modules=["q_proj", "v_proj"], use_dora=name == "internlm")
+    merged, reference = (Weights(Checkpoint(place), "bfloat16", base) for base in (source, llama))
+    assert merged.shapes == {key: reference.shapes[key] for key in merged.shapes}
+    assert merged.shapes.keys() == reference.shapes.keys()
+    changed = set()
+    for key in merged.shapes:
+        assert np.array_equal(merged.tensor(key), reference.tensor(key)), key
+    if name == "baichuan2":  # which has no way back
+        return
+    written = Model.of(Checkpoint(place), "bfloat16", source).as_it_came().weights
+    for key, tensor in original_tensors(config).items():
+        if not np.array_equal(written.tensor(key), tensor.view(torch.uint16).numpy()):
+            changed.add(key.rsplit(".", 2)[1])
+    assert changed == {"internlm": {"q_proj", "v_proj"}, "internlm2": {"wqkv"}, "baichuan": {"W_pack"}}[name]
+
+
+def test_the_stage_exports_an_adapter_on_a_published_model(tmp_path: Path) -> None:
+    _, source, _ = adapted(tmp_path, CONFIGS["internlm2"] | {"architectures": ["InternLM2ForCausalLM"]})
+    run(adapted_pipeline(tmp_path, {"r": 2}, targets=["hf", "adapter"]))
+    home = tmp_path / "work" / "tiny" / "export"
+    assert json.loads((home / "hf/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    config = json.loads((home / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(source)
+    assert "PEFT cannot put it on the published code" in (home / "adapter/README.md").read_text()
+    ids = torch.tensor([[5, 40, 17]])
+    with torch.no_grad():
+        served = load_described(home / "adapter")(input_ids=ids).logits
+        whole = load_folder(home / "hf").float()(input_ids=ids).logits
+    torch.testing.assert_close(served, whole, rtol=0.05, atol=0.05)  # the export is in the base's bfloat16
+    run(adapted_pipeline(tmp_path, {"r": 2}, hf={"layout": "original"}))
+    assert load_file(home / "hf/model.safetensors").keys() == original_tensors(CONFIGS["internlm2"]).keys()

@@ -108,7 +108,7 @@ def test_a_model_is_the_one_that_transformers_loads(kind: str, tmp_path: Path) -
     found = build_model(pipeline(tmp_path, model={"name_or_path": str(folder)}), PREP)
     assert_same(found, expected)
     assert found.config.dtype == expected.config.dtype
-    assert found.generation_config.to_dict() == expected.generation_config.to_dict()  # type: ignore[union-attr]
+    assert found.generation_config.to_dict() == expected.generation_config.to_dict()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma", "deepseek_v3", "gpt2"])

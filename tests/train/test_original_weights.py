@@ -13,9 +13,10 @@ from torch.nn.functional import normalize, silu
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.llama_layouts import KEY
-from tests.train.runs import VOCABULARY, pipeline
+from tests.train.runs import VOCABULARY, pipeline, same, share
 from train.attention import PackedAttention
 from train.model import build_model
+from train.run import run
 
 PREP = {"vocab_size": VOCABULARY, "max_token_id": VOCABULARY - 1}
 SIZES: dict[str, Any] = {
@@ -244,7 +245,14 @@ def test_a_model_that_is_no_llama_is_refused_with_its_key(tmp_path: Path) -> Non
         build_model(pipeline(tmp_path, model={"name_or_path": str(folder)}), PREP)
 
 
-def test_an_adapter_on_it_is_refused(tmp_path: Path) -> None:
-    folder = write_original(tmp_path / "model", INTERNLM2, original_tensors(INTERNLM2))
-    with pytest.raises(ConfigError, match=r"model.lora: an internlm2 model in its own layout is trained whole"):
-        build_model(pipeline(tmp_path, model={"name_or_path": str(folder), "lora": {"r": 2}}), PREP)
+@pytest.mark.parametrize("table", [{}, {"quantization": {}}], ids=["lora", "qlora"])
+def test_an_adapter_on_it_trains_as_on_its_llama(table: dict[str, Any], tmp_path: Path, shards: Path) -> None:
+    if table:
+        pytest.importorskip("bitsandbytes")
+    original = write_original(tmp_path / "original", INTERNLM2, original_tensors(INTERNLM2), files=2)
+    converted = build_model(pipeline(tmp_path, model={"name_or_path": str(original)}), PREP)
+    converted.save_pretrained(tmp_path / "llama")
+    for name in ("original", "llama"):
+        model = {"name_or_path": str(tmp_path / name), "lora": {"r": 2}, **table}
+        run(pipeline(share(shards, tmp_path / f"on-{name}"), model=model, max_steps=2))
+    assert same(tmp_path / "on-original", tmp_path / "on-llama")
