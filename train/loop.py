@@ -33,6 +33,7 @@ from train.launchers import Ranks
 from train.metrics import Metrics, Row, duration, memory_gb, write_run_json
 from train.model import hollow_model
 from train.plan import Plan
+from train.profiler import Profiler
 from train.pulse import Pulse
 from train.samples import show_samples
 from train.schedule import learning_rate
@@ -92,14 +93,19 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> Non
     if ranks.rank == 0:
         show_samples(plan, batches, first)
     in_a_row = 0
-    with Metrics(plan, done=first, write=ranks.rank == 0, resume=bool(resume)) as metrics, StopRequest() as stop:
+    with (
+        Metrics(plan, done=first, write=ranks.rank == 0, resume=bool(resume)) as metrics,
+        Profiler(plan, done=first, write=ranks.rank == 0) as profiler,
+        StopRequest() as stop,
+    ):
         if interview and first == 0:
             metrics.add_answers(interview.rows(first))
         started = time.perf_counter()
         for step, batch in batches.from_step(first, plan.total_steps):
             pulse.at(step + 1)
             lr = learning_rate(plan.train, step, plan.total_steps, plan.packs)
-            stats = engine.step(batch, lr)
+            with profiler.over(step + 1):
+                stats = engine.step(batch, lr)
             in_a_row = 0 if stats.finite else in_a_row + 1
             check_finite(plan, stats, step + 1, in_a_row)
             if math.isfinite(stats.loss):

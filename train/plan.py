@@ -33,6 +33,7 @@ COST_ONLY = {
         "checkpoint",
         "eval",
         "log",
+        "profile",
         "runtime",
     },
 }

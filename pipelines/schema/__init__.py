@@ -19,6 +19,7 @@ from pipelines.schema.train import (
     Train,
     TrainEval,
     TrainLog,
+    TrainProfile,
 )
 from pipelines.schema.values import (
     Alphas,
@@ -86,6 +87,7 @@ __all__ = [
     "Train",
     "TrainEval",
     "TrainLog",
+    "TrainProfile",
     "TurbomindExport",
     "Verbatim",
     "Whole",

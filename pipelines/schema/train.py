@@ -239,6 +239,18 @@ class TrainLog(Table):
     """Also report the mean loss over the targets of each [[prep.source]], as loss_by_source in metrics.jsonl."""
 
 
+class TrainProfile(Table):
+    """[train.profile]: a few optimizer steps, watched by PyTorch's profiler on rank 0."""
+
+    first_step: PositiveInt = 3
+    """The first step that is watched, counted from 1; the very first ones warm up."""
+    steps: PositiveInt = 2
+    """How many. Their trace goes to train/profile, for chrome://tracing or ui.perfetto.dev, and the operators that took
+    most time are logged. The steps are slower, and their numbers the same."""
+    memory: bool = False
+    """Also write what is allocated on the GPU, and where it was, for pytorch.org/memory_viz."""
+
+
 class TrainEval(Table):
     """[train.eval]: what is measured between steps."""
 
@@ -350,6 +362,7 @@ class Train(Table):
     checkpoint: CheckpointTable = CheckpointTable()
     eval: TrainEval | None = None
     log: TrainLog = TrainLog()
+    profile: TrainProfile | None = None
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
