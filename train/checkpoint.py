@@ -40,8 +40,6 @@ from train.plan import Plan
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "deepspeed")
-RESUMED_FROM = ".resumed-from"
-"""File beside the checkpoints with the digest of the named one that the newest follow from."""
 
 
 def save(engine: Engine, plan: Plan, *, step: int, loss: Mapping[str, float]) -> Path:
@@ -77,14 +75,27 @@ def resume_newest(engine: Engine, plan: Plan) -> Checkpoint | None:
         ConfigError: if there are checkpoints, but of another run, or of weights alone.
         CheckError: if there are checkpoints and all of them are damaged.
     """
-    on_rank_0(lambda: (plan.home / RESUMED_FROM).unlink(missing_ok=True))
-    return _resume_newest(engine, plan)
+    weights_only = None
+    candidates, unreadable = on_rank_0(lambda: _candidates(plan))
+    for name, digest in reversed(candidates):
+        try:
+            checkpoint = _open(plan.checkpoints / name, digest)
+        except OF_THE_USER as damage:
+            log.warning("%s; trying the checkpoint before it", damage)
+            continue
+        if checkpoint.is_resumable:
+            load(engine, checkpoint)
+            return checkpoint
+        weights_only = weights_only or checkpoint
+    if weights_only:
+        raise ConfigError(_no_optimizer(weights_only))
+    if candidates or unreadable:
+        raise CheckError(f"{plan.checkpoints}: every checkpoint is damaged; train with --no-resume to start over")
+    return None
 
 
-def resume_from(engine: Engine, plan: Plan, folder: Path) -> Checkpoint | None:
+def resume_from(engine: Engine, plan: Plan, folder: Path) -> Checkpoint:
     """Continue from this checkpoint of this run, and remove the run's later ones: they would not follow from it.
-
-    Once that was done, the newest that follows from it is what to continue from: the same command goes on.
 
     Raises:
         ConfigError: if it is no checkpoint, of another run, or of weights alone.
@@ -99,19 +110,11 @@ def resume_from(engine: Engine, plan: Plan, folder: Path) -> Checkpoint | None:
         plan.check_own(folder, manifest)
         return digest_file(folder / MANIFEST)
 
-    digest = on_rank_0(check)
-    if on_rank_0(lambda: _goes_on_from(plan, folder, digest)):
-        return _resume_newest(engine, plan)
-    checkpoint = _open(folder, digest)
+    checkpoint = _open(folder, on_rank_0(check))
     if not checkpoint.is_resumable:
         raise ConfigError(_no_optimizer(checkpoint))
     load(engine, checkpoint)
-
-    def begin() -> None:
-        _remove_after(plan, checkpoint.step)
-        write_atomic(plan.home / RESUMED_FROM, digest.encode())  # last: until then, later ones are of before
-
-    on_rank_0(begin)
+    on_rank_0(lambda: _remove_after(plan, checkpoint.step))
     return checkpoint
 
 
@@ -144,12 +147,7 @@ def load(engine: Engine, checkpoint: Checkpoint) -> None:
 
 def start_over(plan: Plan) -> None:
     """Remove what former runs left: the user asked for it."""
-
-    def remove() -> None:
-        _remove_after(plan, -1)
-        (plan.home / RESUMED_FROM).unlink(missing_ok=True)
-
-    on_rank_0(remove)
+    on_rank_0(lambda: _remove_after(plan, -1))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
@@ -181,26 +179,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
         sync_file(file.fileno())
         size = file.tell()
     return FileRecord(path.name, size, digest.hexdigest())
-
-
-def _resume_newest(engine: Engine, plan: Plan) -> Checkpoint | None:
-    weights_only = None
-    candidates, unreadable = on_rank_0(lambda: _candidates(plan))
-    for name, digest in reversed(candidates):
-        try:
-            checkpoint = _open(plan.checkpoints / name, digest)
-        except OF_THE_USER as damage:
-            log.warning("%s; trying the checkpoint before it", damage)
-            continue
-        if checkpoint.is_resumable:
-            load(engine, checkpoint)
-            return checkpoint
-        weights_only = weights_only or checkpoint
-    if weights_only:
-        raise ConfigError(_no_optimizer(weights_only))
-    if candidates or unreadable:
-        raise CheckError(f"{plan.checkpoints}: every checkpoint is damaged; train with --no-resume to start over")
-    return None
 
 
 def _make_anew(partial: Path) -> None:
@@ -303,14 +281,6 @@ def _remove_after(plan: Plan, step: int) -> None:
             _remove(folder)
 
 
-def _goes_on_from(plan: Plan, folder: Path, digest: str) -> bool:
-    """Whether this run began again from that checkpoint before, and has saved since."""
-    marker = plan.home / RESUMED_FROM
-    newest = finished(plan.checkpoints)[-1:]
-    has_gone_on = newest and newest[0] > step_folder(plan.checkpoints, Checkpoint(folder).step)
-    return bool(has_gone_on) and marker.is_file() and marker.read_text() == digest
-
-
 def _remove(folder: Path) -> None:
     hidden = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(hidden, ignore_errors=True)
@@ -371,8 +341,8 @@ def _check_same_model(engine: Engine, checkpoint: Checkpoint) -> None:
     here, there = shapes(engine.model), dict(checkpoint.shapes)
     if here != there:
         name = next(name for name in [*here, *there] if here.get(name) != there.get(name))
-        both = name in here and name in there
-        of = "vocabulary" if both and here[name][1:] == there[name][1:] and _is_embedding(engine, name) else "model"
+        rows = len({shape[1:] for shape in (here.get(name, ()), there.get(name, ()))}) == 1
+        of = "vocabulary" if rows and _is_embedding(engine, name) else "model"
         raise CheckError(
             f"{checkpoint.folder}: a checkpoint of another {of}: {name} is {there.get(name)} there, {here.get(name)} "
             "here; train the model that it is of, or name another checkpoint"

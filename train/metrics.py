@@ -170,9 +170,11 @@ class Metrics:
             log.warning("step %d/%d  prompts not answered: %s", rows[0].step, self._total, printable(error))
         answered = [row for row in rows if row.answer is not None]
         log.info(
-            "step %d/%d  %d prompts answered in %s%s", rows[0].step, self._total, len(answered),
-            duration(rows[-1].seconds), "".join(map(_as_talk, answered)),
+            "step %d/%d  %d of %d prompts answered in %s%s", rows[0].step, self._total, len(answered), len(rows),
+            duration(max(row.seconds for row in rows)), "".join(map(_as_talk, answered)),
         )  # fmt: skip
+        if rows[0].step == self._done:
+            self._began = time.monotonic()  # which says when the steps will be done
 
     def _append(self, row: Row | EvalRow | ChatRow) -> None:
         assert self._file is not None
