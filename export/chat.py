@@ -89,6 +89,8 @@ class Speaker:
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
+    if next(folder.rglob("*.py"), None):
+        raise DataError(f"{folder}: comes with code of its own, which chat does not run; load it with Transformers")
     if (folder / "hf" / "config.json").is_file():
         folder = folder / "hf"
     elif (folder / "adapter" / "adapter_config.json").is_file():

@@ -53,6 +53,7 @@ class Model:
             "config.json": canonical_json(config),
             "generation_config.json": canonical_json(exported_generation_config(checkpoint, special)),
             **tokenizer_files(tokenizer, special),
+            **_code(checkpoint.folder / "model"),
         }
         return cls(checkpoint, weights, config, special, files)
 
@@ -69,6 +70,11 @@ class Model:
         )
 
     @property
+    def code(self) -> Path | None:
+        """The checkpoint's directory with the Python files of the model's class, if that is not Transformers' own."""
+        return self.checkpoint.folder / "model" if any(name.endswith(".py") for name in self.files) else None
+
+    @property
     def chats(self) -> bool:
         """Whether it comes with a chat template."""
         return "chat_template.jinja" in self.files
@@ -76,7 +82,13 @@ class Model:
     def write_files(self, folder: Path) -> None:
         """Write everything but the weights."""
         for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / name, content)
+
+
+def _code(folder: Path) -> dict[str, bytes]:
+    """The Python files that a trusted model came with, by name."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.py"))}
 
 
 def _refuse_unsupported(checkpoint: Checkpoint) -> None:

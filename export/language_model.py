@@ -11,36 +11,52 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from export.cast import Bits, Dtype
 from pipelines.errors import CheckError, ConfigError
 
 
-def load_folder(folder: Path) -> Any:
+def load_folder(folder: Path, *, code: bool = False) -> Any:
     """The model of an exported directory, in the number format it is stored in.
 
+    Args:
+        code: whether the Python files in it may run, of a model that has no other class.
     Raises:
         CheckError: if Transformers misses a tensor or finds one too many.
     """
     with _quiet():
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", local_files_only=True, output_loading_info=True
+            folder, dtype="auto", local_files_only=True, output_loading_info=True, trust_remote_code=code
         )
     _refuse_gaps(info, str(folder))
     return model.eval()
 
 
-def load_tensors(config: Mapping[str, Any], tensors: Iterable[tuple[str, Bits]], dtype: Dtype, origin: str) -> Any:
+def load_tensors(
+    config: Mapping[str, Any],
+    tensors: Iterable[tuple[str, Bits]],
+    dtype: Dtype,
+    origin: str,
+    code: Path | None = None,
+) -> Any:
     """A model of that config.json with those weights.
 
+    Args:
+        code: a directory with the same config.json, and the Python files of the model's class, which then run.
     Raises:
         CheckError: if the weights are not the model's.
         ConfigError: if Transformers does not know the model.
     """
     try:
-        settings = AutoConfig.for_model(**config)
-        architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+        if code is None:
+            settings = AutoConfig.for_model(**config)
+            architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+        else:
+            settings = AutoConfig.from_pretrained(code, local_files_only=True, trust_remote_code=True)
+            reference = config["auto_map"]["AutoModelForCausalLM"]
+            architecture = get_class_from_dynamic_module(reference, code, local_files_only=True)
     except (ValueError, KeyError) as error:
         raise ConfigError(
             f"{origin}: Transformers {transformers.__version__} has no language model of type {config['model_type']!r}"

@@ -56,6 +56,8 @@ def run(pipeline: Pipeline) -> None:
 
 def _refuse(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint) -> None:
     """What can be known to fail, before any work."""
+    if next((checkpoint.folder / "model").rglob("*.py"), None):
+        _refuse_code(pipeline)
     for target in plan.targets:
         refuse_foreign_files(plan.home / target)
     if "hf" in plan.targets and pipeline.export.hf.layout == "original":
@@ -75,6 +77,20 @@ def _refuse(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint) -> None:
             settings_of(Model.of(checkpoint, table.weight_type, plan.base), table, model_name(pipeline))
         except Unservable as error:
             raise ConfigError(f"{pipeline.cite(error.key)}: {error}") from error
+
+
+def _refuse_code(pipeline: Pipeline) -> None:
+    """An export is checked by loading it, and asked with the classes it has then."""
+    if not pipeline.model.trust_remote_code:
+        raise ConfigError(
+            f"{pipeline.cite('model.trust_remote_code')}: the checkpoint is of a model with code of its own, and an "
+            "export is loaded to check it; set it to true"
+        )
+    if pipeline.export.eval is not None:
+        raise ConfigError(
+            f"{pipeline.cite('export.eval')}: the model has code of its own, which is run to check an export alone; "
+            "remove the table"
+        )
 
 
 def _questions(pipeline: Pipeline) -> "list[Question]":

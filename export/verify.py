@@ -96,7 +96,7 @@ def _compare_adapter(model: Model, folder: Path) -> int:
 
 def _loaded(model: Model, folder: Path) -> Any:
     if not isinstance(model.weights, OriginalWeights):
-        return load_folder(folder)
+        return load_folder(folder, code=model.code is not None)
     tensors = model.weights.read_back(folder).items()
     return load_tensors(read_config(model.checkpoint.folder), tensors, model.weights.dtype, str(folder))
 
@@ -106,7 +106,11 @@ def _trained(model: Model) -> Any:
     weights = model.weights.llama if isinstance(model.weights, OriginalWeights) else model.weights
     tensors = ((name, weights.tensor(name)) for name in weights.shapes)
     return load_tensors(
-        read_config(model.checkpoint.folder), tensors, model.weights.dtype, str(model.checkpoint.folder)
+        read_config(model.checkpoint.folder),
+        tensors,
+        model.weights.dtype,
+        str(model.checkpoint.folder),
+        model.code,
     )
 
 

@@ -4,7 +4,8 @@ A checkpoint is a directory `step-00000500` that appears by rename:
 
     manifest.json                    kind `checkpoint`, parent `prep`; its facts are listed below
     state-00000-of-00002.safetensors one per rank: the fragments that rank owns
-    model/                           config.json and generation_config.json as the exporter needs them
+    model/                           config.json and generation_config.json as the exporter needs them, and the
+                                     Python files of a model whose own code was trusted
     tokenizer/                       the tokenizer directory that prep read, with its chat template
 
 Facts of the manifest:

@@ -36,10 +36,13 @@ from train.engine import Engine
 from train.fragments import buffers, create_state, kinds_and_scalars, own_blocks, own_pieces, pieces, shapes, tied
 from train.model import exported_config
 from train.plan import Plan
+from train.remote_code import copy_code
 
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "deepspeed")
+RESUMED_FROM = ".resumed-from"
+"""File beside the checkpoints with the digest of the named one that the newest follow from."""
 
 
 def save(engine: Engine, plan: Plan, *, step: int, loss: Mapping[str, float]) -> Path:
@@ -75,27 +78,14 @@ def resume_newest(engine: Engine, plan: Plan) -> Checkpoint | None:
         ConfigError: if there are checkpoints, but of another run, or of weights alone.
         CheckError: if there are checkpoints and all of them are damaged.
     """
-    weights_only = None
-    candidates, unreadable = on_rank_0(lambda: _candidates(plan))
-    for name, digest in reversed(candidates):
-        try:
-            checkpoint = _open(plan.checkpoints / name, digest)
-        except OF_THE_USER as damage:
-            log.warning("%s; trying the checkpoint before it", damage)
-            continue
-        if checkpoint.is_resumable:
-            load(engine, checkpoint)
-            return checkpoint
-        weights_only = weights_only or checkpoint
-    if weights_only:
-        raise ConfigError(_no_optimizer(weights_only))
-    if candidates or unreadable:
-        raise CheckError(f"{plan.checkpoints}: every checkpoint is damaged; train with --no-resume to start over")
-    return None
+    on_rank_0(lambda: (plan.home / RESUMED_FROM).unlink(missing_ok=True))
+    return _resume_newest(engine, plan)
 
 
-def resume_from(engine: Engine, plan: Plan, folder: Path) -> Checkpoint:
+def resume_from(engine: Engine, plan: Plan, folder: Path) -> Checkpoint | None:
     """Continue from this checkpoint of this run, and remove the run's later ones: they would not follow from it.
+
+    Once that was done, the newest that follows from it is what to continue from: the same command goes on.
 
     Raises:
         ConfigError: if it is no checkpoint, of another run, or of weights alone.
@@ -110,11 +100,19 @@ def resume_from(engine: Engine, plan: Plan, folder: Path) -> Checkpoint:
         plan.check_own(folder, manifest)
         return digest_file(folder / MANIFEST)
 
-    checkpoint = _open(folder, on_rank_0(check))
+    digest = on_rank_0(check)
+    if on_rank_0(lambda: _goes_on_from(plan, folder, digest)):
+        return _resume_newest(engine, plan)
+    checkpoint = _open(folder, digest)
     if not checkpoint.is_resumable:
         raise ConfigError(_no_optimizer(checkpoint))
     load(engine, checkpoint)
-    on_rank_0(lambda: _remove_after(plan, checkpoint.step))
+
+    def begin() -> None:
+        _remove_after(plan, checkpoint.step)
+        write_atomic(plan.home / RESUMED_FROM, digest.encode())  # last: until then, later ones are of before
+
+    on_rank_0(begin)
     return checkpoint
 
 
@@ -147,7 +145,12 @@ def load(engine: Engine, checkpoint: Checkpoint) -> None:
 
 def start_over(plan: Plan) -> None:
     """Remove what former runs left: the user asked for it."""
-    on_rank_0(lambda: _remove_after(plan, -1))
+
+    def remove() -> None:
+        _remove_after(plan, -1)
+        (plan.home / RESUMED_FROM).unlink(missing_ok=True)
+
+    on_rank_0(remove)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
@@ -179,6 +182,26 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
         sync_file(file.fileno())
         size = file.tell()
     return FileRecord(path.name, size, digest.hexdigest())
+
+
+def _resume_newest(engine: Engine, plan: Plan) -> Checkpoint | None:
+    weights_only = None
+    candidates, unreadable = on_rank_0(lambda: _candidates(plan))
+    for name, digest in reversed(candidates):
+        try:
+            checkpoint = _open(plan.checkpoints / name, digest)
+        except OF_THE_USER as damage:
+            log.warning("%s; trying the checkpoint before it", damage)
+            continue
+        if checkpoint.is_resumable:
+            load(engine, checkpoint)
+            return checkpoint
+        weights_only = weights_only or checkpoint
+    if weights_only:
+        raise ConfigError(_no_optimizer(weights_only))
+    if candidates or unreadable:
+        raise CheckError(f"{plan.checkpoints}: every checkpoint is damaged; train with --no-resume to start over")
+    return None
 
 
 def _make_anew(partial: Path) -> None:
@@ -217,9 +240,13 @@ def _write_model_and_tokenizer(engine: Engine, plan: Plan, partial: Path) -> lis
     write_atomic(make_directory(partial / "model") / "config.json", exported_config(model))
     if model.generation_config is not None:
         model.generation_config.save_pretrained(partial / "model")
+    if plan.pipeline.model.trust_remote_code:
+        assert plan.pipeline.model.name_or_path is not None  # the schema: a scratch model has no code
+        copy_code(plan.pipeline.model.name_or_path, partial / "model")
     if (plan.shards / "tokenizer").is_dir():
         shutil.copytree(plan.shards / "tokenizer", partial / "tokenizer")
-    written = [path for kind in ("model", "tokenizer") for path in sorted((partial / kind).glob("*")) if path.is_file()]
+    found = [path for kind in ("model", "tokenizer") for path in sorted((partial / kind).rglob("*"))]
+    written = [path for path in found if path.is_file()]
     for path in written:
         with path.open("rb") as file:
             sync_file(file.fileno())
@@ -279,6 +306,14 @@ def _remove_after(plan: Plan, step: int) -> None:
         if folder > step_folder(plan.checkpoints, step) or step < 0:
             log.info("not resuming from it: removing %s", folder)
             _remove(folder)
+
+
+def _goes_on_from(plan: Plan, folder: Path, digest: str) -> bool:
+    """Whether this run began again from that checkpoint before, and has saved since."""
+    marker = plan.home / RESUMED_FROM
+    newest = finished(plan.checkpoints)[-1:]
+    has_gone_on = newest and newest[0] > step_folder(plan.checkpoints, Checkpoint(folder).step)
+    return bool(has_gone_on) and marker.is_file() and marker.read_text() == digest
 
 
 def _remove(folder: Path) -> None:
@@ -341,8 +376,8 @@ def _check_same_model(engine: Engine, checkpoint: Checkpoint) -> None:
     here, there = shapes(engine.model), dict(checkpoint.shapes)
     if here != there:
         name = next(name for name in [*here, *there] if here.get(name) != there.get(name))
-        rows = len({shape[1:] for shape in (here.get(name, ()), there.get(name, ()))}) == 1
-        of = "vocabulary" if rows and _is_embedding(engine, name) else "model"
+        both = name in here and name in there
+        of = "vocabulary" if both and here[name][1:] == there[name][1:] and _is_embedding(engine, name) else "model"
         raise CheckError(
             f"{checkpoint.folder}: a checkpoint of another {of}: {name} is {there.get(name)} there, {here.get(name)} "
             "here; train the model that it is of, or name another checkpoint"

@@ -23,6 +23,7 @@ from train.initial import Drawn, Initial
 from train.loading import load
 from train.original_weights import original_llama_config
 from train.quantize import check_quantization
+from train.remote_code import read_config
 from train.rope import extend_positions
 from train.vocabulary import grow_vocabulary, padded
 
@@ -57,7 +58,7 @@ def hollow_model(pipeline: Pipeline, prep: Mapping[str, Json]) -> tuple[PreTrain
     _check_weights(pipeline, config)
     check_quantization(pipeline)
     try:
-        bare = _on_meta(config)
+        bare = _on_meta(config, trusted=pipeline.model.trust_remote_code)
         if pipeline.model.scratch is not None:
             model, initial = _drawn(pipeline, bare)
         else:
@@ -97,7 +98,7 @@ def model_config(pipeline: Pipeline, prep: Mapping[str, Json]) -> PretrainedConf
         try:
             assert pipeline.model.name_or_path is not None  # the schema wants one of the two
             original = original_llama_config(pipeline.model.name_or_path)
-            return original or AutoConfig.from_pretrained(pipeline.model.name_or_path, local_files_only=True)
+            return original or read_config(pipeline, pipeline.model.name_or_path)
         except (ValueError, OSError, ConfigError, StrictDataclassError) as error:
             raise ConfigError(f"{_cite(pipeline)}: {_finding(error)}") from error
     rows = padded(prep["vocab_size"], pipeline.tokenizer.pad_vocab_multiple)
@@ -124,9 +125,11 @@ def model_config(pipeline: Pipeline, prep: Mapping[str, Json]) -> PretrainedConf
         raise ConfigError(f"{_cite(pipeline)}: {_finding(error)}") from error
 
 
-def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
+def _on_meta(config: PretrainedConfig, *, trusted: bool) -> PreTrainedModel:
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=NAME)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=NAME, trust_remote_code=trusted
+        )
     return model
 
 

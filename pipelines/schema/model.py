@@ -149,6 +149,8 @@ class Model(Origin):
     def _code_is_pinned(self) -> Self:
         if self.trust_remote_code and self.scratch is not None:
             raise fault("a [model.scratch] model comes with no code; remove it", "trust_remote_code")
+        if self.trust_remote_code and self.lora is not None:
+            raise fault("an adapter on a model with its own code is not supported; train it whole", "trust_remote_code")
         if self.trust_remote_code and self.source != "local" and not re.fullmatch(COMMIT, self.revision or ""):
             raise fault(
                 "the code that runs has to be one that was looked at; set model.revision to its commit, 40 hexadecimal "

@@ -195,6 +195,10 @@ def test_what_a_hub_does_not_give_is_said_in_one_line(
             ("model.trust_remote_code=true",),
             "model.trust_remote_code = true: the code that runs has to be one that was",
         ),
+        (
+            (f'model.revision="{OLD}"', "model.trust_remote_code=true", "model.lora={}"),
+            "with its own code is not supported",
+        ),
         (('model.name_or_path="a/b/c"',), 'expected a repository such as "org/name", as source = "huggingface" says'),
         (
             ('model.source_args.token="x"',),
