@@ -276,6 +276,7 @@ def _initialize(
     dtype: torch.dtype,
 ) -> Any:
     import deepspeed
+    from deepspeed.accelerator import get_accelerator
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -283,7 +284,8 @@ def _initialize(
             zero_3 = config["zero_optimization"]["stage"] == 3
             # Of an empty module: it is told of parameters as they are filled.
             zero_init = deepspeed.zero.Init(nn.Module(), config_dict_or_path=copy.deepcopy(config)) if zero_3 else None
-            fill(model, initial, dtype, zero_init=zero_init)
+            device = torch.device(get_accelerator().current_device_name())
+            fill(model, initial, dtype, device=device, zero_init=zero_init)
         engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from train.initial import Initial
 
+CPU = torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """The formats that are trained in, by train.precision."""
 
@@ -52,17 +53,24 @@ def fill_buffers(model: nn.Module, initial: Initial) -> None:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, initial: Initial, dtype: torch.dtype = torch.float32, *, zero_init: Any = None) -> None:
+def fill(
+    model: nn.Module,
+    initial: Initial,
+    dtype: torch.dtype = torch.float32,
+    *,
+    device: torch.device = CPU,
+    zero_init: Any = None,
+) -> None:
     """Give every parameter its values in the format that is trained in, one after the other.
 
     With another format than float32, those that are trained are left at zero: their values come by way of the float32
     master weights, in `fragments.set_masters`.
 
     Args:
+        device: where they are to be.
         zero_init: DeepSpeed's `zero.Init` where parameters are to be shared out among the ranks at once (ZeRO 3); each
             rank then reads its own share of them.
     """
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     room = None if zero_init is None else _room(model, dtype, device)
     for name, parameter in model.named_parameters():
         later = parameter.requires_grad and dtype != torch.float32

@@ -73,6 +73,9 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> Non
     lay_out_matrices(engine)
     checkpoint = load_state(engine, plan, resume)
     first = checkpoint.step if checkpoint else 0
+    if first >= plan.total_steps:
+        plan.say_finished()
+        return
     loss = dict(checkpoint.manifest.facts["loss"]) if checkpoint else {}
     sources = Sources.of(packs.manifest.facts) if plan.train.log.per_source_loss else None
     batches = Batches(
@@ -147,8 +150,7 @@ def how_to_continue(plan: Plan) -> str:
     """What to do after a stop."""
     if not plan.train.checkpoint.save_optimizer:
         return "but without the optimizer (train.checkpoint.save_optimizer = false), so it cannot continue from there"
-    again = "the same command with --resume" if isinstance(plan.train.resume, Path) else "the same command"
-    return f"{again} continues"
+    return "the same command continues"
 
 
 def is_due(plan: Plan, step: int) -> bool:

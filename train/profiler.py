@@ -1,6 +1,8 @@
 """The window of steps that [train.profile] asks for: a trace of what they ran, and which operators took the time."""
 
+import gzip
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,9 +94,7 @@ class Profiler:
         try:
             make_directory(self._folder)
             trace = self._folder / f"{name}.json.gz"
-            partial = trace.with_name(f".{trace.name}")  # its ending decides how it is written
-            done.export_chrome_trace(str(partial))
-            partial.replace(trace)
+            _write_trace(done, trace)
             if self._snapshot:
                 self._write_snapshot(self._folder / f"{name}.pickle")
         except (OSError, RuntimeError) as error:
@@ -104,7 +104,7 @@ class Profiler:
 
     def _write_snapshot(self, path: Path) -> None:
         partial = path.with_name(f".{path.name}")
-        torch.cuda.memory._dump_snapshot(str(partial))
+        torch.cuda.memory._dump_snapshot(str(partial))  # type: ignore[no-untyped-call]
         torch.cuda.memory._record_memory_history(enabled=None)
         partial.replace(path)
 
@@ -122,6 +122,16 @@ def operators(found: profile, *, steps: int) -> str:
         for time, event in longest
     ]
     return "\n".join(rows)
+
+
+def _write_trace(found: profile, path: Path) -> None:
+    plain, packed = path.with_name(f".{path.stem}"), path.with_name(f".{path.name}")
+    found.export_chrome_trace(str(plain))
+    # PyTorch would pack it line by line, which takes long.
+    with plain.open("rb") as text, gzip.open(packed, "wb", compresslevel=3) as file:
+        shutil.copyfileobj(text, file, 1 << 20)
+    plain.unlink()
+    packed.replace(path)
 
 
 def _span(steps: range | list[int]) -> str:

@@ -352,7 +352,7 @@ class Train(Table):
         Literal["auto", "none"] | Annotated[LocalPath, BeforeValidator(_directory)], Field(union_mode="left_to_right")
     ] = "auto"
     """auto continues from the newest undamaged checkpoint of this very run; a checkpoint directory of this very run
-    (the same model, data and settings) continues from that one, and removes the run's later ones."""
+    (the same model, data and settings) continues from that one, once, and removes the run's later ones."""
     load_from: LocalPath | None = None
     """A checkpoint directory of another run whose weights this one starts from, with a fresh optimizer, at step 0. For
     a Hugging Face directory, model.name_or_path is the key."""

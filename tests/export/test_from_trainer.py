@@ -41,6 +41,7 @@ global_batch_size = 2
 max_steps = 3
 precision = "fp32"
 nproc_per_node = {ranks}
+checkpoint.save_optimizer = {with_optimizer}
 [train.optimizer]
 lr = 1e-3
 [train.deepspeed]
@@ -74,7 +75,7 @@ def exported(folder: Path, *, stage: int, ranks: int) -> dict[str, np.ndarray]:
         lines.append(json.dumps({"messages": messages}))
     (folder / "s.jsonl").write_text("\n".join(lines[:36]))
     (folder / "heldout.jsonl").write_text("\n".join(lines[36:]))
-    (folder / "tiny.toml").write_text(TOML.format(stage=stage, ranks=ranks))
+    (folder / "tiny.toml").write_text(TOML.format(stage=stage, ranks=ranks, with_optimizer=str(ranks == 1).lower()))
     for command in ("prep", "train"):
         packtrain(command, "tiny.toml", folder=folder)
     assert "of 4 held-out prompts" in packtrain("export", "tiny.toml", folder=folder)

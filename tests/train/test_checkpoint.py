@@ -121,6 +121,10 @@ def test_run_resumes_from_the_checkpoint_that_is_named(
     assert "step-00000006" in caplog.text
     assert "resuming after step 2 of 6" in caplog.text
     assert same(folder, whole)
+    with caplog.at_level(logging.INFO, "train"):
+        run(pipeline(folder, resume=moved, **SETTINGS))  # as when a scheduler starts it again
+    assert "nothing to do" in caplog.text
+    assert len(checkpoints(folder)) == 3
     with pytest.raises(ConfigError, match=r'train.resume = ".*tiny": not a finished checkpoint; name a step-'):
         run(pipeline(folder, resume=folder / "tiny", **SETTINGS))
     with pytest.raises(ConfigError, match=r"from a run with other settings \(train.max_grad_norm: 1.0 there, 0.5 here"):

@@ -40,6 +40,7 @@ def reported(pipelines: list[Pipeline], report: Path) -> None:
     rank = int(os.environ["RANK"])
     handler = logging.FileHandler(report.with_suffix(f".{rank}.log"))
     logging.getLogger("train").addHandler(handler)
+    logging.getLogger("train").setLevel(logging.INFO)
     with counted() as bytes_read:
         run(pipelines[rank])
     logging.getLogger("train").removeHandler(handler)
