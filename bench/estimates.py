@@ -47,6 +47,8 @@ class Case:
 
     ranks: int
     train: dict[str, Any]
+    times: int = 1
+    """How often LENGTHS come in a pack."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keys of [model], beside the small one."""
 
@@ -57,10 +59,11 @@ CASES = {
     "ZeRO 2, bf16": Case(1, {"precision": "bf16", **ZERO2}),
     "ZeRO 2, bf16, selective": Case(1, {"precision": "bf16", **ZERO2, **SELECTIVE}),
     "ZeRO 2, bf16, full": Case(1, {"precision": "bf16", **ZERO2, **FULL}),
-    "ZeRO 2, bf16, tiled MLP": Case(1, {"precision": "bf16", **ZERO2, "tiled_mlp": True}),
+    "ZeRO 2, bf16, 4 times as long": Case(1, {"precision": "bf16", **ZERO2}, times=4),
+    "ZeRO 2, bf16, 4 times as long, tiled MLP": Case(1, {"precision": "bf16", **ZERO2, "tiled_mlp": True}, times=4),
     "ZeRO 2, bf16, whole logits": Case(1, {"precision": "bf16", **ZERO2, "fused_loss": False}),
-    "ZeRO 2, bf16, LoRA": Case(1, {"precision": "bf16", **ZERO2}, {"lora": {"r": 8}}),
-    "ZeRO 2, bf16, LoRA, full": Case(1, {"precision": "bf16", **ZERO2, **FULL}, {"lora": {"r": 8}}),
+    "ZeRO 2, bf16, LoRA": Case(1, {"precision": "bf16", **ZERO2}, model={"lora": {"r": 8}}),
+    "ZeRO 2, bf16, LoRA, full": Case(1, {"precision": "bf16", **ZERO2, **FULL}, model={"lora": {"r": 8}}),
     "ZeRO 2, bf16, 2 ranks": Case(2, {"precision": "bf16", **ZERO2}),
     "ZeRO 2, bf16, 2 ranks, full": Case(2, {"precision": "bf16", **ZERO2, **FULL}),
     "ZeRO 2, bf16, 2 ranks to a pack": Case(
@@ -75,11 +78,12 @@ CASES = {
 def figures(folder: Path) -> Iterator[Figure]:
     """The peak of every case, and how many of the parts that last are not exact."""
     parts, wrong = 0, 0
+    measured = {ranks: measure(ranks, folder) for ranks in sorted({case.ranks for case in CASES.values()})}
     for name, case in CASES.items():
-        said, measured = estimate(case, folder), measure(name, folder)
+        said, found = estimate(case, folder), measured[case.ranks][name]
         parts += len(STATE)
-        wrong += sum(abs(said.get(part, 0) - measured.get(part, 0)) > SMALL for part in STATE)
-        yield Figure(name, said["total"] / 2**20, "MB", "measured", measured["total"] / 2**20)
+        wrong += sum(abs(said.get(part, 0) - found.get(part, 0)) > SMALL for part in STATE)
+        yield Figure(name, said["total"] / 2**20, "MB", "measured", found["total"] / 2**20)
     yield Figure("parameters, masters and optimizer states that differ", wrong, f"of {parts}", target="<= 0")
 
 
@@ -90,15 +94,14 @@ def estimate(case: Case, folder: Path) -> dict[str, int]:
     return {**found.parts, "total": found.total}
 
 
-def measure(name: str, folder: Path) -> dict[str, int]:
-    """The same, of rank 0, from a real step."""
+def measure(ranks: int, folder: Path) -> dict[str, dict[str, int]]:
+    """The same, of rank 0, from real steps: of every case with so many ranks."""
     result = folder / "measured.json"
     result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "bench.estimates", "--rank-of", name, str(folder)]
+    command = [sys.executable, "-m", "bench.estimates", "--rank-of", str(ranks), str(folder)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = CASES[name].ranks
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
@@ -106,8 +109,8 @@ def measure(name: str, folder: Path) -> dict[str, int]:
     ]
     codes = [process.wait() for process in processes]
     if any(codes):
-        raise RuntimeError(f"{name}: ranks ended with {codes}")
-    found: dict[str, int] = json.loads(result.read_bytes())
+        raise RuntimeError(f"ranks ended with {codes}")
+    found: dict[str, dict[str, int]] = json.loads(result.read_bytes())
     return found
 
 
@@ -115,7 +118,7 @@ def pipeline_of(case: Case, folder: Path) -> Any:
     """The case as a pipeline."""
     pipeline = pipeline_in(folder, **{"global_batch_size": 2 * case.ranks, **case.train})
     table = {"scratch": {**LLAMA, **MODEL}, **case.model}
-    pack = pipeline.prep.pack.model_copy(update={"capacity": sum(LENGTHS)})
+    pack = pipeline.prep.pack.model_copy(update={"capacity": case.times * sum(LENGTHS)})
     return pipeline.model_copy(
         update={
             "model": type(pipeline.model).model_validate(table),
@@ -124,31 +127,37 @@ def pipeline_of(case: Case, folder: Path) -> Any:
     )
 
 
-def rank(case: Case, folder: Path) -> None:
-    """Step twice as one rank, and write down what lived during the second."""
-    found = launch_of(os.environ)
-    ranks = found if isinstance(found, Ranks) else Ranks.alone()
-    prepare_environment(ranks)
+def rank(ranks: int, folder: Path) -> None:
+    """Take the steps of every case with so many ranks as one of them, and write down what lived."""
+    launched = launch_of(os.environ)
+    me = launched if isinstance(launched, Ranks) else Ranks.alone()
+    prepare_environment(me)
     torch.set_num_threads(1)
-    with process_group(ranks):
-        pipeline = pipeline_of(case, folder)
-        parallel = init_sequence_parallel(pipeline.train.parallel.sequence_parallel_size)
-        attention = SequenceParallelAttention(parallel, "sdpa")
-        attention.register()
-        vocabulary = MODEL["vocab_size"]
-        model = build_model(pipeline, {"vocab_size": vocabulary, "max_token_id": vocabulary - 1})
-        engine = Engine(model, pipeline.train, pipeline, attention)
-        del model
-        packs = [pack_of(LENGTHS, seed=seed) for seed in range(engine.accumulation)]
-        packs = [dataclasses.replace(pack, tokens=pack.tokens % vocabulary) for pack in packs]
-        batch = batch_of(packs, part=parallel.rank, parts=parallel.size)
-        engine.step(batch, LR)
-        lasting = _lasting(engine)
-        with LiveTensors() as live:
-            engine.step(batch, LR)
-        lasting["total"] = sum(lasting.values()) + live.peak
+    with process_group(me):
+        found = {name: _step(case, folder) for name, case in CASES.items() if case.ranks == ranks}
         if dist.get_rank() == 0:
-            (folder / "measured.json").write_text(json.dumps(lasting))
+            (folder / "measured.json").write_text(json.dumps(found))
+
+
+def _step(case: Case, folder: Path) -> dict[str, int]:
+    """Step twice, and say what lived during the second."""
+    pipeline = pipeline_of(case, folder)
+    parallel = init_sequence_parallel(pipeline.train.parallel.sequence_parallel_size)
+    attention = SequenceParallelAttention(parallel, "sdpa")
+    attention.register()
+    vocabulary = MODEL["vocab_size"]
+    model = build_model(pipeline, {"vocab_size": vocabulary, "max_token_id": vocabulary - 1})
+    engine = Engine(model, pipeline.train, pipeline, attention)
+    del model
+    packs = [pack_of(case.times * LENGTHS, seed=seed) for seed in range(engine.accumulation)]
+    packs = [dataclasses.replace(pack, tokens=pack.tokens % vocabulary) for pack in packs]
+    batch = batch_of(packs, part=parallel.rank, parts=parallel.size)
+    engine.step(batch, LR)
+    lasting = _lasting(engine)
+    with LiveTensors() as live:
+        engine.step(batch, LR)
+    lasting["total"] = sum(lasting.values()) + live.peak
+    return lasting
 
 
 def _lasting(engine: Engine) -> dict[str, int]:
@@ -183,6 +192,6 @@ def _bytes(tensors: Iterable[Any]) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--rank-of"]:
-        rank(CASES[sys.argv[2]], Path(sys.argv[3]))
+        rank(int(sys.argv[2]), Path(sys.argv[3]))
     else:
         command(figures, __doc__)

@@ -19,7 +19,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sizes: dict[int, int] = {}
         for thing in gc.get_objects():
             if issubclass(type(thing), torch.Tensor) and not thing.is_meta:  # isinstance would wake deprecated names
-                self._sizes[thing.untyped_storage()._cdata] = 0
+                self._add(thing.untyped_storage(), counts=False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -28,16 +28,11 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._add(thing.untyped_storage())
         return out
 
-    def peak_since(self) -> int:
-        """The peak since this was last asked."""
-        found, self.peak = self.peak, self.now
-        return found
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage, *, counts: bool = True) -> None:
         key = storage._cdata
         if key not in self._sizes:
-            self._sizes[key] = storage.nbytes()
-            self.now += storage.nbytes()
+            self._sizes[key] = storage.nbytes() if counts else 0
+            self.now += self._sizes[key]
             self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._drop, key)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.errors import ConfigError
 from pipelines.gpus import training_flops
-from pipelines.memory import GIB, Checkpointing, Layout, Memory, layout_of, memory
+from pipelines.memory import GIB, Checkpointing, Layout, Memory, layout_of, memory, mlp_share
 from pipelines.model_sizes import ModelSizes, UnknownModelError, model_sizes
 from pipelines.schema import Pipeline
 
@@ -26,6 +26,8 @@ HOST_ADAM = 2.5e-9
 """Seconds in which a rank's cores step one element."""
 SELECTIVE_SHARE = 0.05
 """What computing norms and activations again adds to the operations of a step, in time."""
+ROOM = 0.9
+"""Share of a GPU's memory up to which a layout surely fits; above it is tight."""
 MOST_ADVICE = 3
 
 
@@ -151,15 +153,11 @@ def step_seconds(sizes: ModelSizes, layout: Layout, step: Step, rate: Rate, *, t
 
 def again(sizes: ModelSizes, layout: Layout) -> float:
     """What is computed again, over what is computed once: a forward pass is a third."""
-    mlp = sum(
-        weight.elements * layer.count
-        for layer in sizes.layers
-        for weight in layer.weights
-        if weight.name.rsplit(".", 1)[-1] in ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
+    if layout.checkpointing == "full":
+        return 1 / 3  # a tile's second time is then its only one
+    return (SELECTIVE_SHARE if layout.checkpointing == "selective" else 0.0) + (
+        mlp_share(sizes) / 3 if layout.tiled_mlp else 0.0
     )
-    share = mlp / max(1, sizes.parameters)
-    by_mode = {"none": 0.0, "selective": SELECTIVE_SHARE, "full": 1 / 3}
-    return by_mode[layout.checkpointing] + (share / 3 if layout.tiled_mlp else 0.0)
 
 
 def _link(ranks: int) -> float:
@@ -251,7 +249,7 @@ def what_fits(pipeline: Pipeline, ranks: int, gpu_memory_bytes: int, *, vocabula
     now = layout_of(pipeline, ranks)
     taken = memory(sizes, now).total
     # It was too much already, whatever the estimate says: only what clearly takes less is advice.
-    limit = min(gpu_memory_bytes, int(0.9 * taken))
+    limit = int(ROOM * min(gpu_memory_bytes, taken))
     step = Step(now.ranks, now.capacity * now.ranks, now.capacity * now.ranks, float(now.capacity) ** 2 * now.ranks)
     found = [one for one in choices(sizes, now, limit, step=step, rate=Rate(400e12, 0.4)) if one.fits(limit)]
     here = f"by estimate this takes {gb(taken)} of {gb(gpu_memory_bytes)}"

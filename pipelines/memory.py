@@ -322,6 +322,8 @@ class _Activations:
 
     def __init__(self, sizes: ModelSizes, layout: Layout) -> None:
         self._sizes, self._layout, self._size = sizes, layout, layout.element_bytes
+        self._tile = max(FEWEST_TOKENS_OF_A_TILE, sizes.hidden)
+        self._tiled = layout.tiled_mlp and layout.tokens > self._tile
         tokens, size = layout.tokens, self._size
         inputs = float(tokens * size * sizes.hidden)
         whole = {layer: tokens * self._of(layer) for layer in sizes.layers}
@@ -361,9 +363,11 @@ class _Activations:
         dense = max(layer.mlp for layer in sizes.layers)
         routed = max(sizes.experts_per_token * layer.routed for layer in sizes.layers)
         hidden = 2.0 * layout.tokens * sizes.hidden
-        if layout.tiled_mlp:
-            tile = min(layout.tokens, max(FEWEST_TOKENS_OF_A_TILE, sizes.hidden))
-            return self._size * (hidden + tile * (2 + self._tensors) * (dense + routed))
+        if self._tiled:
+            # What one tile computes again, and gradients of the MLP's weights: of a tile, and in float32 of all.
+            of_weights = 0.0 if layout.lora is not None else max(_mlp_elements(layer) for layer in sizes.layers)
+            tile = self._tile * (2 + self._tensors) * (dense + routed)
+            return self._size * (hidden + tile) + (4 + self._size) * of_weights
         return self._size * (hidden + 2.0 * layout.tokens * (dense + routed))
 
     @property
@@ -378,7 +382,7 @@ class _Activations:
         kept += 4 * sizes.heads  # the log of the softmax's sum
         kept += layer.norms * self._norm(sizes.hidden)
         kept += sum(self._norm(1) * self._normed(weight, layer) for weight in layer.weights)
-        if not self._layout.tiled_mlp:
+        if not self._tiled:
             kept += size * self._tensors * layer.mlp
             if layer.routed:  # each expert's input, and its output before it is weighed
                 kept += size * sizes.experts_per_token * (self._tensors * layer.routed + 2 * sizes.hidden)
@@ -388,10 +392,10 @@ class _Activations:
 
     def _dear(self, layer: Layer) -> float:
         """Bytes a token of results of matrix products and attention, which "selective" keeps."""
-        sizes, layout = self._sizes, self._layout
+        sizes = self._sizes
         results = layer.query_width + layer.key_width + layer.value_width + _output(layer, sizes) + 2 * sizes.hidden
         projections = self._tensors // 2
-        if not layout.tiled_mlp:
+        if not self._tiled:
             results += projections * layer.mlp
             results += sizes.experts_per_token * (projections * layer.routed + sizes.hidden * bool(layer.routed))
         return float(self._size * results + 4 * sizes.heads)
@@ -399,7 +403,7 @@ class _Activations:
     def _shared(self, layer: Layer) -> float:
         """Bytes a token that "selective" keeps and that a whole layer would keep as well."""
         widths = layer.value_width + _output(layer, self._sizes)
-        if not self._layout.tiled_mlp:
+        if not self._tiled:
             widths += self._tensors // 2 * (layer.mlp + self._sizes.experts_per_token * layer.routed)
         return float(self._size * widths + 4 * self._sizes.heads)
 
@@ -423,6 +427,16 @@ class _Activations:
     def _rank(self, weight: Weight) -> int:
         lora = self._layout.lora
         return lora.r if lora is not None and adapter_elements(weight, lora) else 0
+
+
+def _mlp_elements(layer: Layer) -> int:
+    names = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc", "c_proj")
+    return sum(weight.elements for weight in layer.weights if weight.name.rpartition(".")[2] in names)
+
+
+def mlp_share(sizes: ModelSizes) -> float:
+    """Of all parameters, those of the layers' MLPs."""
+    return sum(_mlp_elements(layer) * layer.count for layer in sizes.layers) / max(1, sizes.parameters)
 
 
 def _attention_width(sizes: ModelSizes, layer: Layer, layout: Layout) -> int:

@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.layouts import BETWEEN_NODES, TO_HOST, WITHIN_NODE, gb
+from pipelines.layouts import BETWEEN_NODES, ROOM, TO_HOST, WITHIN_NODE, gb
 
 BEST = 15
 """Layouts that are shown."""
-TIGHT = 0.9
-"""Share of a GPU's memory above which a layout may not fit after all."""
 _SHORT = {
     "train.deepspeed.zero_stage": "ZeRO",
     "train.deepspeed.offload_optimizer": "optimizer",
@@ -154,7 +152,7 @@ def _layouts(layouts: Sequence[Mapping[str, Any]], gpu_memory: int) -> list[str]
         cells[0] = str(one["keys"]["train.deepspeed.zero_stage"])
         cells[3] = str(one["keys"]["train.parallel.sequence_parallel_size"])
         cells += [
-            gb(one["total"]) + (" tight" if gpu_memory * TIGHT < one["total"] <= gpu_memory else ""),
+            gb(one["total"]) + (" tight" if gpu_memory * ROOM < one["total"] <= gpu_memory else ""),
             gb(one["host"]),
         ]
         if timed:

@@ -1,16 +1,23 @@
 """What this machine lacks, said in one line."""
 
 import errno
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from pipelines.errors import ConfigError, MachineError
+from pipelines.layouts import sizes_of, what_fits
+from pipelines.memory import GIB, layout_of, memory
+from pipelines.model_sizes import UnknownModelError
+from pipelines.layouts import what_fits
 from train.launch import gpu_of
 from train.launchers import Ranks
 from train.plan import Plan
 from train.pulse import Pulse
+
+log = logging.getLogger(__name__)
 
 NOT_DETERMINISTIC = "does not have a deterministic implementation"
 """What PyTorch says of an operation."""
@@ -27,9 +34,10 @@ def machine_errors(plan: Plan, ranks: Ranks, pulse: Pulse) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        used, room = _gpu_memory(ranks)
         raise MachineError(
-            f"rank {ranks.rank}, {pulse.place}: the GPU is out of memory ({_gpu_memory(ranks)}; packs of "
-            f"{plan.prep.facts['capacity']:,} tokens); {what_would_fit(plan, ranks)}"
+            f"rank {ranks.rank}, {pulse.place}: the GPU is out of memory ({used}; packs of "
+            f"{plan.prep.facts['capacity']:,} tokens); {_what_fits(plan, ranks, room)}"
         ) from error
     except MemoryError as error:
         raise MachineError(
@@ -52,37 +60,37 @@ def machine_errors(plan: Plan, ranks: Ranks, pulse: Pulse) -> Iterator[None]:
         ) from error
 
 
-def what_would_fit(plan: Plan, ranks: Ranks) -> str:
-    """Settings that need less memory on each GPU, those without a cost first."""
-    train, remedies = plan.train, []
-    if not train.fused_loss:
-        remedies.append("train.fused_loss = true")
-    if train.deepspeed.zero_stage < 3 and ranks.ranks > 1:
-        remedies.append(f"train.deepspeed.zero_stage = {max(2, train.deepspeed.zero_stage + 1)}")
-    if train.activation_checkpointing != "full":
-        remedies.append('train.activation_checkpointing = "full"')
-    if train.deepspeed.zero_stage and train.deepspeed.offload_optimizer == "none":
-        remedies.append('train.deepspeed.offload_optimizer = "cpu"')
-    if train.parallel.sequence_parallel_size < ranks.ranks:
-        remedies.append(f"train.parallel.sequence_parallel_size = {_next_size(plan, ranks)}")
-    return f"try {', '.join(remedies)}, more GPUs, or a smaller prep.pack.capacity"
+def warn_of_too_little(plan: Plan, ranks: Ranks) -> None:
+    """Say before the model is loaded that it will not fit, by an estimate that is not sure enough to refuse it."""
+    if ranks.rank == 0 and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info(gpu_of(ranks))
+        if text := too_little(plan, ranks, free):
+            log.warning("%s", text)
 
 
-def _next_size(plan: Plan, ranks: Ranks) -> int:
-    size = plan.train.parallel.sequence_parallel_size
-    return next(number for number in range(size + 1, ranks.ranks + 1) if ranks.ranks % number == 0)
+def too_little(plan: Plan, ranks: Ranks, free: int) -> str:
+    """What to say of a GPU with so many free bytes; empty where they suffice or nothing is known of the model."""
+    try:
+        sizes = sizes_of(plan.pipeline, vocabulary=plan.prep.facts["vocab_size"])
+    except (UnknownModelError, ConfigError):
+        return ""
+    if memory(sizes, layout_of(plan.pipeline, ranks.ranks)).total <= free:
+        return ""
+    return f"{free / GIB:.1f} GB of this GPU are free: {_what_fits(plan, ranks, free)}"
 
 
-def _gpu_memory(ranks: Ranks) -> str:
-    if not torch.cuda.is_available():
-        return "none is visible"
+def _what_fits(plan: Plan, ranks: Ranks, total: int) -> str:
+    advice = what_fits(plan.pipeline, ranks.ranks, total, vocabulary=plan.prep.facts["vocab_size"])
+    return advice or "use a higher zero_stage, activation_checkpointing, a smaller prep.pack.capacity, or more GPUs"
+
+
+def _gpu_memory(ranks: Ranks) -> tuple[str, int]:
+    """What a GPU's memory is used for, and how much of it a run could have, in bytes."""
     device = gpu_of(ranks)
     free, total = torch.cuda.mem_get_info(device)
     ours, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     others = max(0, total - free - reserved)
-    text = f"{_gib(total)} in all, {_gib(ours)} in use here, {_gib(reserved - ours)} reserved besides"
-    return text if others < total // 20 else f"{text}, {_gib(others)} by CUDA and other processes"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
+    text = f"{ours / GIB:.1f} GB of {total / GIB:.1f} GB in use here, {(reserved - ours) / GIB:.1f} GB reserved besides"
+    return (
+        text if others < total // 20 else f"{text}, {others / GIB:.1f} GB by CUDA and other processes"
+    ), total - others

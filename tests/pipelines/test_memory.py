@@ -77,8 +77,17 @@ def test_heads_that_do_not_divide_gather_keys_and_values() -> None:
     assert each[1] < each[32] < each[96]  # 32 ranks repeat 8 heads, 96 gather those of three rows as well
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["mlp.down_proj"]])
-@pytest.mark.parametrize("model_type", ["llama", "qwen3", "minicpm3", "phi3", "starcoder2"])
+@pytest.mark.parametrize(
+    ("model_type", "targets"),
+    [
+        ("llama", "all-linear"),
+        ("llama", ["q_proj", "mlp.down_proj"]),
+        ("qwen3", "all-linear"),
+        ("minicpm3", "all-linear"),
+        ("phi3", "all-linear"),
+        ("starcoder2", ["v_proj", "c_fc"]),
+    ],
+)
 def test_adapters_have_as_many_elements_as_pefts(model_type: str, targets: Any) -> None:
     import peft
     import torch
@@ -87,13 +96,7 @@ def test_adapters_have_as_many_elements_as_pefts(model_type: str, targets: Any) 
     config = AutoConfig.for_model(**config_keys(model_type, ARCHITECTURES[model_type].keys))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-        names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        if isinstance(targets, list) and not any(target.rpartition(".")[2] in names for target in targets):
-            pytest.skip("it has no such module")
-        if isinstance(targets, list):
-            targets = [target for target in targets if target.rpartition(".")[2] in names]
-        settings = peft.LoraConfig(r=3, target_modules=targets, task_type="CAUSAL_LM")
-        peft.inject_adapter_in_model(settings, model)
+        peft.inject_adapter_in_model(peft.LoraConfig(r=3, target_modules=targets, task_type="CAUSAL_LM"), model)
     expected = sum(math.prod(one.shape) for one in model.parameters() if one.requires_grad)
     lora = Lora(r=3, target_modules=targets)
     found = sum(adapter_elements(weight, lora) * count for weight, count in model_sizes(config.to_dict()).weights())

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,6 +142,22 @@ def test_no_data_and_no_torch_are_needed(tmp_path: Path) -> None:
     found = json.loads(answer.stdout)
     assert found["layout"]["prep.pack.capacity"] == 64
     assert all(one["fits"] for one in found["layouts"])
+
+
+def test_a_gpu_out_of_memory_is_told_what_would_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from train.launchers import Ranks
+    from train.shortage import what_would_fit
+
+    plan = Plan.of(pipeline(finished(tmp_path), precision="bf16"))
+    ranks = Ranks(rank=0, ranks=2, local_rank=0, local_ranks=2)
+    assert what_would_fit(plan, ranks).startswith("try train.deepspeed.zero_stage = 2, ")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("train.shortage.gpu_of", lambda ranks: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**30))
+    advice = what_would_fit(plan, ranks)
+    assert advice.startswith("by estimate this takes 1.5 GB of 1.0 GB, and no layout on 2 ranks takes less than 1.5 GB")
 
 
 def test_the_memory_model_has_the_sizes_that_training_takes() -> None:
