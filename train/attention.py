@@ -340,6 +340,7 @@ def flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scores:
         causal=True,
         window_size=_window(scores),
         softcap=scores.softcap or 0.0,
+        deterministic=torch.are_deterministic_algorithms_enabled(),  # backward; kernels of PyTorch ask it themselves
     )
     return out[..., : value.shape[-1]]
 

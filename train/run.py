@@ -92,7 +92,7 @@ def _same_model(plan: Plan) -> list[str]:
 def train_as(ranks: Ranks, plan: Plan, *, resume: bool | Path) -> None:
     """Train as one rank, in an environment that is prepared."""
     from train.loop import train
-    from train.shortage import machine_errors
+    from train.shortage import machine_errors, warn_of_too_little
 
     runtime = plan.train.runtime
     with (
@@ -102,6 +102,7 @@ def train_as(ranks: Ranks, plan: Plan, *, resume: bool | Path) -> None:
         machine_errors(plan, ranks, pulse),
     ):
         _check_one_run(plan)
+        warn_of_too_little(plan, ranks)
         train(plan, ranks, pulse, resume=resume)
 
 

@@ -11,7 +11,6 @@ from pipelines.errors import ConfigError, MachineError
 from pipelines.layouts import sizes_of, what_fits
 from pipelines.memory import GIB, layout_of, memory
 from pipelines.model_sizes import UnknownModelError
-from pipelines.layouts import what_fits
 from train.launch import gpu_of
 from train.launchers import Ranks
 from train.plan import Plan
@@ -91,6 +90,6 @@ def _gpu_memory(ranks: Ranks) -> tuple[str, int]:
     ours, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     others = max(0, total - free - reserved)
     text = f"{ours / GIB:.1f} GB of {total / GIB:.1f} GB in use here, {(reserved - ours) / GIB:.1f} GB reserved besides"
-    return (
-        text if others < total // 20 else f"{text}, {others / GIB:.1f} GB by CUDA and other processes"
-    ), total - others
+    if others >= total // 20:
+        text += f", {others / GIB:.1f} GB by CUDA and other processes"
+    return text, total - others

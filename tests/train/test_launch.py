@@ -1,22 +1,27 @@
 """Ranks started by the command itself: their errors, their death, and how they are stopped."""
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 from pipelines.errors import MachineError
-from tests.train.runs import checkpoints, rows, same, share, write_prep, write_toml
+from tests.train.runs import checkpoints, same, share, write_prep, write_toml
 from train.launch import raise_failure
 
 pytestmark = pytest.mark.slow
 PACKTRAIN = Path(sys.executable).with_name("packtrain")
+STEPS = 150
+PATIENCE_S = 240
 
 
 def work(folder: Path, shards: Path, *lines: str) -> Path:
@@ -26,12 +31,18 @@ def work(folder: Path, shards: Path, *lines: str) -> Path:
 
 
 @contextmanager
-def training(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """`packtrain train` as a process."""
-    command = [str(PACKTRAIN), "train", "tiny.toml", *options]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+def training(
+    folder: Path, launcher: str = "", *, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[subprocess.Popen[str]]:
+    """`packtrain train` as a process, below a launcher."""
+    command = [*launcher.split(), str(PACKTRAIN), "train", "tiny.toml"]
     process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PATH": path(folder), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         yield process
@@ -40,10 +51,36 @@ def training(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def wait_for_steps(folder: Path, steps: int) -> None:
-    """Until the run has taken some steps."""
-    deadline = time.monotonic() + 120
-    while not (folder / "work/tiny/train/metrics.jsonl").is_file() or len(rows(folder / "work")) < steps:
+def path(folder: Path) -> str:
+    """PATH with the commands of this installation, and with what stands for Slurm's."""
+    tools = folder / "bin"
+    tools.mkdir(exist_ok=True)
+    for name in ("srun", "scontrol"):
+        if not (tools / name).exists():
+            (tools / name).symlink_to(Path(__file__).with_name("slurm.py"))
+    return f"{tools}:{PACKTRAIN.parent}:{os.environ['PATH']}"
+
+
+def stop(folder: Path, process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Send a signal after some more steps."""
+    wait_for_steps(folder, process)
+    process.send_signal(number)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for_steps(folder: Path, process: subprocess.Popen[str], more: int = 3) -> None:
+    """Until the run has taken some more steps."""
+    metrics = folder / "work/tiny/train/metrics.jsonl"
+    before = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
+    deadline = time.monotonic() + PATIENCE_S
+    while not metrics.is_file() or metrics.read_bytes().count(b"\n") < before + more:
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "the run takes no steps"
         time.sleep(0.05)
 
@@ -56,33 +93,59 @@ def ranks_of(process: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for pid in listed.stdout.split()]
 
 
-def test_command_starts_ranks_that_stop_and_continue(tmp_path: Path, shards: Path) -> None:
-    whole = work(tmp_path / "whole", shards, "nproc_per_node = 2", "max_steps = 60")
-    stopped = work(tmp_path / "stopped", shards, "nproc_per_node = 2", "max_steps = 60")
+def test_every_launcher_trains_the_same_and_every_signal_saves(tmp_path: Path, shards: Path) -> None:
+    keys = ("nproc_per_node = 2", f"max_steps = {STEPS}")
+    whole, parts = work(tmp_path / "whole", shards, *keys), work(tmp_path / "parts", shards, *keys)
     with training(whole) as process:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, errors
         assert "training 0.0M parameters on 2 x CPU: ZeRO 0, fp32, sdpa attention" in errors
-    with training(stopped) as process:
-        wait_for_steps(stopped, 3)
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 75
-        assert errors.splitlines()[-1].startswith("stopped by SIGTERM after step ")
+        assert not (whole / "work/tiny/train/ranks").exists()
+
+    with training(parts) as process:  # the process that starts the ranks gets the signal
+        stop(parts, process, signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 75, errors
+        assert re.search(r"stopped by SIGTERM after step \d+, saved", errors.splitlines()[-1])
         assert "torch/distributed" not in errors
-        assert len(checkpoints(stopped / "work")) == 1
-    with training(stopped) as process:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0
-        assert "resuming after step" in errors
-    assert same(stopped / "work", whole / "work")
+        assert len(checkpoints(parts / "work")) == 1
+
+    (parts / "tiny.toml").write_text((parts / "tiny.toml").read_text().replace("nproc_per_node = 2\n", ""))
+    by_hand = {"NNODES": "2", "NPROC_PER_NODE": "1", "ADDR": "127.0.0.1", "PORT": str(free_port())}
+    with (
+        training(parts, environment={**by_hand, "NODE_RANK": "0"}) as first,
+        training(parts, environment={**by_hand, "NODE_RANK": "1"}) as second,
+    ):
+        wait_for_steps(parts, first)
+        os.kill(ranks_of(second)[0], signal.SIGUSR1)  # one rank, and not that which saves
+        for process in (first, second):
+            _, errors = process.communicate(timeout=PATIENCE_S)
+            assert process.returncode == 75, errors
+            assert re.search(r"stopped by SIGUSR1 after step \d+, saved", errors.splitlines()[-1])
+
+    two_tasks = {"SLURM_JOB_ID": str(free_port()), "SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "2"}
+    with training(parts, "srun", environment=two_tasks) as process:
+        stop(parts, process, signal.SIGUSR1)
+        assert process.wait(timeout=PATIENCE_S) == 75
+
+    with training(parts, "torchrun --standalone --no-python --nproc-per-node 2") as process:
+        stop(parts, process, signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 1, "torchrun keeps no exit code"
+        assert re.search(r"stopped by SIGTERM after step \d+, saved", errors)
+
+    deepspeed = f"deepspeed --num_gpus 2 --no_python --master_port {free_port()}"
+    with training(parts, deepspeed, environment={"DS_ACCELERATOR": "cpu"}) as process:
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, errors
+    assert same(parts / "work", whole / "work")
 
 
 def test_user_error_in_ranks_is_one_line_with_its_exit_code(tmp_path: Path) -> None:
     write_prep(tmp_path / "work/tiny/prep", vocabulary=64)
     write_toml(tmp_path, ["nproc_per_node = 2"])
     with training(tmp_path) as process:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 3
     assert output == ""
     assert errors.startswith("work/tiny/prep: the shards hold token id 63")
@@ -94,21 +157,42 @@ def test_killed_rank_is_named_and_not_those_that_were_stopped_for_it(tmp_path: P
         raise_failure({1: -signal.SIGKILL}, tmp_path, tmp_path, None)
 
 
-def test_rank_that_dies_ends_the_run(tmp_path: Path, shards: Path) -> None:
-    folder = work(tmp_path / "run", shards, "nproc_per_node = 2", "max_steps = 100000")
+def test_rank_that_dies_or_hangs_is_named_with_its_step(tmp_path: Path, shards: Path) -> None:
+    folder = work(
+        tmp_path / "run", shards, "nproc_per_node = 2", "max_steps = 100000", "runtime.timeout_minutes = 0.25"
+    )
     with training(folder) as process:
-        wait_for_steps(folder, 2)
+        wait_for_steps(folder, process, 2)
         os.kill(ranks_of(process)[1], signal.SIGKILL)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 5
-    assert errors.splitlines()[-1].startswith("rank 1 was killed by SIGKILL in step ")
+    assert re.match(r"rank 1 was killed by SIGKILL in step \d+, \w+ \(out of memory\?\)", errors.splitlines()[-1])
     assert "Traceback" not in errors
+    with training(folder) as process:
+        wait_for_steps(folder, process, 2)
+        os.kill(ranks_of(process)[0], signal.SIGSTOP)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 5
+    assert re.match(r"rank 0 on \S+ \(process \d+\) is stopped, in step \d+, \w+; the same", errors.splitlines()[-1])
+
+
+def test_ranks_of_another_launcher_end_by_themselves(tmp_path: Path, shards: Path) -> None:
+    folder = work(tmp_path / "run", shards, "max_steps = 100000")
+    three_tasks = {"SLURM_JOB_ID": str(free_port()), "SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "3"}
+    with training(folder, "srun", environment=three_tasks) as process:
+        wait_for_steps(folder, process, 2)
+        os.kill(ranks_of(process)[2], signal.SIGKILL)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + signal.SIGKILL, "the highest of 5, 5 and this"
+    said = [line for line in errors.splitlines() if line.startswith("rank 2 on ")]
+    assert len(said) == 2
+    assert all(re.search(r"\(process \d+\) is gone, in step \d+, \w+; the same command", line) for line in said)
 
 
 def test_ranks_end_with_the_process_that_started_them(tmp_path: Path, shards: Path) -> None:
     folder = work(tmp_path / "run", shards, "nproc_per_node = 2", "max_steps = 100000")
     with training(folder) as process:
-        wait_for_steps(folder, 2)
+        wait_for_steps(folder, process, 2)
         ranks = ranks_of(process)
         process.kill()
         deadline = time.monotonic() + 60

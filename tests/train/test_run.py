@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pipelines.artifacts import exclusive
 from pipelines.checkpoints import Checkpoint
@@ -287,7 +286,6 @@ def test_keys_that_deepspeed_refuses_are_an_error(tmp_path: Path, shards: Path) 
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "GPU is out of memory; use a higher zero_stage, activation"),
         (OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"), "metrics.jsonl: No space left on device"),
     ],
 )
