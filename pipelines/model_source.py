@@ -53,7 +53,7 @@ class Hub:
     library: str
     """The module with `snapshot_download`."""
     package: str
-    """What pip calls it."""
+    """What pip installs for it."""
     branch: str
     """The main branch."""
     cache: str | None
@@ -69,7 +69,7 @@ class Hub:
             return importlib.import_module(self.library)
         except ImportError as error:
             raise MachineError(
-                f'source = "{self.name}" needs {self.package}, which is not installed here; pip install {self.package}'
+                f'source = "{self.name}" needs {self.library}, which is not installed here; pip install {self.package}'
             ) from error
 
 
@@ -77,8 +77,8 @@ HUBS: Mapping[str, Hub] = {
     "huggingface": Hub(
         "huggingface", "huggingface_hub", "huggingface_hub", "main", "huggingface_hub.constants:HF_HUB_CACHE"
     ),
-    "modelscope": Hub("modelscope", "modelscope", "modelscope", "master", None),
-    "openmind": Hub("openmind", "openmind_hub", "openmind_hub", "main", "openmind_hub:OM_HUB_CACHE"),
+    "modelscope": Hub("modelscope", "modelscope", "'packtrain[modelscope]'", "master", None),
+    "openmind": Hub("openmind", "openmind_hub", "'packtrain[openmind]'", "main", "openmind_hub:OM_HUB_CACHE"),
 }
 
 

@@ -173,7 +173,7 @@ REFUSED: list[tuple[tuple[str, ...], type[PacktrainError], str]] = [
     (('model.name_or_path="org/none"',), MachineError, "huggingface does not give revision main: "),
     (('model.source_args.colour="red"',), ConfigError, "huggingface_hub.snapshot_download takes no colour; remove it"),
     (('model.source_args.token_env="NOT_SET"',), ConfigError, "environment variable NOT_SET is not set; set it"),
-    (('model.source="openmind"',), MachineError, "needs openmind_hub, which is not installed here; pip install openm"),
+    (('model.source="openmind"',), MachineError, "needs openmind_hub, which is not installed here; pip install 'packt"),
 ]
 
 
