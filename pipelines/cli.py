@@ -327,6 +327,8 @@ def plan(
         return
     if file is None:
         raise click.UsageError("Missing argument 'FILE'.")
+    if ranks is not None and nodes > 1:
+        raise click.UsageError("--nodes and --ranks exclude each other: --ranks is all ranks of the run")
     if capacity is not None:
         overrides = (*overrides, f"prep.pack.capacity={capacity}")
     assumed = Assumed(

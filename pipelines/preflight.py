@@ -63,6 +63,11 @@ def model_problems(pipeline: Pipeline) -> Iterator[str]:
             f"{pipeline.cite('model.lora.modules_to_save')}: the embedding has to be trained whole for the rows of "
             'tokenizer.add_special_tokens; name its module and the output\'s, usually ["embed_tokens", "lm_head"]'
         )
+    if pipeline.model.quantization is not None and pipeline.model.lora is None:
+        yield (
+            f"{pipeline.cite('model.quantization')}: weights of 4 bits cannot be trained; add [model.lora], or remove "
+            "the table"
+        )
     limit = pipeline.model.max_position_embeddings or _size(config, "max_position_embeddings")
     longest = min(pipeline.prep.max_length or pipeline.prep.pack.capacity, pipeline.prep.pack.capacity)
     if limit is not None and longest > limit:

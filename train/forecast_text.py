@@ -118,7 +118,9 @@ def _memory(found: Mapping[str, Any]) -> list[str]:
     rows = [(f"  {name}", gb(size)) for name, size in sorted(memory["parts"].items(), key=lambda part: -part[1])]
     total = f"{gb(memory['total'])}"
     if memory["gpu_memory"] is not None:
+        is_tight = memory["fits"] and memory["total"] > ROOM * memory["gpu_memory"]
         total += f" of {gb(memory['gpu_memory'])}: {'fits' if memory['fits'] else 'does not fit'}"
+        total += ", but is tight" if is_tight else ""
     head = (
         f"memory of a rank at its peak, the {memory['peak']} ({layout['train.precision']}, packs of "
         f"{layout['prep.pack.capacity']:,} tokens)"

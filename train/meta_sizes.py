@@ -43,6 +43,8 @@ def meta_sizes(config: Mapping[str, Any]) -> ModelSizes:
             outside.append(weight)
         else:
             layers.setdefault(int(number[1]), []).append(weight)
+    if not layers:
+        raise ConfigError(f"{config.get('model_type')}: it has no layers that could be counted")
     size = int(getattr(text, "head_dim", 0) or hidden // heads)
     keys = int(getattr(text, "num_key_value_heads", 0) or heads) * size
     counted: dict[tuple[Weight, ...], int] = {}
