@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pipelines.schema import Pipeline
 from tests.train.conftest import SETTINGS
 from tests.train.ranks import run_in_turn
 from tests.train.runs import checkpoints, pipeline, rows, same, share
+from tests.train.test_optimizers import WIDE
 from tests.train.test_run import undo
 from train.run import run
 
@@ -91,7 +93,13 @@ def test_ranks_resume_any_layout_and_give_up_damaged_checkpoints_together(tmp_pa
     }
     sp_2, zero_1 = (pipeline(moved, **layout, **SETTINGS) for layout in layouts.values())
     here = pipeline(two, **layouts["whole packs"], **SETTINGS)
-    assert run_in_turn(2, [partial(run, sp_2), partial(run, here)]) == [0, 0]
+    packed = {"optimizer": {"type": "adamw_8bit", "lr": Decimal("0.001")}, "deepspeed": {"zero_stage": 2}}
+    eight, halves = share(shards, tmp_path / "eight"), tmp_path / "halves"
+
+    def in_8_bits(folder: Path) -> Pipeline:
+        return pipeline(folder, model=WIDE, **SETTINGS | packed)
+
+    assert run_in_turn(2, [partial(run, each) for each in (sp_2, here, in_8_bits(eight))]) == [0, 0]
 
     # Sequence parallel on 2 ranks, then ZeRO 3 on 1, then ZeRO 1 on 2.
     undo(moved, 2)
@@ -113,7 +121,13 @@ def test_ranks_resume_any_layout_and_give_up_damaged_checkpoints_together(tmp_pa
         return [pipeline(folder, **layouts["whole packs"], **SETTINGS)] * 2
 
     apart = [on_both(folder)[0] for folder in (unseen, elsewhere)]
-    works = {"moved": [zero_1] * 2, "cut": on_both(cut), "flipped": on_both(flipped), "apart": apart}
+    works = {
+        "moved": [zero_1] * 2,
+        "halves": [in_8_bits(copied(eight, halves))] * 2,
+        "cut": on_both(cut),
+        "flipped": on_both(flipped),
+        "apart": apart,
+    }
     codes = run_in_turn(2, [partial(reported, each, tmp_path / f"{name}.report") for name, each in works.items()])
 
     np.testing.assert_allclose([row["loss"] for row in rows(moved)], expected, rtol=1e-6)
@@ -124,6 +138,7 @@ def test_ranks_resume_any_layout_and_give_up_damaged_checkpoints_together(tmp_pa
     shares = [json.loads((tmp_path / f"moved.{rank}.json").read_text()) for rank in (0, 1)]
     assert sum(shares) == state
     assert max(shares) < 0.51 * state
+    assert same(halves, eight)
 
     said = {name: (tmp_path / f"{name}.0.log").read_text() for name in works}
     assert same(cut, two)
@@ -131,6 +146,7 @@ def test_ranks_resume_any_layout_and_give_up_damaged_checkpoints_together(tmp_pa
     assert same(flipped, two)
     assert "step-00000004/state-00001-of-00002.safetensors: SHA-256 differs" in said["flipped"]
     assert "elsewhere/tiny/train/checkpoints/step-00000004: rank 1 on " in said["apart"]
+    assert "resuming after step 4 of 6" in said["halves"]
     for name in ("cut", "flipped", "apart"):
         assert "trying the checkpoint before it" in said[name]
         assert "resuming after step 2 of 6" in said[name]

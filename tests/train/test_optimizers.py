@@ -219,6 +219,20 @@ def test_our_adagrad_is_pytorchs() -> None:
     assert torch.equal(*weights)
 
 
+def test_lion_steps_by_the_sign_of_gradient_and_mean() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    lion = make([weight], "lion", weight_decay=0.5)
+    for gradient, expected, mean in (
+        (2.0, 1 * 0.95 - 0.1, 0.02),  # 0.1 x 2 is above 0
+        (-0.1, 0.85 * 0.95 - 0.1, 0.0188),  # so is 0.9 x 0.02 - 0.1 x 0.1
+        (-0.3, 0.7075 * 0.95 + 0.1, 0.015612),  # 0.9 x 0.0188 - 0.1 x 0.3 is not
+    ):
+        weight.grad = torch.tensor([gradient])
+        lion.step()
+        assert weight.item() == pytest.approx(expected)
+        assert lion.state[weight]["exp_avg"].item() == pytest.approx(mean)
+
+
 def make(parameters: Any, name: str, *, stage: int = 0, **table: Any) -> torch.optim.Optimizer:
     table = {key: Decimal(str(value)) if isinstance(value, float) else value for key, value in table.items()}
     found = pipeline(Path(), optimizer={"lr": Decimal("0.1"), "type": name, **table})
