@@ -20,7 +20,6 @@ from train.attention import Segments
 from train.batches import MicroBatch, empty
 from train.engine import Engine
 from train.metrics import ChatRow
-from train.plan import Plan
 from train.questions import Question, Questions
 from train.sequence_parallel import pad_for_sequence_parallel, split_for_sequence_parallel
 
@@ -29,18 +28,15 @@ class Interview:
     """The questions of [train.eval], as the ranks answer them together.
 
     Every group of ranks that trains on packs of its own answers its share of the questions.
+
+    Args:
+        capacity: tokens of a pack, which no group of ranks gets more of at a time.
     """
 
-    def __init__(self, plan: Plan, engine: Engine) -> None:
-        """Render the questions.
-
-        Raises:
-            ConfigError, CheckError: as `Questions` does.
-        """
-        self._engine = engine
-        self._questions = Questions(plan, engine.model.config)
-        lengths = [len(question.ids) + question.room for question in self._questions.all]
-        self._turns = list(turns(lengths, engine.parallel.data.size, plan.prep.facts["capacity"]))
+    def __init__(self, questions: Questions, engine: Engine, capacity: int) -> None:
+        self._questions, self._engine = questions, engine
+        lengths = [len(question.ids) + question.room for question in questions.all]
+        self._turns = list(turns(lengths, engine.parallel.data.size, capacity))
 
     def rows(self, step: int) -> list[ChatRow]:
         """The answers after `step` steps, in the order of the prompts, the same on every rank. All ranks call this.

@@ -35,6 +35,7 @@ from train.model import hollow_model
 from train.plan import Plan
 from train.profiler import Profiler
 from train.pulse import Pulse
+from train.questions import Questions
 from train.samples import show_samples
 from train.schedule import learning_rate
 from train.sequence_parallel import SequenceParallelAttention, init_sequence_parallel
@@ -65,6 +66,7 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> Non
     attention = SequenceParallelAttention(parallel, backend, strict=asked != "auto")
     attention.register()
     model, initial = hollow_model(plan.pipeline, packs.manifest.facts)
+    questions = Questions(plan, model.config) if plan.train.eval and plan.train.eval.prompts else None
     engine = Engine(model, plan.train, plan.pipeline, attention, initial)
     set_masters(engine, initial)
     del model, initial
@@ -91,7 +93,7 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> Non
         sources=sources,
     )
     held_out = HeldOut(ShardReader(plan.shards, "eval"), engine, sources) if plan.holds_out else None
-    interview = Interview(plan, engine) if plan.train.eval and plan.train.eval.prompts else None
+    interview = Interview(questions, engine, plan.prep.facts["capacity"]) if questions else None
     announce(plan, ranks, engine, first)
     if ranks.rank == 0:
         show_samples(plan, batches, first)
@@ -102,6 +104,7 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> Non
         StopRequest() as stop,
     ):
         if interview and first == 0:
+            pulse.at(first, "answering prompts")
             metrics.add_answers(interview.rows(first))
         started = time.perf_counter()
         for step, batch in batches.from_step(first, plan.total_steps):
@@ -118,6 +121,7 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> Non
                 pulse.at(step + 1, "evaluating")
                 metrics.add_evaluation(held_out.row(step + 1))
             if interview and plan.evaluates_after(step + 1):
+                pulse.at(step + 1, "answering prompts")
                 metrics.add_answers(interview.rows(step + 1))
             stopping = stop.agreed(engine.device) if step + 1 < plan.total_steps else None
             if is_due(plan, step + 1) or stopping:

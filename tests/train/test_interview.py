@@ -19,7 +19,7 @@ from train.audit import _transformers_attention
 from train.engine import Engine
 from train.interview import turns
 from train.metrics import ChatRow
-from train.plan import Plan
+from train.questions import Questions
 from train.run import run
 
 SETTINGS: dict[str, Any] = {"max_steps": 3, "optimizer": {"lr": Decimal("0.01")}}
@@ -72,8 +72,8 @@ def test_an_adapter_answers_as_transformers_does_with_it(
     expected: list[list[tuple[str, int, str]]] = []
 
     class Compared(interview.Interview):
-        def __init__(self, plan: Plan, engine: Engine) -> None:
-            super().__init__(plan, engine)
+        def __init__(self, questions: Questions, engine: Engine, capacity: int) -> None:
+            super().__init__(questions, engine, capacity)
             self.engine = engine
 
         def rows(self, step: int) -> list[ChatRow]:
