@@ -45,9 +45,10 @@ def empty_again(model: nn.Module, initial: Initial) -> None:
 
 @torch.no_grad()
 def fill_buffers(model: nn.Module, initial: Initial) -> None:
-    """Give the model's stored buffers their values."""
-    for name in model.state_dict().keys() & dict(model.named_buffers()).keys():
-        if name in initial:
+    """Give the model's stored buffers their values, in the model's order: all ranks ask for the same."""
+    kept = model.state_dict().keys()
+    for name, _ in model.named_buffers():
+        if name in kept and name in initial:
             buffer = model.get_buffer(name)
             buffer.copy_(initial.read(name, 0, buffer.numel()).view(buffer.shape))
 

@@ -6,7 +6,7 @@ of them than it keeps, and one tensor.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Protocol
 
@@ -46,7 +46,7 @@ class Initial:
         self._replaced: dict[str, Tensor] = {}
 
     def replace(self, name: str, values: Tensor) -> None:
-        """From now on, a tensor begins as these values: those of grown embeddings, or of an adapter's own matrices."""
+        """From now on, a tensor begins as these values, such as those of an adapter's own matrices."""
         self._replaced[name] = values.detach()
 
     def change(self, by: Callable[[Source], Source]) -> None:
@@ -80,25 +80,25 @@ class Drawn:
     They are those of the model made whole by Transformers, so that they depend on the seed and the config alone.
     """
 
-    def __init__(self, shapes: Mapping[str, torch.Size], drawn: nn.Module | None) -> None:
+    def __init__(self, bare: nn.Module, drawn: nn.Module | None) -> None:
         """Take over a drawn model.
 
         Args:
-            shapes: of its parameters and persistent buffers.
+            bare: the same on the meta device, for shapes and formats.
             drawn: the model on the first rank, None on the others.
         """
-        self._shapes = shapes
+        self._bare = bare.state_dict()
         self._tensors = {} if drawn is None else drawn.state_dict()
 
     def names(self) -> set[str]:
-        return set(self._shapes)
+        return set(self._bare)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         alone = not dist.is_initialized() or dist.get_world_size() == 1
         tensor = self._tensors.get(name)
         if not alone:
             device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-            whole = torch.empty(self._shapes[name]) if tensor is None else tensor
+            whole = torch.empty_like(self._bare[name], device="cpu") if tensor is None else tensor
             tensor = whole.to(device).contiguous()
             dist.broadcast(tensor, src=0)
         assert tensor is not None

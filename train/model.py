@@ -146,7 +146,7 @@ def _drawn(pipeline: Pipeline, bare: PreTrainedModel) -> tuple[PreTrainedModel, 
         if dist.is_initialized():
             dist.barrier()
         return load(pipeline, bare)
-    initial = Initial(Drawn({name: tensor.shape for name, tensor in bare.state_dict().items()}, model))
+    initial = Initial(Drawn(bare, model))
     hollow(bare)
     fill_buffers(bare, initial)
     return bare, initial

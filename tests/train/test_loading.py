@@ -155,7 +155,23 @@ def load_on_a_rank(folder: Path) -> None:
         )
         with engine(folder, scratch, 3) as made:
             assert_same(made.model, drawn, bits=False)
+        check_frozen(folder / "full")
         check_bounds(folder / "full")
+
+
+def check_frozen(folder: Path) -> None:
+    """Below an adapter, ZeRO 3 shares out the weights as well, and they are those of the files."""
+    expected = dict(plain(folder).named_parameters())
+    rank = torch.distributed.get_rank()
+    with engine(folder.parent, {"name_or_path": str(folder), "lora": {"r": 2}}, 3, precision="bf16") as made:
+        frozen: dict[str, Any] = {name: one for name, one in made.model.named_parameters() if not one.requires_grad}
+        assert len(frozen) == len(expected)
+        for name, parameter in frozen.items():
+            whole = expected[name.replace(".base_layer.", ".")].detach().bfloat16().view(-1)
+            share = parameter.ds_tensor.numel()
+            assert share == -(-whole.numel() // 2), name
+            stretch = whole[rank * share : (rank + 1) * share]
+            assert torch.equal(parameter.ds_tensor[: stretch.numel()], stretch), name
 
 
 def check_bounds(folder: Path) -> None:
