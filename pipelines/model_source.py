@@ -123,8 +123,7 @@ def fetch(pipeline: Pipeline) -> list[dict[str, str]]:
 
 def missing_directory(pipeline: Pipeline, key: Which) -> str:
     """What to say of a directory that is not there: the name may be a hub's, then the key that says so is named."""
-    written = os.path.relpath(_origin(pipeline, key).name_or_path or "", pipeline.base)
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", written, re.ASCII):
+    if _may_be_a_repository(pipeline, key):
         return f'no such directory; if it is a hub\'s repository, set {key}.source = "huggingface"'
     return f"no such directory; name one with a {key}"
 
@@ -167,11 +166,17 @@ def _with(pipeline: Pipeline, key: Which, parts: Sequence[Part]) -> Pipeline:
     if origin.name_or_path is None:
         return pipeline
     if origin.source == "local":
-        if not origin.name_or_path.is_dir() and "set" in (finding := missing_directory(pipeline, key)):
-            raise ConfigError(f"{pipeline.cite(f'{key}.name_or_path')}: {finding}")
+        if not origin.name_or_path.is_dir() and _may_be_a_repository(pipeline, key):
+            raise ConfigError(f"{pipeline.cite(f'{key}.name_or_path')}: {missing_directory(pipeline, key)}")
         return pipeline
     snapshot = _snapshot(pipeline, key, parts)
     return pipeline.located(key, snapshot.folder, snapshot.origin)
+
+
+def _may_be_a_repository(pipeline: Pipeline, key: Which) -> bool:
+    """Whether a path that was written looks like org/name."""
+    written = os.path.relpath(_origin(pipeline, key).name_or_path or "", pipeline.base)
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", written, re.ASCII) is not None
 
 
 def _origin(pipeline: Pipeline, key: Which) -> Origin:
