@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -100,10 +101,10 @@ class Trackers:
         self._feeds = []
         for name in dict.fromkeys(names):
             known = ids[name]
-            feed = _Feed(name, replace(run, id=known), ids, sent=set() if known is None else sent)
-            for row in kept if known is None else ():
-                feed.put(row)
-            self._feeds.append(feed)
+            own = replace(run, id=known)
+            self._feeds.append(
+                _Feed(name, own, ids, first=kept, sent=set()) if known is None else _Feed(name, own, ids, sent=sent)
+            )
 
     def add(self, row: Json) -> None:
         """Send the numbers of a row of metrics.jsonl, without waiting for it."""
@@ -181,8 +182,8 @@ class Wandb:
     def __init__(self, run: TrackedRun) -> None:
         import wandb
 
-        mode = os.environ.get("WANDB_MODE", "online" if _has_wandb_key() else "offline")
-        if mode == "online" and not _has_wandb_key():
+        asked = os.environ.get("WANDB_MODE")
+        if asked == "online" and not _has_wandb_key():  # it would ask at the terminal
             raise RuntimeError("WANDB_MODE is online, but there is no key; run `wandb login` or set WANDB_API_KEY")
         self.id = run.id or uuid.uuid4().hex[:16]
         self._run: Any = wandb.init(
@@ -191,12 +192,12 @@ class Wandb:
             group=run.group,
             id=self.id,
             resume="allow",
-            mode=mode,
+            mode=None if asked or _has_wandb_key() else "offline",
             dir=os.environ.get("WANDB_DIR", run.folder),
             config=dict(run.config),
             settings=wandb.Settings(silent=True),
         )
-        self.place = self._run.url if mode == "online" else f"wandb sync {Path(self._run.dir).parent}"
+        self.place = f"wandb sync {Path(self._run.dir).parent}" if self._run.offline else str(self._run.url)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(dict(numbers), step=step)
@@ -215,7 +216,7 @@ class Swanlab:
         os.environ["SWANLAB_INTERACTIVE"] = "false"  # it would ask at the terminal
         import swanlab
 
-        mode = os.environ.get("SWANLAB_MODE", "online" if _has_swanlab_key() else "offline")
+        offline = "SWANLAB_MODE" not in os.environ and not _has_swanlab_key()
         self.id = run.id or uuid.uuid4().hex[:21]
         folder = Path(os.environ.get("SWANLAB_LOGDIR", run.folder / "swanlog"))
         self._run: Any = swanlab.init(
@@ -224,11 +225,11 @@ class Swanlab:
             group=run.group,
             id=self.id,
             resume="allow",
-            mode=mode,
+            mode="offline" if offline else None,
             log_dir=str(folder),
             config=dict(run.config),
         )
-        self.place = "swanlab.cn" if mode == "online" else f"swanlab sync {folder}/run-*-{self.id}"
+        self.place = f"swanlab sync {folder}/run-*-{self.id}" if offline else f"run {self.id}, and {folder}"
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(dict(numbers), step=step)
@@ -318,8 +319,10 @@ TRACKERS: Mapping[str, type[Tracker]] = {
 class _Feed:
     """A tracker on a thread of its own, and the rows that wait for it."""
 
-    def __init__(self, name: str, run: TrackedRun, ids: "_Ids", *, sent: set[tuple[str, int]]) -> None:
-        self._name, self._run, self._ids = name, run, ids
+    def __init__(
+        self, name: str, run: TrackedRun, ids: "_Ids", *, first: Sequence[Json] = (), sent: set[tuple[str, int]]
+    ) -> None:
+        self._name, self._run, self._ids, self._first = name, run, ids, first
         self._sent: set[tuple[str, int]] = set() if TRACKERS[name].replaces else sent
         self._rows: queue.Queue[Json] = queue.Queue(LONGEST_QUEUE)
         self._finished: bool | None = None
@@ -353,16 +356,17 @@ class _Feed:
             self._warn(f"not opened: {_one_line(error)}")
             return
         log.info("%s: %s", self._name, tracker.place)
-        while (row := self._next()) is not None:
+        for row in chain(self._first, iter(self._next, None)):
             self._try(partial(tracker.add, row["step"], numbers_of(row)))
         self._try(partial(tracker.close, finished=bool(self._finished)))
 
     def _next(self) -> Json | None:
         while True:
+            ended = self._ended.is_set()  # asked first: nothing comes after it
             try:
                 return self._rows.get(timeout=0.1)
             except queue.Empty:
-                if self._ended.is_set():
+                if ended:
                     return None
 
     def _try(self, work: Callable[[], None]) -> None:

@@ -32,7 +32,7 @@ class SummaryWriter:
 class Settings:
     def __init__(self, silent): assert silent
 class _Run:
-    dir, url = "/somewhere/run/files", "https://wandb.example/run"
+    dir, url, offline = "/somewhere/run/files", "https://wandb.example/run", True
     def log(self, numbers, step): CALLS.extend(("wandb", "add", step, name, value) for name, value in numbers.items())
     def finish(self, exit_code): CALLS.append(("wandb", "close", exit_code))
 def init(**how):
@@ -204,7 +204,7 @@ def test_online_without_a_key_asks_nobody(
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password key\n")
     monkeypatch.delenv("WANDB_MODE")
     Trackers(["wandb"], tracked(tmp_path), identity="a", resume=True).close(finished=True)
-    assert opened("wandb")[0]["mode"] == "online"
+    assert opened("wandb")[0]["mode"] is None, "its own settings say"
 
 
 def test_settings_are_shown_without_secrets(tmp_path: Path) -> None:
