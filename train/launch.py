@@ -34,7 +34,7 @@ from pipelines.errors import (
 )
 from pipelines.schema import Runtime, Train
 from train.launchers import Address, Node, Ranks
-from train.pulse import FOLDER, LostRanks, leave_failure, read_beat
+from train.pulse import FOLDER, LostRanks, joining, leave_failure, read_beat
 from train.stop import SIGNALS
 
 if TYPE_CHECKING:
@@ -78,17 +78,17 @@ def start_ranks(node: Node, count: int, arguments: Sequence[str], *, home: Path)
         PacktrainError: what the first rank that failed says, with its exit code; the others are ended.
     """
     share_cores(count)
-    with tempfile.TemporaryDirectory(prefix="packtrain-") as errors, _Listening(node) as at:
-        ranks = [
-            Ranks(node.node * count + local, node.nodes * count, local, count, at.address) for local in range(count)
-        ]
-        command = [str(_installed_command()), *arguments]
-        with _Children([one.rank for one in ranks]) as children:
-            for one in ranks:
-                children.start(command, {**_variables(one), ERRORS: errors, **at.variables(one)}, at.handles(one))
+    command = [str(_installed_command()), *arguments]
+    with tempfile.TemporaryDirectory(prefix="packtrain-") as errors:
+        with _Children() as children:
+            with _Listening(node) as at:
+                for local in range(count):
+                    one = Ranks(node.node * count + local, node.nodes * count, local, count, at.address)
+                    variables = {**_variables(one), ERRORS: errors, **at.variables(one)}
+                    children.start(one.rank, command, variables, at.handles(one))
             ended = children.wait()
         failed = {rank: code for rank, code in ended.items() if code}
-        if not failed:
+        if len(ended) == count and not failed:
             return
         try:
             raise_failure(failed, Path(errors), home, children.stopped_by)
@@ -101,8 +101,7 @@ def start_ranks(node: Node, count: int, arguments: Sequence[str], *, home: Path)
 class _Children:
     """The processes of this machine's ranks, which get the signals that this process gets."""
 
-    def __init__(self, ranks: Sequence[int]) -> None:
-        self._ranks = ranks
+    def __init__(self) -> None:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._signals: list[signal.Signals] = []
         self._former: dict[signal.Signals, Any] = {}
@@ -124,8 +123,7 @@ class _Children:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def start(self, command: Sequence[str], variables: Mapping[str, str], handles: Sequence[int]) -> None:
-        rank = self._ranks[len(self._processes)]
+    def start(self, rank: int, command: Sequence[str], variables: Mapping[str, str], handles: Sequence[int]) -> None:
         # In a session of its own, the keyboard's SIGINT reaches it through this process alone, and so once.
         self._processes[rank] = subprocess.Popen(  # noqa: S603
             command, env={**os.environ, **variables}, pass_fds=handles, start_new_session=True
@@ -157,7 +155,7 @@ class _Children:
 
 
 class _Listening:
-    """Where rank 0 waits: as the launch says, or on one machine at a free port of its own, open from the start."""
+    """Where rank 0 waits: as the launch says, or on one machine at a free port, open until rank 0 has it."""
 
     def __init__(self, node: Node) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0)) if node.address is None else None
@@ -248,7 +246,8 @@ def process_group(ranks: Ranks, runtime: Runtime = DEFAULTS) -> Iterator[None]:
     if has_gpu:
         torch.cuda.set_device(index)
     store = meet(ranks, runtime.timeout)
-    dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.ranks, timeout=runtime.timeout, store=store)
+    with joining():
+        dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.ranks, timeout=runtime.timeout, store=store)
     import deepspeed
     import transformers
 

@@ -110,6 +110,9 @@ class Pulse:
         with self._lock:
             self._beat = replace(self._beat, ended=True)
             self._write()
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
 
     def fail(self, error: PacktrainError | None) -> None:
         """Tell the others that this rank failed by itself, unless one did before."""
@@ -203,7 +206,8 @@ def watched(
         return
     import torch.distributed as dist
 
-    folder = _shared_folder(home / FOLDER, ranks)
+    with joining():
+        folder = _shared_folder(home / FOLDER, ranks)
     # When time is up for nccl, PyTorch ends the process itself, and nothing can be said any more.
     pulse = Pulse(folder, ranks, timeout_s=timeout.total_seconds(), warns=dist.get_backend() == "nccl")
     done = threading.Event()
@@ -227,6 +231,17 @@ def watched(
         done.set()
         thread.join()
         pulse.end()
+
+
+@contextmanager
+def joining() -> Iterator[None]:
+    """Before there is a pulse: turn the loss of another rank into an error that says what can be said."""
+    try:
+        yield
+    except Exception as error:
+        if not is_lost_connection(error):
+            raise
+        raise LostRanks("another rank ended while the ranks joined; see what that one says, then run again") from error
 
 
 def is_lost_connection(error: Exception) -> bool:

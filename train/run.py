@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -96,14 +96,28 @@ def train_as(ranks: Ranks, plan: Plan, *, resume: bool | Path) -> None:
 
     runtime = plan.train.runtime
     with (
-        exclusive(plan.home) if ranks.rank == 0 else nullcontext(),
         process_group(ranks, runtime),
+        sole_run(plan),
         watched(plan.home, ranks, timeout=runtime.timeout, leave=partial(leave, ranks)) as pulse,
         machine_errors(plan, ranks, pulse),
     ):
         _check_one_run(plan)
         warn_of_too_little(plan, ranks)
         train(plan, ranks, pulse, resume=resume)
+
+
+@contextmanager
+def sole_run(plan: Plan) -> Iterator[None]:
+    """Keep other runs out of the directory; all ranks say so alike if one is in it.
+
+    Raises:
+        BusyError: if another process works there.
+    """
+    from train.agreement import on_rank_0
+
+    with ExitStack() as held:
+        on_rank_0(lambda: held.enter_context(exclusive(plan.home)))
+        yield
 
 
 def local_ranks(plan: Plan, node: Node) -> int:
