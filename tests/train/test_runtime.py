@@ -2,17 +2,21 @@
 
 import json
 import os
+import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._C._distributed_c10d import TCPStore
 
 from pipelines.errors import ConfigError, MachineError
 from tests.train.conftest import SETTINGS
 from tests.train.runs import pipeline, share
-from train.launch import choose_backend, gpu_of
-from train.launchers import Ranks
+from tests.train.test_launch import free_port
+from train.launch import choose_backend, gpu_of, meet
+from train.launchers import Address, Ranks
 from train.plan import Plan
 from train.run import run
 from train.shortage import too_little
@@ -134,3 +138,23 @@ def test_rank_takes_its_gpu_or_the_only_one_it_sees(monkeypatch: pytest.MonkeyPa
 def test_values_that_cannot_be_are_refused(runtime: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         pipeline(tmp_path, runtime=runtime)
+
+
+def test_rank_that_does_not_come_is_named() -> None:
+    second = timedelta(seconds=1)
+    here = Address("127.0.0.1", free_port())
+    with pytest.raises(MachineError, match=r"rank 1 of 2 did not come to 127.0.0.1:\d+ within 0.0166667 minutes"):
+        meet(Ranks(0, 2, 0, 1, here), second)
+    here = Address("127.0.0.1", free_port())
+    with pytest.raises(MachineError, match=r"127.0.0.1:\d+, where rank 0 waits for the others: did not answer within"):
+        meet(Ranks(1, 2, 0, 1, here), second)
+    with socket.create_server(("", here.port)), pytest.raises(MachineError, match="waits for the others: is not free"):
+        meet(Ranks(0, 2, 0, 1, here), second)
+
+
+def test_machines_that_were_told_other_numbers_of_ranks_are_refused() -> None:
+    here = Address("127.0.0.1", free_port())
+    server = TCPStore(here.host, here.port, is_master=True, wait_for_workers=False)
+    server.set("packtrain/0", "16")
+    with pytest.raises(ConfigError, match=r"rank 8 on .* was told of 12 ranks and rank 0 of 16; start the same number"):
+        meet(Ranks(8, 12, 0, 4, here), timedelta(seconds=5))
