@@ -1,7 +1,7 @@
 """The pieces of the training state that this rank holds, under every ZeRO stage: the same list serves save and load."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ def set_masters(engine: Engine, initial: Initial) -> None:
 
 def create_state(
     engine: Engine,
-    kinds: Callable[[str], Iterable[str]],
+    kinds: Callable[[str], Sequence[str]],
     scalars: Mapping[str, float],
     *,
     block: Callable[[str], Mapping[str, Tensor]],
@@ -85,12 +85,15 @@ def create_state(
     Args:
         kinds: what it keeps for each element of a parameter, by the parameter's name.
         scalars: what it keeps once a tensor, such as the number of steps.
-        block: other state, by the name that `blocks` gave it.
+        block: other state, by the name that `own_blocks` gave it.
     """
-    for flat, group, held in _stepped(engine):
-        if not held:  # padding
-            continue
-        state = empty_state(engine.optimizer, flat, group, kinds(held[0].name))
+    stepped = [(flat, group, held) for flat, group, held in _stepped(engine) if held]  # the rest is padding
+    by_element = any(kinds(held[0].name) for _, _, held in stepped)
+    for flat, group, held in stepped:
+        own = kinds(held[0].name)
+        if by_element and not own:
+            continue  # it never had a gradient, so it starts when it has
+        state = empty_state(engine.optimizer, flat, group, own)
         if keeps_blocks(engine.optimizer):
             for key, value in block(_block_name(held)).items():
                 # Copied where the optimizer itself made room: its memory may be of a special kind.
