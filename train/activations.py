@@ -6,8 +6,9 @@ is computed from the same inputs, with the same random numbers.
 """
 
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal
 
@@ -113,9 +114,22 @@ class _Only(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._mode = mode
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name() in DEAR and not _draws(func, args, kwargs or {}):
+        if func.name() in DEAR and _KEEPS.get() and not _draws(func, args, kwargs or {}):
             return self._mode.__torch_dispatch__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
+
+
+_KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Keep no results of what is computed inside the block, in both passes: it is computed again by itself."""
+    token = _KEEPS.set(False)
+    try:
+        yield
+    finally:
+        _KEEPS.reset(token)
 
 
 def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,15 +12,17 @@ from pipelines.errors import ConfigError, MachineError
 from pipelines.schema import Pipeline
 from train.activations import Prepare
 from train.attention import NAME, PackedAttention
+from train.tiled_mlp import TiledMlp
 
 BACKEND: Any = "inductor"
 """Of torch.compile."""
 
 
-def layer_compiler(pipeline: Pipeline, attention: PackedAttention) -> Prepare:
+def layer_compiler(pipeline: Pipeline, attention: PackedAttention, tiled: Sequence[TiledMlp] = ()) -> Prepare:
     """What compiles a layer's forward function when it is first called.
 
-    Attention stays outside of what is compiled: which documents it runs over is not for a graph to know.
+    Attention stays outside of what is compiled: which documents it runs over is not for a graph to know. So do
+    MLPs that run in stretches.
 
     Raises:
         ConfigError: if the model is one that cannot be compiled.
@@ -39,6 +41,8 @@ def layer_compiler(pipeline: Pipeline, attention: PackedAttention) -> Prepare:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, torch.compiler.disable(attention))  # type: ignore[no-untyped-call]
+    for one in tiled:
+        one.mlp.forward = torch.compiler.disable(one.mlp.forward)  # type: ignore[no-untyped-call]
     return _Compiler()
 
 

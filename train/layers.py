@@ -27,7 +27,7 @@ def arrange_layers(model: Any, pipeline: Pipeline, attention: PackedAttention, *
     model.enable_input_require_grads()
     tiled = tile_mlps(model, pipeline) if train.tiled_mlp else []
     if train.activation_checkpointing != "none" or train.compile:
-        run_layers(model, pipeline, prepare=layer_compiler(pipeline, attention) if train.compile else None)
+        run_layers(model, pipeline, prepare=layer_compiler(pipeline, attention, tiled) if train.compile else None)
     if zero_stage == 3:
         from deepspeed.utils import set_z3_leaf_module
 

@@ -193,11 +193,12 @@ def test_model_that_cannot_be_run_so_is_refused_by_name(
     assert "\n" not in str(refusal.value)
 
 
-def test_mlp_whose_rows_see_each_other_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mix", [lambda hidden: hidden.mean(1, keepdim=True), lambda hidden: hidden.roll(1, 1)])
+def test_mlp_whose_rows_see_each_other_is_refused(mix: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
     trainee = Trainee(tmp_path, MODELS["llama"])
     mlp = trainee.model.model.layers[1].mlp
     honest = mlp.forward
-    mlp.forward = lambda hidden: honest(hidden - hidden.mean(1, keepdim=True))
+    mlp.forward = lambda hidden: honest(hidden - mix(hidden))
     with pytest.raises(
         ConfigError, match=r"llama models: in their LlamaMLP tokens depend on each other \(by .* output"
     ):
