@@ -38,6 +38,32 @@ COST_ONLY = {
     },
 }
 """Keys that change how a run is computed, saved or exported, but not what it computes."""
+DEEPSPEED_COST_ONLY = {
+    "aio",
+    "allgather_bucket_size",
+    "allgather_partitions",
+    "comms_logger",
+    "dump_state",
+    "flops_profiler",
+    "memory_breakdown",
+    "offload_optimizer",
+    "offload_param",
+    "reduce_bucket_size",
+    "reduce_scatter",
+    "round_robin_gradients",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "stage3_model_persistence_threshold",
+    "stage3_module_granularity_threshold",
+    "stage3_param_persistence_threshold",
+    "stage3_prefetch_bucket_size",
+    "steps_per_print",
+    "sub_group_size",
+    "wall_clock_breakdown",
+    "zero_hpz_partition_size",
+}
+"""Of train.deepspeed.extra the same, wherever they stand there. What else it has may change numbers, such as the format
+that gradients are sent in."""
 _WHERE = {"source", "revision", "source_args"}
 """Keys that say where a model is, which its digests tell better."""
 
@@ -218,6 +244,8 @@ def _settings(pipeline: Pipeline, train: Train) -> Json:
     table = train.model_dump(mode="json", exclude=COST_ONLY["train"] | {"load_from"})
     if train.load_from is not None:
         table["load_from"] = _identity_of(train.load_from, pipeline)
+    if extra := _without(train.deepspeed.extra, DEEPSPEED_COST_ONLY):
+        table["deepspeed"] = {"extra": extra}
     tokenizer = {"pad_vocab_multiple": pipeline.tokenizer.pad_vocab_multiple}
     return {"seed": pipeline.run.seed, "model": model, "tokenizer": tokenizer, "train": table}
 
@@ -249,6 +277,14 @@ def _weights_fingerprint(pipeline: Pipeline) -> str:
         told = stored.name if stored.parent.name == "blobs" else origin["revision"] if origin else ""
         digest.update(f"{path.name} {path.stat().st_size} {told}".strip().encode() + b"\n")
     return digest.hexdigest()
+
+
+def _without(table: Json, keys: set[str]) -> Json:
+    """A table without some keys on all its levels, and without tables that are empty then."""
+    if not isinstance(table, dict):
+        return table
+    kept = {key: _without(value, keys) for key, value in table.items() if key not in keys}
+    return {key: value for key, value in kept.items() if value != {}}
 
 
 def _leaves(value: Json, prefix: str = "") -> dict[str, Any]:

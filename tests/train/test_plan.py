@@ -67,6 +67,16 @@ def test_identity_is_that_of_what_is_computed(work: Path) -> None:
     assert Plan.of(pipeline(work, model={"scratch": {**LLAMA, "hidden_size": 64}})).identity != mine
 
 
+def test_deepspeeds_own_keys_are_of_the_identity_where_they_change_numbers(work: Path) -> None:
+    def of(**extra: object) -> str:
+        return Plan.of(pipeline(work, deepspeed={"extra": extra})).identity
+
+    mine = of()
+    assert of(zero_optimization={"reduce_bucket_size": 5, "stage3_param_persistence_threshold": 0}) == mine
+    assert of(communication_data_type="fp16", zero_optimization={"sub_group_size": 5}) != mine
+    assert of(zero_optimization={"zero_quantized_gradients": True}) != mine
+
+
 def test_only_complete_checkpoints_of_this_run_count(work: Path) -> None:
     plan = Plan.of(pipeline(work))
     assert plan.own_checkpoints() == []
