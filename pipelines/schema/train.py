@@ -145,8 +145,8 @@ class Deepspeed(Table):
     contiguous_gradients: bool = True
     """Copy gradients into one buffer as they come, so that memory does not fragment."""
     extra: Verbatim = {}
-    """Any other DeepSpeed key, verbatim; keys that this file owns are refused. Those that may change numbers are part of the
-    run, as its settings are."""
+    """Any other DeepSpeed key, verbatim; keys that this file owns are refused. Those that may change numbers are part of
+    the run, as its settings are."""
 
     @model_validator(mode="before")
     @classmethod
@@ -270,7 +270,7 @@ class TrainEval(Table):
     @model_validator(mode="after")
     def _no_key_without_prompts(self) -> Self:
         for key in ("system", "max_new_tokens"):
-            if not self.prompts and key in self.model_fields_set:
+            if not self.prompts and getattr(self, key) != TrainEval.model_fields[key].default:
                 raise fault("has no effect without prompts; add some, or remove it", key)
         return self
 
