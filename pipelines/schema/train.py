@@ -145,8 +145,8 @@ class Deepspeed(Table):
     contiguous_gradients: bool = True
     """Copy gradients into one buffer as they come, so that memory does not fragment."""
     extra: Verbatim = {}
-    """Any other DeepSpeed key, verbatim; keys that this file owns are refused. Those that may change numbers are part of
-    the run, as its settings are."""
+    """Any other DeepSpeed key, verbatim; keys that this file owns are refused. Those that may change numbers are part
+    of the run, as its settings are."""
 
     @model_validator(mode="before")
     @classmethod
