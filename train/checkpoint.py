@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "deepspeed")
 RESUMED_FROM = ".resumed-from"
-"""File beside the checkpoints with the digest of the named one that the newest follow from."""
+"""File beside the checkpoints with the digest and the place of the named one that the newest follow from."""
 
 
 def save(engine: Engine, plan: Plan, *, step: int, loss: Mapping[str, float]) -> Path:
@@ -60,7 +60,7 @@ def save(engine: Engine, plan: Plan, *, step: int, loss: Mapping[str, float]) ->
         records = [*states, *_write_model_and_tokenizer(engine, plan, partial)]
         _manifest(engine, plan, records, step, loss).write(partial)
         commit_directory(partial, folder)
-        _remove_old(plan)
+        _remove_old(plan, folder)
 
     try:
         on_rank_0(lambda: _make_anew(partial))
@@ -92,8 +92,10 @@ def resume_from(engine: Engine, plan: Plan, folder: Path) -> Checkpoint | None:
         CheckError: if it is damaged.
     """
 
-    def check() -> str:
+    def check() -> str | None:
         manifest = Manifest.read(folder)
+        if manifest is None and _went_on_from(plan, folder):
+            return None
         if manifest is None or manifest.kind != "checkpoint":
             cited = plan.pipeline.cite("train.resume")
             raise ConfigError(f"{cited}: not a finished checkpoint; name a step-* directory that holds {MANIFEST}")
@@ -101,7 +103,7 @@ def resume_from(engine: Engine, plan: Plan, folder: Path) -> Checkpoint | None:
         return digest_file(folder / MANIFEST)
 
     digest = on_rank_0(check)
-    if on_rank_0(lambda: _goes_on_from(plan, folder, digest)):
+    if digest is None or on_rank_0(lambda: _goes_on_from(plan, folder, digest)):
         return _resume_newest(engine, plan)
     checkpoint = _open(folder, digest)
     if not checkpoint.is_resumable:
@@ -110,7 +112,9 @@ def resume_from(engine: Engine, plan: Plan, folder: Path) -> Checkpoint | None:
 
     def begin() -> None:
         _remove_after(plan, checkpoint.step)
-        write_atomic(plan.home / RESUMED_FROM, digest.encode())  # last: until then, later ones are of before
+        write_atomic(
+            plan.home / RESUMED_FROM, f"{digest} {folder}".encode()
+        )  # last: until then, later ones are of before
 
     on_rank_0(begin)
     return checkpoint
@@ -294,10 +298,11 @@ def _manifest(
     return Manifest("checkpoint", FORMAT_VERSION, mine, {"prep": plan.prep.identity}, files, facts)
 
 
-def _remove_old(plan: Plan) -> None:
+def _remove_old(plan: Plan, newest: Path) -> None:
+    # Later ones are damaged, or of weights alone: the run went on from one before them, and must not lose it to them.
     limit = plan.train.checkpoint.save_total_limit
     if limit > 0:
-        for folder in finished(plan.checkpoints)[:-limit]:
+        for folder in [each for each in finished(plan.checkpoints) if each <= newest][:-limit]:
             _remove(folder)
 
 
@@ -310,10 +315,22 @@ def _remove_after(plan: Plan, step: int) -> None:
 
 def _goes_on_from(plan: Plan, folder: Path, digest: str) -> bool:
     """Whether this run began again from that checkpoint before, and has saved since."""
-    marker = plan.home / RESUMED_FROM
     newest = finished(plan.checkpoints)[-1:]
     has_gone_on = newest and newest[0] > step_folder(plan.checkpoints, Checkpoint(folder).step)
-    return bool(has_gone_on) and marker.is_file() and marker.read_text() == digest
+    return bool(has_gone_on) and _resumed_from(plan)[0] == digest
+
+
+def _went_on_from(plan: Plan, folder: Path) -> bool:
+    """Whether this run began again from the checkpoint that was there, and has saved since: it may have been too old to
+    be kept."""
+    return _resumed_from(plan)[1] == str(folder) and bool(finished(plan.checkpoints))
+
+
+def _resumed_from(plan: Plan) -> tuple[str, str]:
+    """Digest and place of the checkpoint that was named."""
+    marker = plan.home / RESUMED_FROM
+    digest, _, place = (marker.read_text() if marker.is_file() else "").partition(" ")
+    return digest, place
 
 
 def _remove(folder: Path) -> None:
@@ -337,8 +354,14 @@ def _open(folder: Path, digest: str) -> Checkpoint:
     Raises:
         CheckError: on every rank, if one of them finds it damaged, or does not see it.
     """
-    on_every_rank(lambda: _verify_share(folder, digest))
-    return Checkpoint(folder)
+    found: list[Checkpoint] = []
+
+    def look() -> None:
+        _verify_share(folder, digest)
+        found.append(Checkpoint(folder))  # which opens every file
+
+    on_every_rank(look)
+    return found[0]
 
 
 def _verify_share(folder: Path, digest: str) -> None:

@@ -177,10 +177,16 @@ class Plan:
             )
 
     def is_finished(self) -> bool:
-        """Whether the last step's checkpoint is there."""
+        """Whether the last step's checkpoint is there, with all of its files in their sizes."""
         own = self.own_checkpoints()
         manifest = Manifest.read(own[-1]) if own else None
-        return manifest is not None and manifest.facts["step"] >= self.total_steps
+        if manifest is None or manifest.facts["step"] < self.total_steps:
+            return False
+        try:
+            manifest.verify(own[-1], hashes=False)
+        except CheckError:
+            return False  # what is damaged is told of, and trained again, when the run resumes
+        return True
 
     def say_finished(self) -> None:
         """Say that there is nothing to do."""

@@ -23,7 +23,7 @@ from tests.train.ranks import run_on_ranks
 from tests.train.runs import LLAMA, checkpoints, pipeline, rows, same, share, write_prep
 from tests.train.test_run import undo
 from train.checkpoint import write_safetensors
-from train.loop import is_due
+from train.loop import is_due, row
 from train.plan import Plan
 from train.run import run
 
@@ -129,6 +129,42 @@ def test_run_resumes_from_the_checkpoint_that_is_named(
         run(pipeline(folder, resume=folder / "tiny", **SETTINGS))
     with pytest.raises(ConfigError, match=r"from a run with other settings \(train.max_grad_norm: 1.0 there, 0.5 here"):
         run(pipeline(folder, resume=moved, max_grad_norm=Decimal("0.5"), **SETTINGS))
+
+
+def test_command_that_names_a_checkpoint_goes_on_when_that_one_was_too_old_to_keep(
+    tmp_path: Path, shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = share(shards, tmp_path / "work")
+    run(pipeline(folder, **SETTINGS))
+    start = checkpoints(folder)[0]
+    one = {**SETTINGS, "checkpoint": {"save_steps": 2, "save_total_limit": 1}}
+    run(pipeline(folder, resume=start, **one))
+    assert [Checkpoint(path).step for path in checkpoints(folder)] == [6]
+    with caplog.at_level(logging.INFO, "train"):
+        run(pipeline(folder, resume=start, **one))
+    assert "nothing to do" in caplog.text
+    with pytest.raises(ConfigError, match="not a finished checkpoint"):
+        run(pipeline(folder, resume=start.with_name("step-00000004"), **one))
+
+
+def test_cut_last_checkpoint_is_trained_again_and_costs_no_sound_one(tmp_path: Path, shards: Path) -> None:
+    whole, folder = share(shards, tmp_path / "whole"), share(shards, tmp_path / "work")
+    run(pipeline(whole, **SETTINGS))
+    run(pipeline(folder, **SETTINGS))
+    cut = checkpoints(folder)[-1] / "state-00000-of-00001.safetensors"
+    cut.write_bytes(cut.read_bytes()[:100])
+    sound: list[list[int]] = []
+
+    def row_and_look(*given: Any, **named: Any) -> Any:
+        sound.append([Checkpoint(path).step for path in checkpoints(folder)[:-1]])
+        return row(*given, **named)
+
+    often = {**SETTINGS, "checkpoint": {"save_steps": 1, "save_total_limit": 1}}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("train.loop.row", row_and_look)
+        run(pipeline(folder, **often))
+    assert sound == [[2, 4], [5]]
+    assert same(folder, whole)
 
 
 def test_checkpoints_of_weights_alone_are_not_resumed_but_started_from(
