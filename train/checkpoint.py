@@ -100,6 +100,7 @@ def resume_from(engine: Engine, plan: Plan, folder: Path) -> Checkpoint | None:
             cited = plan.pipeline.cite("train.resume")
             raise ConfigError(f"{cited}: not a finished checkpoint; name a step-* directory that holds {MANIFEST}")
         plan.check_own(folder, manifest)
+        plan.own_checkpoints()  # which refuses those of another run, before any is removed
         return digest_file(folder / MANIFEST)
 
     digest = on_rank_0(check)

@@ -258,6 +258,11 @@ def _settings(pipeline: Pipeline, train: Train) -> Json:
 
 def _identity_of(folder: Path, pipeline: Pipeline) -> str:
     # Where a checkpoint lies is no part of what it is.
+    if folder.resolve().is_relative_to((pipeline.home / "train").resolve()):
+        raise ConfigError(
+            f"{pipeline.cite('train.load_from')}: in the directory of this very run, which removes its checkpoints "
+            "when it starts over, and old ones; choose another run.name"
+        )
     manifest = Manifest.read(folder)
     if manifest is None or manifest.kind != "checkpoint":
         remedy = (

@@ -147,6 +147,19 @@ def test_command_that_names_a_checkpoint_goes_on_when_that_one_was_too_old_to_ke
         run(pipeline(folder, resume=start.with_name("step-00000004"), **one))
 
 
+def test_no_checkpoint_of_another_run_is_removed_or_started_from_where_it_lies(tmp_path: Path, shards: Path) -> None:
+    folder, other = share(shards, tmp_path / "work"), share(shards, tmp_path / "other")
+    run(pipeline(folder, **SETTINGS))
+    start, kept = checkpoints(folder)[0], checkpoints(folder)
+    changed = {**SETTINGS, "max_grad_norm": Decimal("0.5")}
+    with pytest.raises(ConfigError, match=r"train.load_from = .*: in the directory of this very run.*another run.name"):
+        run(pipeline(folder, load_from=start, **changed), resume=False)
+    run(pipeline(other, **changed))
+    with pytest.raises(ConfigError, match=r"step-00000002: from a run with other settings \(train.max_grad_norm"):
+        run(pipeline(folder, resume=checkpoints(other)[0], **changed))
+    assert checkpoints(folder) == kept
+
+
 def test_cut_last_checkpoint_is_trained_again_and_costs_no_sound_one(tmp_path: Path, shards: Path) -> None:
     whole, folder = share(shards, tmp_path / "whole"), share(shards, tmp_path / "work")
     run(pipeline(whole, **SETTINGS))
@@ -205,12 +218,12 @@ FIRST_STEP_CHANGES_NOTHING: dict[str, Any] = {
 
 
 def test_weights_to_start_from_are_part_of_the_run_wherever_they_lie(tmp_path: Path, shards: Path) -> None:
-    folder = share(shards, tmp_path / "work")
+    folder, other = share(shards, tmp_path / "work"), share(shards, tmp_path / "other")
     run(pipeline(folder, **SETTINGS))
     moved = shutil.copytree(checkpoints(folder)[0], tmp_path / "elsewhere")
 
     def of(start: Path | None) -> str:
-        return Plan.of(pipeline(folder, load_from=start, **SETTINGS)).identity
+        return Plan.of(pipeline(other, load_from=start, **SETTINGS)).identity
 
     assert of(checkpoints(folder)[0]) == of(moved)
     assert len({of(None), of(moved), of(checkpoints(folder)[1])}) == 3
