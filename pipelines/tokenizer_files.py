@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -81,16 +80,6 @@ def tokenizer_files(folder: Path, special: SpecialTokens) -> dict[str, bytes]:
     elif isinstance(config.get("chat_template"), str):
         files[_TEMPLATE] = config["chat_template"].encode("utf-8")
     return {**files, _CONFIG: canonical_json(config)}
-
-
-def served_tokenizer(folder: Path, special: SpecialTokens) -> Any:
-    """The tokenizer as Transformers loads it from an export: what prompts a model wherever it is used."""
-    from transformers import AutoTokenizer
-
-    with TemporaryDirectory() as files:
-        for name, content in tokenizer_files(folder, special).items():
-            (Path(files) / name).write_bytes(content)
-        return AutoTokenizer.from_pretrained(files, local_files_only=True)
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

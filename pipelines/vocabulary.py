@@ -119,13 +119,13 @@ DESCRIBED: Mapping[str, str] = {
     "prep.mix": "unit total max_repeat on_shortage",
     "prep.eval": "fraction source",
     "train": """data shuffle nproc_per_node precision loss_scale max_epochs max_steps
-        global_batch_size activation_checkpointing loss_reduction fused_loss max_grad_norm
+        global_batch_size activation_checkpointing fused_loss max_grad_norm
         error_if_nonfinite on_nonfinite load_from resume compile""",
     "train.optimizer": "type options lr betas eps weight_decay no_decay",
     "train.scheduler": "type warmup_ratio warmup_steps warmup_start_factor min_lr decay_ratio interval",
     "train.parallel": "sequence_parallel_size",
     "train.deepspeed": """zero_stage preset offload_optimizer offload_param nvme_path overlap_comm contiguous_gradients
-        zero_allow_untested_optimizer gather_16bit_weights_on_save prebuild_ops extra""",
+        extra""",
     "train.checkpoint": "save_steps save_epochs save_total_limit save_optimizer",
     "train.eval": "steps prompts system max_new_tokens",
     "train.log": "steps show_samples trackers per_source_loss",
@@ -138,6 +138,10 @@ DESCRIBED: Mapping[str, str] = {
 """The keys of the whole design by table, whether the schema has them yet or not."""
 
 RETIRED: Mapping[str, str] = {
+    "train.loss_reduction": "the loss is one mean over the loss tokens of the global batch, on any layout",
+    "train.deepspeed.zero_allow_untested_optimizer": "every optimizer is tried on a matrix before it trains",
+    "train.deepspeed.gather_16bit_weights_on_save": "checkpoints are written in parts, and read in parts by the export",
+    "train.deepspeed.prebuild_ops": "no operator of DeepSpeed is compiled",
     "model.quantization.load_in_8bit": "load_in_4bit is what a model below an adapter is packed with",
     "model.quantization.llm_int8_threshold": "it belongs to load_in_8bit",
     "model.quantization.llm_int8_has_fp16_weight": "it belongs to load_in_8bit",

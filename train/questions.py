@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jinja2
+from transformers import AutoTokenizer
 
 from pipelines.errors import CheckError, ConfigError
 from pipelines.probes import Probes
-from pipelines.tokenizer_files import served_tokenizer, special_tokens
+from pipelines.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 from train.plan import Plan
 
 
@@ -40,7 +43,7 @@ class Questions:
         folder = plan.shards / "tokenizer"
         self._pipeline = plan.pipeline
         self._special = special_tokens(folder, config.to_dict())
-        self._tokenizer = served_tokenizer(folder, self._special)
+        self._tokenizer = _as_exported(folder, self._special)
         if finding := Probes.read(folder).difference(self._tokenizer):
             raise CheckError(f"{folder}: {finding}; remove train.eval.prompts to train all the same")
         self.system = table.system
@@ -110,3 +113,11 @@ def _positions(config: Any) -> int | None:
     if rope.get("rope_type") == "longrope":
         limits.append(rope.get("original_max_position_embeddings"))
     return min((limit for limit in limits if limit), default=None)
+
+
+def _as_exported(folder: Path, special: SpecialTokens) -> Any:
+    """The tokenizer as Transformers loads it from an export: what prompts a model wherever it is used."""
+    with TemporaryDirectory() as files:
+        for name, content in tokenizer_files(folder, special).items():
+            (Path(files) / name).write_bytes(content)
+        return AutoTokenizer.from_pretrained(files, local_files_only=True)

@@ -377,7 +377,7 @@ ADDITIONS = [  # text behind BASE, and the complaint about it, with lines counte
         '4:1: train.deepspeed = "zero3.json": expected a table, found text; write [train.deepspeed]',
     ),
     (TRAIN + "[train.optimiser]", "4:8: train.optimiser: unknown table, did you mean 'optimizer'?"),
-    (TRAIN + "runtime.deterministic = true", "4:1: train.runtime: not supported yet; remove it"),
+    (TRAIN + 'data = "work/other/prep"', "4:1: train.data: not supported yet; remove it"),
 ]
 
 
@@ -403,7 +403,10 @@ def test_a_wrong_addition_is_one_complaint(tmp_path: Path, text: str, complaint:
         ("capasity = 3", "1:1: prep.pack.capasity: unknown key, did you mean 'capacity'?"),
         ("max_length = 3", "1:1: prep.pack.max_length: unknown key, did you mean 'prep.max_length'?"),
         ("xyzzy = 3", "1:1: prep.pack.xyzzy: unknown key; remove it"),
-        (TRAIN + "[train.runtime]", "4:8: train.runtime: not supported yet; remove it"),
+        (
+            TRAIN + "[train.deepspeed]\nnvme_path = 1",
+            "5:1: train.deepspeed.nvme_path: not supported yet; remove it",
+        ),
         (
             "align = 8",
             "1:1: prep.pack.align = 8: not a key here: sequence parallelism takes packs of any length; remove it",

@@ -78,7 +78,10 @@ def test_a_missing_file_is_found_at_the_key_that_names_it(folder: Path, gone: st
     ("override", "complaint"),
     [
         ('tokenizer.name_or_path="none"', '"none": no such directory; name one with a tokenizer'),
-        ('model.name_or_path="org/name"', '"org/name": no such directory; if it is a hub\'s repository, set model.source = "huggingface"'),
+        (
+            'model.name_or_path="org/name"',
+            '"org/name": no such directory; if it is a hub\'s repository, set model.source = "huggingface"',
+        ),
         ('prep.source.0.path="none"', '"none": no such file or directory'),
         ('template.file="none"', '"none": no such file'),
         ('run.work_dir="order.txt/work"', '"order.txt/work": order.txt is a file; name a directory'),

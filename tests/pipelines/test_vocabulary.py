@@ -109,7 +109,10 @@ def test_names_of_other_trainers_are_many_and_each_listed_once() -> None:
         ("lr", "unknown key, did you mean 'train.optimizer.lr'?"),
         ("Capacity", "unknown key, did you mean 'prep.pack.capacity'?"),
         ("pack", "unknown key, did you mean 'prep.pack'?"),
-        ("prep.pack.steps", "unknown key, did you mean 'train.eval.steps' or 'train.log.steps'?"),
+        (
+            "prep.pack.steps",
+            "unknown key, did you mean 'train.eval.steps', 'train.log.steps' or 'train.profile.steps'?",
+        ),
         ("lora_alpha", "unknown key, did you mean 'model.lora.lora_alpha'?"),
         ("load_in_4bit", "unknown key, did you mean 'model.quantization.load_in_4bit'?"),
         ("model.quantization.load_in_8bit", "not a key here: load_in_4bit is what"),
