@@ -34,7 +34,7 @@ from pipelines.errors import (
 )
 from pipelines.schema import Runtime, Train
 from train.launchers import Address, Node, Ranks
-from train.pulse import FOLDER, LostRanks, joining, leave_failure, read_beat
+from train.pulse import FOLDER, Beat, LostRanks, joining, leave_failure, machine, read_beat
 from train.stop import SIGNALS
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ LISTENING = "PACKTRAIN_RANK_LISTENING"
 KINDS = (ConfigError, DataError, CheckError, MachineError, BusyError, InterruptedRun)
 GRACE_S = 15.0
 """How long ranks may take to end by themselves after one of them failed."""
+TURN = timedelta(seconds=1)
+"""How long a rank waits for others before it looks whether it got a signal."""
 DEFAULTS = Runtime()
 
 
@@ -90,11 +92,14 @@ def start_ranks(node: Node, count: int, arguments: Sequence[str], *, home: Path)
         failed = {rank: code for rank, code in ended.items() if code}
         if len(ended) == count and not failed:
             return
+        beats = children.beats(home / FOLDER)
         try:
-            raise_failure(failed, Path(errors), home, children.stopped_by)
+            raise_failure(failed, Path(errors), beats, children.stopped_by)
         except PacktrainError as error:
-            if node.nodes > 1 and not isinstance(error, LostRanks | InterruptedRun):
-                tell_others(home, min(failed), error)
+            first = min(failed, default=None)
+            # Without a pulse there it never was of the run whose ranks read that directory.
+            if node.nodes > 1 and first in beats and not isinstance(error, LostRanks | InterruptedRun):
+                leave_failure(home / FOLDER, rank=first, message=str(error), exit_code=error.exit_code)
             raise
 
 
@@ -149,6 +154,11 @@ class _Children:
                 break
             time.sleep(0.05)
         return ended
+
+    def beats(self, folder: Path) -> dict[int, Beat]:
+        """What these very processes said last, by rank; a former run or another one may have left files there too."""
+        found = ((rank, one.pid, read_beat(folder, rank)) for rank, one in self._processes.items())
+        return {rank: beat for rank, pid, beat in found if beat and (beat.pid, beat.machine) == (pid, machine())}
 
     def _note(self, number: int, _: object) -> None:
         self._signals.append(signal.Signals(number))
@@ -284,13 +294,13 @@ def meet(ranks: Ranks, timeout: timedelta) -> "Store":
         store = _open_store(ranks, timeout)
         store.set(f"packtrain/{ranks.rank}", str(ranks.ranks))
         keys = [f"packtrain/{rank}" for rank in range(ranks.ranks)]
-        store.wait(keys[:1], timeout)
+        _wait(store, keys[:1], timeout)
         if (theirs := int(store.get(keys[0]))) != ranks.ranks:
             raise ConfigError(
                 f"rank {ranks.rank} on {socket.gethostname()} was told of {ranks.ranks} ranks and rank 0 of {theirs}; "
                 "start the same number of ranks on every machine"
             )
-        store.wait(keys, timeout)
+        _wait(store, keys, timeout)
     except dist.DistNetworkError as error:
         what = "is not free" if ranks.rank == 0 else f"did not answer within {waited}"
         raise MachineError(
@@ -305,6 +315,21 @@ def meet(ranks: Ranks, timeout: timedelta) -> "Store":
     return store
 
 
+def _wait(store: "Store", keys: list[str], timeout: timedelta) -> None:
+    # In turns: Python acts on a signal only between them.
+    from torch.distributed import DistStoreError
+
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            store.wait(keys, min(TURN, timedelta(seconds=max(0.1, deadline - time.monotonic()))))
+        except DistStoreError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
+
+
 def _open_store(ranks: Ranks, timeout: timedelta) -> "Store":
     from torch._C._distributed_c10d import TCPStore
     from torch.distributed.rendezvous import rendezvous
@@ -314,6 +339,8 @@ def _open_store(ranks: Ranks, timeout: timedelta) -> "Store":
         return store
     assert ranks.address is not None
     handle = os.environ.get(LISTENING)
+    if ranks.rank:
+        _wait_for_answer(ranks.address, timeout)
     return TCPStore(
         ranks.address.host,
         ranks.address.port,
@@ -322,6 +349,22 @@ def _open_store(ranks: Ranks, timeout: timedelta) -> "Store":
         wait_for_workers=False,
         master_listen_fd=None if handle is None else int(handle),
     )
+
+
+def _wait_for_answer(address: Address, timeout: timedelta) -> None:
+    # PyTorch waits as well, but deaf to signals, and prints its stack when time is up.
+    from torch.distributed import DistNetworkError
+
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            socket.create_connection((address.host, address.port), timeout=10).close()
+        except OSError as error:  # the host's name may not be known yet
+            if time.monotonic() > deadline:
+                raise DistNetworkError(str(error)) from error
+            time.sleep(0.2)
+        else:
+            return
 
 
 def choose_backend(runtime: Runtime) -> str:
@@ -445,11 +488,15 @@ def _installed_command() -> Path:
     return Path(found)
 
 
-def raise_failure(failed: Mapping[int, int], errors: Path, home: Path, stopped_by: signal.Signals | None) -> NoReturn:
+def raise_failure(
+    failed: Mapping[int, int], errors: Path, beats: Mapping[int, Beat], stopped_by: signal.Signals | None
+) -> NoReturn:
     """Raise what ended the first rank that failed.
 
     Args:
         failed: exit codes of the ranks that ended by themselves, below 0 for a signal.
+        errors: where they left what they ended with.
+        beats: what they said last of what they do.
         stopped_by: the signal that was passed on to them.
     """
     left = [json.loads(path.read_bytes()) for path in sorted(errors.glob("*.json"))]
@@ -459,9 +506,8 @@ def raise_failure(failed: Mapping[int, int], errors: Path, home: Path, stopped_b
         raise InterruptedRun(f"stopped by {stopped_by.name}; the same command continues")
     for rank, code in sorted(failed.items()):
         if code < 0:
-            beat = read_beat(home / FOLDER, rank)
             name = signal.Signals(-code).name
-            where = f" in {beat.place}" if beat else ""
+            where = f" in {beats[rank].place}" if rank in beats else ""
             reason = " (out of memory?)" if name == "SIGKILL" else ""
             raise MachineError(f"rank {rank} was killed by {name}{where}{reason}; the same command continues the run")
     for path in sorted(errors.glob("*.txt"), key=lambda path: path.stat().st_mtime_ns):
@@ -470,12 +516,6 @@ def raise_failure(failed: Mapping[int, int], errors: Path, home: Path, stopped_b
     _raise_left_behind(left)
     rank, code = min(failed.items())
     raise PacktrainError(f"rank {rank} ended with exit code {code}")
-
-
-def tell_others(home: Path, rank: int, error: PacktrainError) -> None:
-    """Let the ranks of other machines, which may wait for one of this machine, know that it failed."""
-    if (home / FOLDER).is_dir():
-        leave_failure(home / FOLDER, rank=rank, message=str(error), exit_code=error.exit_code)
 
 
 def _raise_left_behind(found: Sequence[Mapping[str, Any]]) -> None:

@@ -12,14 +12,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pipelines.errors import InterruptedRun, MachineError, PacktrainError
 from train.launchers import Ranks
+from train.stop import told
 
 log = logging.getLogger(__name__)
 
@@ -151,8 +153,9 @@ class Pulse:
         warned = False
         while not stop.wait(self._interval_s):
             with self._lock:
-                self._write(flush=True)
+                self._write()
                 waits_s = time.monotonic() - self._moved
+            self._flush()
             if (failure := self.failure()) and not stop.wait(GRACE_S):
                 leave(failure)
             if self._warns and not warned and waits_s > 0.9 * self._timeout_s:
@@ -180,10 +183,15 @@ class Pulse:
     def _path(self, rank: int) -> Path:
         return self._folder / f"{rank:05d}.json"
 
-    def _write(self, *, flush: bool = False) -> None:
+    def _write(self) -> None:
         if self._file is not None:
-            os.pwrite(self._file, json.dumps(asdict(self._beat)).encode().ljust(BYTES)[:BYTES], 0)
-            if flush:  # for other machines; those of this one see it at once
+            with suppress(OSError):  # a full disk stops a run that saves, and not one that says where it is
+                os.pwrite(self._file, json.dumps(asdict(self._beat)).encode().ljust(BYTES)[:BYTES], 0)
+
+    def _flush(self) -> None:
+        # For other machines; those of this one see it at once. Training does not wait for it.
+        if self._file is not None:
+            with suppress(OSError):
                 os.fsync(self._file)
 
 
@@ -215,10 +223,14 @@ def watched(
     thread.start()
     try:
         yield pulse
-        shutil.rmtree(folder, ignore_errors=True)
+        if ranks.rank == 0:  # which holds the directory; a rank that ends late would remove what the next run has
+            shutil.rmtree(folder, ignore_errors=True)
     except PacktrainError as error:
         if not (isinstance(error, InterruptedRun) and pulse.step):  # that all ranks agreed on
             pulse.fail(error)
+        raise
+    except KeyboardInterrupt as error:
+        pulse.fail(InterruptedRun(told(error)))
         raise
     except Exception as error:
         if not is_lost_connection(error):
@@ -288,23 +300,48 @@ def process_state(pid: int) -> str:
 
 
 def _shared_folder(folder: Path, ranks: Ranks) -> Path:
-    """The empty directory of this run's pulses, once all ranks see it."""
-    import torch.distributed as dist
+    """The empty directory of this run's pulses, once all ranks see it.
 
-    if ranks.rank == 0:
+    Raises:
+        MachineError: on all ranks alike, if one does not see it or rank 0 cannot make it.
+    """
+    from train.agreement import on_every_rank, on_rank_0
+
+    mark = on_rank_0(lambda: new_folder(folder))
+    on_every_rank(lambda: wait_for(folder / mark, ranks))
+    return folder
+
+
+def new_folder(folder: Path) -> str:
+    """Make the directory anew, whatever a former run left; the name of a file in it that no other run has."""
+    mark = f"run-{uuid4().hex}"
+    try:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    dist.barrier()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / mark).touch()
+    except OSError as error:
+        raise MachineError(f"{folder}: {error.strerror}; free room there, or set run.work_dir elsewhere") from error
+    return mark
+
+
+def wait_for(mark: Path, ranks: Ranks) -> None:
+    """Until this rank sees what `new_folder` made, and may write beside it.
+
+    Raises:
+        MachineError: if it does not within a minute.
+    """
+    folder = mark.parent
     deadline = time.monotonic() + SHARED_S
-    while not os.access(folder, os.W_OK):
+    while not (mark.is_file() and os.access(folder, os.W_OK)):
         if time.monotonic() > deadline:
             raise MachineError(
-                f"{folder}: rank 0 made it, and it is not here on {socket.gethostname()}; set run.work_dir to a "
-                "directory that all machines share"
+                f"{folder}: rank 0 made it, and rank {ranks.rank} on {socket.gethostname()} does not see it or may not "
+                "write there; set run.work_dir to a directory that all machines share"
             )
         time.sleep(0.5)
-        os.listdir(folder.parent)  # makes a network file system look again  # noqa: PTH208
-    return folder
+        for seen in (folder.parent, folder):  # makes a network file system look again
+            with suppress(OSError):
+                os.listdir(seen)  # noqa: PTH208
 
 
 def _seen(path: Path) -> int:

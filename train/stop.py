@@ -56,17 +56,24 @@ class StopRequest:
 
 @contextmanager
 def stopped_at_once() -> Iterator[None]:
-    """Until there is a step to finish: end on a scheduler's signal as an interrupted run ends."""
+    """Where no step is under way: end on a signal, which comes as KeyboardInterrupt, as an interrupted run ends."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
-        raise InterruptedRun(f"stopped by {signal.Signals(number).name} before a step; the same command continues")
+        # Not an Exception: libraries that are loaded try this and that, and would go on.
+        raise KeyboardInterrupt(signal.Signals(number).name)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+        former = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise InterruptedRun(told(error)) from error
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def told(error: KeyboardInterrupt) -> str:
+    """What to say of a run that a signal ended at once."""
+    return f"stopped by {error.args[0] if error.args else 'SIGINT'} at once; the same command continues"

@@ -1,5 +1,6 @@
 """Ranks started by the command itself: their errors, their death, and how they are stopped."""
 
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,12 +18,15 @@ import pytest
 
 from pipelines.errors import MachineError
 from tests.train.runs import checkpoints, same, share, write_prep, write_toml
-from train.launch import raise_failure
+from train.launch import raise_failure, start_ranks
+from train.launchers import Address, Node
+from train.pulse import FAILURE, FOLDER, Beat, machine
 
 pytestmark = pytest.mark.slow
 PACKTRAIN = Path(sys.executable).with_name("packtrain")
 STEPS = 150
-PATIENCE_S = 240
+PATIENCE_S = 600
+"""So long that a machine that does many other things does not matter."""
 
 
 def work(folder: Path, shards: Path, *lines: str) -> Path:
@@ -154,7 +159,27 @@ def test_user_error_in_ranks_is_one_line_with_its_exit_code(tmp_path: Path) -> N
 
 def test_killed_rank_is_named_and_not_those_that_were_stopped_for_it(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match=r"rank 1 was killed by SIGKILL \(out of memory\?\)"):
-        raise_failure({1: -signal.SIGKILL}, tmp_path, tmp_path, None)
+        raise_failure({1: -signal.SIGKILL}, tmp_path, {}, None)
+
+
+def test_what_another_run_left_or_does_is_no_business_of_ranks_that_never_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.launch._installed_command", lambda: Path("/bin/sh"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / FOLDER).mkdir()
+    said = Beat(rank=1, host="b", machine=machine(), pid=os.getpid(), step=41, doing="training")
+    file = tmp_path / FOLDER / "00001.json"
+    file.write_text(json.dumps(asdict(said)))
+    second = Node(1, 2, Address("127.0.0.1", 1))
+    with pytest.raises(MachineError, match=r"^rank 1 was killed by SIGKILL \(out of memory\?\)"):
+        start_ranks(second, 1, ["-c", "kill -9 $$"], home=tmp_path)
+    assert list((tmp_path / FOLDER).iterdir()) == [file], "it may be of a run that goes on"
+
+    says_it = f'sed -i s/{os.getpid()}/$$/ "$0"; kill -9 $$'
+    with pytest.raises(MachineError, match=r"^rank 1 was killed by SIGKILL in step 41, training \(out"):
+        start_ranks(second, 1, ["-c", says_it, str(file)], home=tmp_path)
+    assert "killed by SIGKILL in step 41" in json.loads((tmp_path / FOLDER / FAILURE).read_bytes())["message"]
 
 
 def test_rank_that_dies_or_hangs_is_named_with_its_step(tmp_path: Path, shards: Path) -> None:

@@ -1,5 +1,6 @@
 """What ranks say of themselves, and what the others make of it."""
 
+import errno
 import json
 import os
 import signal
@@ -14,9 +15,20 @@ from typing import Any
 
 import pytest
 
-from pipelines.errors import ConfigError, DataError
+from pipelines.errors import ConfigError, DataError, MachineError
 from train.launchers import Ranks
-from train.pulse import FAILURE, Beat, Pulse, is_lost_connection, machine, process_state
+from train.pulse import (
+    FAILURE,
+    FOLDER,
+    Beat,
+    Pulse,
+    is_lost_connection,
+    leave_failure,
+    machine,
+    new_folder,
+    process_state,
+    wait_for,
+)
 
 TIMEOUT_S = 2.0
 """Beats come ten times a second then."""
@@ -107,6 +119,31 @@ def test_where_time_ends_the_process_what_is_missing_is_said_before(
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("rank 0: no progress in step 41, training: rank 1 on b")
     assert line.endswith("gives no sign, in step 40, training")
+
+
+def test_a_machine_that_does_not_share_the_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.pulse.SHARED_S", 0)
+    folder = tmp_path / FOLDER
+    not_seen = r"ranks: rank 0 made it, and rank 1 on \S+ does not see it or may not write there; set run.work_dir"
+    for left_by_a_former_run in (False, True):
+        if left_by_a_former_run:
+            (folder / new_folder(folder)).unlink()
+        with pytest.raises(MachineError, match=not_seen):
+            wait_for(folder / "run-1", Ranks(1, 2, 0, 1))
+    leave_failure(folder, rank=1, message="of a former run", exit_code=3)
+    wait_for(folder / new_folder(folder), Ranks(1, 2, 0, 1))
+    assert pulse(folder).failure() is None
+
+
+def test_a_full_disk_does_not_end_a_run_that_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    mine = pulse(tmp_path)
+    monkeypatch.setattr("os.pwrite", fail)
+    mine.at(41)
+    assert mine.place == "step 41, training"
+    mine.end()
 
 
 def test_only_errors_of_exchanges_are_taken_for_lost_ranks() -> None:

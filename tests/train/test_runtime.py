@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import socket
+import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 import torch
 from torch._C._distributed_c10d import TCPStore
 
-from pipelines.errors import ConfigError, MachineError
+from pipelines.errors import ConfigError, InterruptedRun, MachineError
 from tests.train.conftest import SETTINGS
 from tests.train.runs import pipeline, share
 from tests.train.test_launch import free_port
@@ -20,6 +23,7 @@ from train.launchers import Address, Ranks
 from train.plan import Plan
 from train.run import run
 from train.shortage import too_little
+from train.stop import stopped_at_once
 
 SHORT = {**SETTINGS, "max_steps": 1, "checkpoint": {"save_steps": 0}}
 
@@ -150,6 +154,17 @@ def test_rank_that_does_not_come_is_named() -> None:
         meet(Ranks(1, 2, 0, 1, here), second)
     with socket.create_server(("", here.port)), pytest.raises(MachineError, match="waits for the others: is not free"):
         meet(Ranks(0, 2, 0, 1, here), second)
+
+
+def test_rank_that_waits_for_others_ends_on_a_signal() -> None:
+    here = Address("127.0.0.1", free_port())
+    for rank, number in ((0, signal.SIGTERM), (1, signal.SIGUSR1), (1, signal.SIGINT)):
+        begin = time.monotonic()
+        later = threading.Timer(1, os.kill, (os.getpid(), number))
+        later.start()
+        with pytest.raises(InterruptedRun, match=f"stopped by {number.name} at once; the same"), stopped_at_once():
+            meet(Ranks(rank, 2, 0, 1, here), timedelta(seconds=60))
+        assert time.monotonic() - begin < 30
 
 
 def test_machines_that_were_told_other_numbers_of_ranks_are_refused() -> None:
