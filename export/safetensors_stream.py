@@ -25,13 +25,14 @@ def write_model(folder: Path, weights: Weights, max_shard_size: int, progress: C
         max_shard_size: bytes of numbers in a file; a larger tensor has a file of its own.
         progress: told the bytes written since it was told last.
     """
-    sizes = {name: weights.size(name) * WIDTH[weights.dtype] for name in weights.shapes}
+    dtypes = {name: weights.dtype_of(name) for name in weights.shapes}
+    sizes = {name: weights.size(name) * WIDTH[dtypes[name]] for name in weights.shapes}
     shards = plan_shards(sizes, max_shard_size)
     names = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     for file_name, shard in zip(names, shards, strict=True):
         write_file(
             folder / file_name,
-            weights.dtype,
+            dtypes,
             {name: weights.shapes[name] for name in shard},
             (block for name in shard for block in weights.blocks(name)),
             progress,
@@ -63,7 +64,7 @@ def plan_shards(sizes: Mapping[str, int], max_shard_size: int) -> list[list[str]
 
 def write_file(
     path: Path,
-    dtype: str,
+    dtype: str | Mapping[str, str],
     shapes: Mapping[str, Sequence[int]],
     blocks: Iterable[Bits],
     progress: Callable[[int], object],
@@ -71,6 +72,7 @@ def write_file(
     """Write one file.
 
     Args:
+        dtype: number format of all tensors, or by name.
         shapes: of every tensor, in the order of `blocks`.
         blocks: the tensors' numbers end to end, cut anywhere.
     """
@@ -85,12 +87,13 @@ def write_file(
     assert written == expected, f"{path}: {written} bytes of numbers, the header says {expected}"
 
 
-def _header(dtype: str, shapes: Mapping[str, Sequence[int]]) -> tuple[bytes, int]:
+def _header(dtype: str | Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> tuple[bytes, int]:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
-        start, end = end, end + math.prod(shape) * WIDTH[dtype]
-        entries[name] = {"dtype": _FORMAT[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        own = dtype if isinstance(dtype, str) else dtype[name]
+        start, end = end, end + math.prod(shape) * WIDTH[own]
+        entries[name] = {"dtype": _FORMAT[own], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)  # the numbers stay aligned when the file is mapped
     return len(text).to_bytes(8, "little") + text, end

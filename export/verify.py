@@ -14,7 +14,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from export.adapter import WEIGHTS, load_adapter, load_trained_adapter, stored_tensors
-from export.cast import WIDTH, Bits
+from export.cast import Bits
 from export.hf import Model
 from export.language_model import Continuation, continue_greedily, load_folder, load_tensors
 from export.model_config import read_config
@@ -23,7 +23,7 @@ from export.progress import progress_bar
 from export.turbomind import layout
 from export.turbomind.llama import EMBEDDING, OUTPUT
 from export.turbomind.reader import TurbomindReader
-from export.weights import BLOCK
+from export.weights import BLOCK, Weights
 from pipelines.artifacts import Json
 from pipelines.errors import CheckError
 from pipelines.probes import Probes
@@ -39,7 +39,7 @@ def verify_hf(model: Model, folder: Path, table: ExportVerify) -> Json:
     Raises:
         CheckError: at the first difference, naming it.
     """
-    found: dict[str, Json] = {"tensors_equal": _compare_safetensors(model, folder)}
+    found: dict[str, Json] = {"tensors_equal": compare_safetensors(model.weights, folder)}
     found["prompts_equal"] = _compare_prompts(model, folder)
     loaded = _loaded(model, folder)
     if table.greedy_tokens:
@@ -114,17 +114,23 @@ def _trained(model: Model) -> Any:
     )
 
 
-def _compare_safetensors(model: Model, folder: Path) -> int:
-    weights, seen = model.weights, 0
+def compare_safetensors(weights: Weights, folder: Path) -> int:
+    """Compare every number in a directory of safetensors with what it was written from; returns the tensors.
+
+    Raises:
+        CheckError: at the first difference, naming it.
+    """
+    seen = 0
     files = sorted(folder.glob("*.safetensors"))
     with progress_bar("checking hf", weights.nbytes, "B") as progress:
         for path in files:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     tensor = file.get_tensor(name)
-                    if tuple(tensor.shape) != weights.shapes.get(name) or tensor.dtype != getattr(torch, weights.dtype):
+                    shape = weights.shapes.get(name)
+                    if tuple(tensor.shape) != shape or tensor.dtype != getattr(torch, weights.dtype_of(name)):
                         raise CheckError(f"{path}: {name} is {tensor.dtype}{list(tensor.shape)}; export again")
-                    flat = tensor.reshape(-1).view(torch.uint16 if WIDTH[weights.dtype] == 2 else torch.uint32)
+                    flat = tensor.reshape(-1).view(torch.uint16 if tensor.element_size() == 2 else torch.uint32)
                     for start in range(0, flat.numel(), BLOCK):
                         found = flat[start : start + BLOCK].numpy()
                         _refuse_difference(found, weights.read(name, start, start + found.size), f"{path}: {name}")

@@ -36,6 +36,10 @@ class Weights:
         """Elements of a tensor."""
         return int(np.prod(self.shapes[name], dtype=np.int64))
 
+    def dtype_of(self, name: str) -> Dtype:  # noqa: ARG002 (which some override by name)
+        """Number format of a tensor, which is `dtype` where a checkpoint does not hold several."""
+        return self.dtype
+
     @property
     def parameters(self) -> int:
         """Elements of all tensors."""
@@ -44,7 +48,7 @@ class Weights:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return self.parameters * WIDTH[self.dtype]
+        return sum(self.size(name) * WIDTH[self.dtype_of(name)] for name in self.shapes)
 
     def read(self, name: str, start: int, stop: int) -> Bits:
         """Elements start..stop of the flattened tensor.

@@ -189,16 +189,65 @@ def train(file: Path, overrides: tuple[str, ...], resume: bool | None) -> None:
     run(read(file, overrides), resume=resume)
 
 
-@main.command(short_help="Write checkpoints for Hugging Face and TurboMind, and check them.")
+@main.group(cls=WithDefault, short_help="Write checkpoints for Hugging Face and TurboMind, and check them.")
+def export() -> None:
+    """Write the newest checkpoint of the pipeline FILE in the forms its users load, and check them."""
+
+
+@export.command(name="run", hidden=True)
 @pipeline_file
 @json_output
-def export(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def export_run(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Write the newest checkpoint of the pipeline FILE in the forms its users load, and check them."""
     from export.run import facts, run, summary
 
     pipeline = read(file, overrides)
     run(pipeline)
     show(facts(pipeline), summary(pipeline), as_json=as_json)
+
+
+@export.command(name="import-internevo", short_help="An InternEvo checkpoint as a Hugging Face directory.")
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("out", metavar="DST", type=click.Path(path_type=Path))
+@click.option("--layout", type=click.Choice(["internlm2", "llama"]), help="Names of the tensors; by default its own.")
+@click.option("--adapt-hf/--no-adapt-hf", default=None, help="model.adapt_hf, where the checkpoint does not say.")
+@json_output
+def export_import_internevo(
+    source: Path, out: Path, layout: Literal["internlm2", "llama"] | None, adapt_hf: bool | None, as_json: bool
+) -> None:
+    """Write the InternEvo checkpoint SRC as the Hugging Face directory DST.
+
+    SRC is a step's folder: model_config.pt and model_tp*_pp*.pt of an InternLM2 or Llama type. No code in it is run.
+    DST holds the same numbers; the tokenizer is not among them.
+    """
+    from export.internevo.importer import import_internevo, summary
+
+    facts = import_internevo(source, out, layout=layout, adapt_hf=adapt_hf)
+    show(facts, summary(facts), as_json=as_json)
+
+
+@export.command(name="to-internevo", short_help="A Hugging Face directory as an InternEvo checkpoint.")
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("out", metavar="DST", type=click.Path(path_type=Path))
+@click.option("--tp", type=click.IntRange(min=1), help="Tensor ranks; by default as it was imported, or 1.")
+@click.option("--pp", type=click.IntRange(min=1), help="Pipeline stages; by default as it was imported, or 1.")
+@click.option("--adapt-hf/--no-adapt-hf", default=None, help="model.adapt_hf; by default as it was imported, or true.")
+@click.option("--type", "kind", type=click.Choice(["internlm2", "llama"]), help="InternEvo's type; by default SRC's.")
+@json_output
+def export_to_internevo(
+    source: Path,
+    out: Path,
+    tp: int | None,
+    pp: int | None,
+    adapt_hf: bool | None,
+    kind: Literal["internlm2", "llama"] | None,
+    as_json: bool,
+) -> None:
+    """Write the Hugging Face directory SRC, of a Llama or an InternLM2, as the InternEvo checkpoint DST."""
+    from export.internevo.exporter import summary, to_internevo
+
+    facts = to_internevo(source, out, tp=tp, pp=pp, adapt_hf=adapt_hf, kind=kind)
+    show(facts, summary(facts), as_json=as_json)
 
 
 @main.group(cls=Commands)

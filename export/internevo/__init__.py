@@ -1,0 +1,1 @@
+"""InternEvo's checkpoints: read into Hugging Face directories, and written from them."""
