@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -29,6 +30,7 @@ def read_config(pipeline: Pipeline, folder: Path) -> PretrainedConfig:
         if hasattr(config, "auto_map"):
             del config.auto_map  # an export has none of the files that it names
         return config
+    _refuse_code_elsewhere(folder)
     with one_at_a_time(f"code:{folder.resolve()}"):  # Transformers copies it to a place that ranks share
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=True)
         if reference := getattr(config, "auto_map", {}).get(MODEL):
@@ -45,12 +47,30 @@ def copy_code(folder: Path, to: Path) -> None:
 
 
 def _refuse_code(folder: Path) -> None:
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return  # Transformers says what is wrong with it
-    if isinstance(config, dict) and config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING:
+    config = _as_written(folder)
+    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING:
         raise ConfigError(
             f"Transformers has no {config.get('model_type')} models, and code that a model brings is not run; read it, "
             "then set model.trust_remote_code = true"
         )
+
+
+def _refuse_code_elsewhere(folder: Path) -> None:
+    """Refuse code of another repository: no commit pins it, and no digest or checkpoint has it."""
+    names = _as_written(folder).get("auto_map")
+    for reference in names.values() if isinstance(names, dict) else ():
+        repository, found, _ = str(reference).partition("--")
+        if found:
+            raise ConfigError(
+                f"its config.json takes code of another repository, {repository}, which nothing pins; put the Python "
+                f'files into a copy of the model, take "{repository}--" out of its auto_map, and name that'
+            )
+
+
+def _as_written(folder: Path) -> dict[str, Any]:
+    """config.json; empty where it cannot be read, of which Transformers says what is wrong with it."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

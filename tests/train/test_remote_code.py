@@ -83,6 +83,17 @@ def test_an_unknown_type_is_refused_and_no_code_runs(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+def test_trusted_code_of_another_repository_is_refused(tmp_path: Path) -> None:
+    marker = written(tmp_path, "our-llama")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(path.read_text().replace("modeling_our.OurModel", "org/other--modeling_our.OurModel"))
+    with pytest.raises(
+        ConfigError, match=r"model.name_or_path = .*: its config.json takes code of .*, org/other, wh"
+    ):
+        build_model(settings(tmp_path, trusted=True), PREP)
+    assert not marker.exists()
+
+
 @pytest.mark.slow
 def test_trusted_code_trains_and_goes_along(tmp_path: Path) -> None:
     marker = written(tmp_path, "our-llama")
