@@ -30,6 +30,8 @@ pytestmark = pytest.mark.slow
 STATE_OF_RANK_1 = "tiny/train/checkpoints/step-00000004/state-00001-of-00002.safetensors"
 """Fourth of its manifest's files, so of two ranks the second one digests it."""
 
+UNREAD = f"unread/{STATE_OF_RANK_1}"
+
 
 def copied(folder: Path, to: Path) -> Path:
     """A run as it was after step 4."""
@@ -51,7 +53,7 @@ def reported(pipelines: list[Pipeline], report: Path) -> None:
 
 @contextmanager
 def counted() -> Iterator[list[int]]:
-    """Sizes of the stretches that are read from state files."""
+    """Sizes of the stretches that are read from state files. Rank 1 cannot open that of `UNREAD`."""
     found: list[int] = []
 
     class Slice:
@@ -65,11 +67,13 @@ def counted() -> Iterator[list[int]]:
 
     class File:
         def __init__(self, *given: Any, **named: Any) -> None:
+            if os.environ["RANK"] == "1" and str(given[0]).endswith(UNREAD):
+                raise OSError("the disk says no")
             self._inner: Any = safe_open(*given, **named)
 
         def __enter__(self) -> "File":
             self._inner.__enter__()
-            self.keys = self._inner.keys
+            self.keys, self.get_tensor = self._inner.keys, self._inner.get_tensor
             return self
 
         def __exit__(self, *_: object) -> None:
@@ -105,8 +109,8 @@ def test_ranks_resume_any_layout_and_give_up_damaged_checkpoints_together(tmp_pa
     undo(moved, 2)
     run(pipeline(moved, deepspeed={"zero_stage": 3}, **SETTINGS))
     undo(moved, 4)
-    cut, flipped, unseen, elsewhere = (
-        copied(two, tmp_path / name) for name in ("cut", "flipped", "unseen", "elsewhere")
+    cut, flipped, unread, unseen, elsewhere = (
+        copied(two, tmp_path / name) for name in ("cut", "flipped", "unread", "unseen", "elsewhere")
     )
     (cut / STATE_OF_RANK_1).write_bytes((cut / STATE_OF_RANK_1).read_bytes()[:100])
     content = bytearray((flipped / STATE_OF_RANK_1).read_bytes())
@@ -126,9 +130,11 @@ def test_ranks_resume_any_layout_and_give_up_damaged_checkpoints_together(tmp_pa
         "halves": [in_8_bits(copied(eight, halves))] * 2,
         "cut": on_both(cut),
         "flipped": on_both(flipped),
+        "unread": on_both(unread),
         "apart": apart,
     }
-    codes = run_in_turn(2, [partial(reported, each, tmp_path / f"{name}.report") for name, each in works.items()])
+    turns = [partial(reported, each, tmp_path / f"{name}.report") for name, each in works.items()]
+    codes = run_in_turn(2, turns, timeout_s=600)
 
     np.testing.assert_allclose([row["loss"] for row in rows(moved)], expected, rtol=1e-6)
     state = sum(
@@ -145,9 +151,11 @@ def test_ranks_resume_any_layout_and_give_up_damaged_checkpoints_together(tmp_pa
     assert "step-00000004/state-00001-of-00002.safetensors: 100 bytes, manifest.json says" in said["cut"]
     assert same(flipped, two)
     assert "step-00000004/state-00001-of-00002.safetensors: SHA-256 differs" in said["flipped"]
+    assert same(unread, two)
+    assert "cannot be read (the disk says no)" in said["unread"]
     assert "elsewhere/tiny/train/checkpoints/step-00000004: rank 1 on " in said["apart"]
     assert "resuming after step 4 of 6" in said["halves"]
-    for name in ("cut", "flipped", "apart"):
+    for name in ("cut", "flipped", "unread", "apart"):
         assert "trying the checkpoint before it" in said[name]
         assert "resuming after step 2 of 6" in said[name]
     # And then nothing can be saved, which both ranks say at once.
