@@ -52,6 +52,9 @@ def run(pipeline: Pipeline, *, resume: bool | None = None, command: Sequence[str
         if is_first:
             check_installed(plan.train.log.trackers)
             make_directory(plan.home)
+        if isinstance(launch, Node) and launch.nodes == 1:  # else ranks of other machines would wait for these
+            with exclusive(plan.home):  # who meets another run learns it before digests and ranks take their time
+                pass
         # Digests once a run: here, or by the process that started this rank.
         plan.prep.verify(plan.shards, hashes=is_first and not started_here())
         set_environment(plan.train.runtime)

@@ -269,6 +269,17 @@ def test_directory_in_use_is_an_error(tmp_path: Path, shards: Path) -> None:
         run(pipeline(folder))
 
 
+def test_directory_in_use_is_told_before_ranks_start(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("train.run.start_ranks", lambda *_, **__: started.append(_))
+    folder = share(shards, tmp_path / "work")
+    with exclusive(folder / "tiny" / "train"), pytest.raises(BusyError, match="another packtrain process works here"):
+        run(pipeline(folder, nproc_per_node=2), command=["train"])
+    assert not started
+
+
 def test_deepspeed_keys_of_ours_are_an_error(tmp_path: Path, shards: Path) -> None:
     folder = share(shards, tmp_path / "work")
     extra = {"data_types": {"grad_accum_dtype": "bf16"}}
