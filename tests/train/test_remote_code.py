@@ -87,9 +87,7 @@ def test_trusted_code_of_another_repository_is_refused(tmp_path: Path) -> None:
     marker = written(tmp_path, "our-llama")
     path = tmp_path / "model" / "config.json"
     path.write_text(path.read_text().replace("modeling_our.OurModel", "org/other--modeling_our.OurModel"))
-    with pytest.raises(
-        ConfigError, match=r"model.name_or_path = .*: its config.json takes code of .*, org/other, wh"
-    ):
+    with pytest.raises(ConfigError, match=r"model.name_or_path = .*: its config.json takes code of .*, org/other, wh"):
         build_model(settings(tmp_path, trusted=True), PREP)
     assert not marker.exists()
 
