@@ -89,12 +89,14 @@ class Speaker:
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
-    if next(folder.rglob("*.py"), None):
-        raise DataError(f"{folder}: comes with code of its own, which chat does not run; load it with Transformers")
     if (folder / "hf" / "config.json").is_file():
         folder = folder / "hf"
     elif (folder / "adapter" / "adapter_config.json").is_file():
         folder = folder / "adapter"
+    elif (folder / "turbomind" / "triton_models").is_dir():
+        folder = folder / "turbomind"
+    if next(folder.rglob("*.py"), None):
+        raise DataError(f"{folder}: comes with code of its own, which chat does not run; load it with Transformers")
     if (folder / "adapter_config.json").is_file():
         return load_described(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if (folder / "triton_models").is_dir():

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from export.cast import Dtype
+from export.hand_off import VERSION as HAND_OFF
 from export.model_config import stored_dtype
 from pipelines.artifacts import Json, Manifest, digest_file, identity
 from pipelines.checkpoints import base_folder, finished, step_folder
@@ -78,7 +79,7 @@ class Plan:
             home=pipeline.home / "export",
             dtype=dtype,
             targets=targets,
-            identity=identity("export", shared, targets, evaluation),
+            identity=identity("export", shared, targets, evaluation, HAND_OFF),
             versions=versions,
         )
 

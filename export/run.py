@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from export.adapter import write_adapter
 from export.destination import refuse_foreign_files, staged
+from export.hand_off import hand_off, names
 from export.hf import Model, write_hf
 from export.merge import check_base
 from export.plan import FORMAT_VERSION, Plan, model_name
@@ -51,7 +52,7 @@ def run(pipeline: Pipeline) -> None:
             if not plan.is_done(target):
                 _write(pipeline, plan, checkpoint, target)
         evaluation = _evaluate(pipeline, plan, questions)
-        _complete(plan, checkpoint, evaluation)
+        _complete(plan, checkpoint, evaluation, _hand_off(pipeline, plan, checkpoint))
 
 
 def _refuse(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint) -> None:
@@ -150,7 +151,25 @@ def _evaluate(pipeline: Pipeline, plan: Plan, questions: "list[Question]") -> Js
     return {key: value for key, value in result.items() if key != "answers"}
 
 
-def _complete(plan: Plan, checkpoint: Checkpoint, evaluation: Json) -> None:
+def _hand_off(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint) -> list[str]:
+    """Write what evaluates the exports elsewhere, and take away what would evaluate an earlier one."""
+    table = pipeline.export
+    written: dict[str, bytes] = {}
+    for target in plan.targets:
+        if target == "turbomind":
+            model = Model.of(checkpoint, table.turbomind.weight_type, plan.base)
+            written |= hand_off(model, target, name=model_name(pipeline), tp=table.turbomind.tp)
+        elif target == "hf" and table.hf.layout != "original":
+            written |= hand_off(Model.of(checkpoint, plan.dtype, plan.base), target, name=pipeline.run.name)
+    for name in names():
+        if name in written:
+            write_atomic(plan.home / name, written[name])
+        else:
+            (plan.home / name).unlink(missing_ok=True)
+    return sorted(written)
+
+
+def _complete(plan: Plan, checkpoint: Checkpoint, evaluation: Json, beside: list[str]) -> None:
     """The manifest over all targets: without it, the next run looks at each of them again."""
     records: list[FileRecord] = []
     verified: dict[str, Json] = {}
@@ -163,6 +182,7 @@ def _complete(plan: Plan, checkpoint: Checkpoint, evaluation: Json) -> None:
         records += sorted([own, *within], key=lambda record: record.path)
     if evaluation is not None:
         records.append(FileRecord.of(plan.home, plan.home / EVALUATION))
+    records += [FileRecord.of(plan.home, plan.home / name) for name in beside]
     about = {
         "evaluation": evaluation,
         "loss": checkpoint.manifest.facts["loss"],
