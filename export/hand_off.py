@@ -1,7 +1,7 @@
 """What evaluates an export elsewhere: a config for OpenCompass, a command for lm-evaluation-harness.
 
 Both lie beside the exports, find them by their own place, and hold no path of this machine. Names are those of
-OpenCompass 0.4 to 0.5 and of lm-evaluation-harness 0.4.8 to 0.4.13.
+OpenCompass 0.5.4 and of lm-evaluation-harness 0.4.13.
 """
 
 import json

@@ -13,11 +13,15 @@ from safetensors.torch import load_file, save_file
 from export.internevo import importer, reader
 from export.internevo.exporter import to_internevo
 from export.internevo.importer import import_internevo
+from export.internevo.layout import Kind
 from pipelines.artifacts import Manifest
 from pipelines.cli import main
 from pipelines.errors import ConfigError
 from pipelines.llama_layouts import layout_of
 from tests.export.internevo.checkpoints import SETTINGS, cut, read, same, whole_tensors, write
+from tests.train import runs
+from train.attention import PackedAttention
+from train.model import build_model
 
 STAGES = {1: [[[0, 1, 2]]], 2: [[[0]], [[1, 2]]]}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -222,3 +226,17 @@ def test_any_elements_can_be_read(tmp_path: Path) -> None:
         flat = tensor.view(torch.uint16).numpy().reshape(-1)
         start, stop = sorted(int(place) for place in chance.choice(flat.size + 1, 2, replace=False))
         assert np.array_equal(weights.read(name, start, stop), flat[start:stop]), name
+
+
+@pytest.mark.parametrize("layout", ["internlm2", "llama"])
+def test_training_starts_from_the_same_numbers(layout: Kind, tmp_path: Path) -> None:
+    settings = SETTINGS | {"adapt_hf": False}
+    whole = whole_tensors("internlm2", settings)
+    hf = imported(tmp_path, settings, cut(whole, 2, STAGES[2]), layout=layout)
+    PackedAttention("sdpa").register()
+    model = build_model(
+        runs.pipeline(tmp_path, model={"name_or_path": str(hf)}), {"vocab_size": 24, "max_token_id": 23}
+    )
+    loaded = {name: tensor.detach().to(torch.bfloat16) for name, tensor in model.named_parameters()}
+    assert same(loaded, expected("internlm2", settings, whole))
+    assert model.config.rope_parameters["rope_theta"] == 50000.0
