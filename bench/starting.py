@@ -84,7 +84,15 @@ def made_up_prep(folder: Path) -> None:
     mask = loss_bits(np.ones(128, np.bool_), lengths, segments)
     path = folder / "shards" / "shard-00000.arrow"
     write_shard(path, Packs(tokens, mask, lengths, segments, nothing, nothing, nothing))
-    facts = {"packs_per_shard": [2], "packs": 2, "capacity": 64, "vocab_size": 128, "max_token_id": 127}
+    facts = {
+        "packs_per_shard": [2],
+        "packs": 2,
+        "capacity": 64,
+        "vocab_size": 128,
+        "max_token_id": 127,
+        "sources": [{"name": "s"}],
+        "files": [{"source": "s", "path": "s.jsonl"}],
+    }
     records = [FileRecord.of(folder, path)]
     Manifest("prep", FORMAT_VERSION, identity("prep", "start"), {}, records, facts).write(folder)
 
