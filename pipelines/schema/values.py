@@ -118,6 +118,8 @@ def _download_arguments(value: dict[str, Any]) -> dict[str, Any]:
                 raise fault("expected the name of an environment variable", key)
         elif re.search(r"token|secret|password|cookie|header|auth|key", key):
             raise fault(f"a secret has no place in a file; set {key}_env to the environment variable that has it", key)
+        elif re.search(r"://[^/\s]*@", str(one)):
+            raise fault(f"a password has no place in a file; set {key}_env to the variable that has this address", key)
         if key == "cache_dir" and (not isinstance(one, str) or not Path(expand(one)).is_absolute()):
             raise fault("expected an absolute path", key)
     return value | ({"cache_dir": expand(value["cache_dir"])} if "cache_dir" in value else {})

@@ -204,6 +204,8 @@ def test_what_a_hub_does_not_give_is_said_in_one_line(
             ('model.source_args.token="x"',),
             "a secret has no place in a file; set token_env to the environment variable",
         ),
+        (('model.source_args.endpoint="https://me:pw@x/y"',), "a password has no place in a file; set endpoint_env to"),
+        (('model.source_args.proxies.https="http://me:pw@x"',), "a password has no place in a file"),
         (('model.source_args.repo_id="x"',), "packtrain sets it; remove it"),
         (('model.source_args.cache_dir="x"',), "expected an absolute path"),
         (('model.revision=".."',), "expected a commit, a tag or a branch"),
