@@ -296,11 +296,18 @@ def meet(ranks: Ranks, timeout: timedelta) -> "Store":
         keys = [f"packtrain/{rank}" for rank in range(ranks.ranks)]
         _wait(store, keys[:1], timeout)
         if (theirs := int(store.get(keys[0]))) != ranks.ranks:
+            for rank in range(1, theirs):  # so that those who wait for ranks that never come learn it, too
+                store.set(f"packtrain/{rank}", str(ranks.ranks))
             raise ConfigError(
                 f"rank {ranks.rank} on {socket.gethostname()} was told of {ranks.ranks} ranks and rank 0 of {theirs}; "
                 "start the same number of ranks on every machine"
             )
         _wait(store, keys, timeout)
+        if others := {told for told in map(int, store.multi_get(keys)) if told != ranks.ranks}:
+            raise ConfigError(
+                f"rank {ranks.rank} on {socket.gethostname()} was told of {ranks.ranks} ranks and others of "
+                f"{min(others)}; start the same number of ranks on every machine"
+            )
     except dist.DistNetworkError as error:
         what = "is not free" if ranks.rank == 0 else f"did not answer within {waited}"
         raise MachineError(

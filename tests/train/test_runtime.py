@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -12,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._C._distributed_c10d import TCPStore
 
 from pipelines.errors import ConfigError, InterruptedRun, MachineError
 from tests.train.conftest import SETTINGS
@@ -169,7 +169,16 @@ def test_rank_that_waits_for_others_ends_on_a_signal() -> None:
 
 def test_machines_that_were_told_other_numbers_of_ranks_are_refused() -> None:
     here = Address("127.0.0.1", free_port())
-    server = TCPStore(here.host, here.port, is_master=True, wait_for_workers=False)
-    server.set("packtrain/0", "16")
-    with pytest.raises(ConfigError, match=r"rank 8 on .* was told of 12 ranks and rank 0 of 16; start the same number"):
-        meet(Ranks(8, 12, 0, 4, here), timedelta(seconds=5))
+    said: list[str] = []
+
+    def join(rank: int, ranks: int) -> None:
+        with pytest.raises(ConfigError) as refusal:
+            meet(Ranks(rank, ranks, 0, 1, here), timedelta(seconds=60))
+        said.append(str(refusal.value))
+
+    first = threading.Thread(target=join, args=(0, 2))  # its rank 1 never comes: the other machine's are 2 and 3
+    first.start()
+    join(2, 4)
+    first.join()
+    assert re.match(r"rank 2 on \S+ was told of 4 ranks and rank 0 of 2; start the same number", said[0])
+    assert re.match(r"rank 0 on \S+ was told of 2 ranks and others of 4; start the same number", said[1])
