@@ -14,13 +14,13 @@ from safetensors import safe_open
 
 from export.cast import Bits
 from export.destination import refuse_foreign_files, staged
-from export.internevo.importer import RECORD, bits, plain
+from export.internevo.importer import RECORD, InternEvoWeights, bits, plain
 from export.internevo.layout import NORM, OUTPUT, Kind, Part, Rows, Sizes, Whole, parts, wholes
-from export.internevo.reader import CONFIG, rank_file
+from export.internevo.reader import CONFIG, InternEvoCheckpoint, rank_file
 from export.progress import progress_bar
 from export.weights import BLOCK
 from pipelines.artifacts import FileRecord, Json, Manifest, digest_file, identity
-from pipelines.errors import ConfigError, DataError
+from pipelines.errors import CheckError, ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def to_internevo(
     Raises:
         DataError: if `source` is incomplete.
         ConfigError: if InternEvo has no such model, it cannot be cut so, or `out` holds anything else.
+        CheckError: if what was written differs.
     """
     refuse_foreign_files(out)
     model = _Model(source)
@@ -96,6 +97,7 @@ def to_internevo(
                     part = _Rank(model, whole, pieces, rank, cut)
                     part.write(folder / rank_file(rank, stage_number), local, progress)
         torch.save(settings, folder / CONFIG)
+        _compare(model, folder, adapt_hf=cut.adapt_hf)
         records = [FileRecord.of(folder, path) for path in sorted(folder.iterdir())]
         Manifest("internevo", VERSION, stage, {}, records, facts).write(folder)
     return facts
@@ -252,6 +254,17 @@ class _Rank:
             taken = pieces[number][row[here]]
             found[here] = taken[:, columns] if taken.ndim == 2 else taken
         return found
+
+
+def _compare(model: _Model, folder: Path, *, adapt_hf: bool) -> None:
+    """Read the checkpoint back as an import does, and compare every number."""
+    weights = InternEvoWeights(InternEvoCheckpoint(folder), model.layout, adapt_hf=adapt_hf)
+    for name in weights.shapes:
+        expected = bits(model.tensors[name]).reshape(-1)
+        for start in range(0, expected.size, BLOCK):
+            stop = min(start + BLOCK, expected.size)
+            if not np.array_equal(weights.read(name, start, stop), expected[start:stop]):
+                raise CheckError(f"{folder}: {name} differs from {model.folder}; write it again")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

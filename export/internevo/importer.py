@@ -155,7 +155,7 @@ def hf_config(checkpoint: InternEvoCheckpoint, layout: Kind, dtype: Dtype) -> di
         "num_attention_heads": sizes.heads,
         "num_hidden_layers": sizes.layers,
         "num_key_value_heads": sizes.kv_heads,
-        "rms_norm_eps": float(checkpoint.setting("layer_norm_epsilon", 1e-5)),
+        "rms_norm_eps": float(checkpoint.setting("layer_norm_epsilon")),
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
         "dtype": dtype,

@@ -212,7 +212,7 @@ def _state(path: Path) -> State:
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
         raise DataError(f"{path}: holds something else than named tensors; copy it again")
-    return {name: tensor for name, tensor in state.items() if not name.endswith(".inv_freq")}
+    return {name: tensor.detach() for name, tensor in state.items() if not name.endswith(".inv_freq")}
 
 
 def _joined(folder: Path, stages: list[list[State]]) -> dict[str, list[torch.Tensor]]:

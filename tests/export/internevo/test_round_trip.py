@@ -11,13 +11,14 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from export.internevo import importer, reader
-from export.internevo.exporter import to_internevo
+from export.internevo.exporter import _Rank, to_internevo
 from export.internevo.importer import import_internevo
 from export.internevo.layout import Kind
 from pipelines.artifacts import Manifest
 from pipelines.cli import main
-from pipelines.errors import ConfigError
+from pipelines.errors import CheckError, ConfigError
 from pipelines.llama_layouts import layout_of
+from pipelines.provenance import verify
 from tests.export.internevo.checkpoints import SETTINGS, cut, read, same, whole_tensors, write
 from tests.train import runs
 from train.attention import PackedAttention
@@ -119,7 +120,7 @@ def test_the_directory_is_what_training_loads(tmp_path: Path) -> None:
     assert (config["rope_theta"], config["intermediate_size"]) == (50000.0, 40)
     manifest = Manifest.read(hf)
     assert manifest is not None
-    manifest.verify(hf)
+    assert [one.kind for one in verify(hf)] == [manifest.kind]
 
 
 def test_norms_in_float32_stay_so(tmp_path: Path) -> None:
@@ -214,6 +215,15 @@ def test_the_commands_say_what_they_did(tmp_path: Path) -> None:
     assert answer.exit_code == 2
     assert answer.output.startswith("--tp 3: does not divide 4 key-value heads")
     assert "Commands:" in CliRunner().invoke(main, ["export", "--help"]).output
+
+
+def test_what_was_written_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hf = imported(tmp_path, SETTINGS, cut(whole_tensors("llama", SETTINGS), 1, STAGES[1]))
+    right = _Rank._rows
+    monkeypatch.setattr(_Rank, "_rows", lambda self, *rows: right(self, *rows)[::-1])
+    with pytest.raises(CheckError, match=r"model.embed_tokens.weight differs from .*hf; write it again"):
+        to_internevo(hf, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 def test_any_elements_can_be_read(tmp_path: Path) -> None:
