@@ -253,7 +253,10 @@ def joining() -> Iterator[None]:
     except Exception as error:
         if not is_lost_connection(error):
             raise
-        raise LostRanks("another rank ended while the ranks joined; see what that one says, then run again") from error
+        raise LostRanks(
+            "the ranks did not join: another one ended, see what that one says, or the network is not as "
+            f"train.runtime.env says ({(str(error).splitlines() or [''])[0]})"
+        ) from error
 
 
 def is_lost_connection(error: Exception) -> bool:

@@ -21,8 +21,10 @@ from train.pulse import (
     FAILURE,
     FOLDER,
     Beat,
+    LostRanks,
     Pulse,
     is_lost_connection,
+    joining,
     leave_failure,
     machine,
     new_folder,
@@ -150,3 +152,9 @@ def test_only_errors_of_exchanges_are_taken_for_lost_ranks() -> None:
     assert is_lost_connection(RuntimeError("[/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer"))
     assert not is_lost_connection(RuntimeError("shapes do not match"))
     assert not is_lost_connection(ValueError("gloo/"))
+
+
+def test_what_kept_ranks_from_joining_is_said() -> None:
+    finding = r"did not join: .*train.runtime.env says \(\[gloo/x.cc\] no address for eth9\)$"
+    with pytest.raises(LostRanks, match=finding), joining():
+        raise RuntimeError("[gloo/x.cc] no address for eth9\nframe #0")
