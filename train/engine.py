@@ -188,7 +188,7 @@ class Engine:
 
     @torch.no_grad()
     def logits(self, micro: MicroBatch) -> torch.Tensor:
-        """What a micro-batch's predictors say of their next tokens, [predictors, vocabulary], without training on it."""
+        """What a micro-batch's predictors say of their next tokens, [predictors, vocabulary], without training."""
         self.model.eval()
         with self.attention.over(micro.segments):
             return chosen_logits(self.deepspeed, micro, keeps_logits=self._keeps_logits)

@@ -1,5 +1,6 @@
 """Layers that compute again or in stretches take the same steps, under ZeRO and sequence parallelism."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tests.train.sequence_parallel.architectures import ARCHITECTURES, config_ke
 from train.batches import Batches
 from train.engine import Engine
 from train.fragments import pieces
-from train.launch import Ranks, process_group
+from train.launch import process_group
+from train.launchers import Ranks, launch_of
 from train.model import build_model
 from train.sequence_parallel import SequenceParallelAttention, init_sequence_parallel
 
@@ -60,7 +62,9 @@ def stepped(pipeline: Pipeline) -> list[Tensor]:
 def compare(folder: Path) -> None:
     """Each way to run layers with none, in the same layout, by plain gradient descent: weights show gradients."""
     plain: dict[str, Any] = {"optimizer": {"type": "sgd", "lr": 1}, "max_grad_norm": 0}
-    with process_group(Ranks.from_launcher() or Ranks.alone()), pytest.MonkeyPatch.context() as patch:
+    ranks = launch_of(os.environ)
+    assert isinstance(ranks, Ranks)
+    with process_group(ranks), pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.tiled_mlp.stretch", lambda _: STRETCH)
         for layout, ways in LAYOUTS:
             expected = stepped(pipeline(folder, **layout, **plain))
