@@ -14,7 +14,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["deepspeed", "train.loop", "tests.train.runs"])
 
 
-def run_on_ranks(ranks: int, work: Callable[..., None], *arguments: Any, timeout_s: int = 120) -> list[int]:
+def run_on_ranks(ranks: int, work: Callable[..., None], *arguments: Any, timeout_s: int = 600) -> list[int]:
     """Call `work(*arguments)` on every rank, over gloo.
 
     Returns:
@@ -34,7 +34,7 @@ def run_on_ranks(ranks: int, work: Callable[..., None], *arguments: Any, timeout
     return [process.exitcode or 0 for process in processes]
 
 
-def run_in_turn(ranks: int, works: Sequence[Callable[[], None]], *, timeout_s: int = 300) -> list[int]:
+def run_in_turn(ranks: int, works: Sequence[Callable[[], None]], *, timeout_s: int = 600) -> list[int]:
     """Call one thing after the other on every rank, each with a process group of its own; the ranks start once."""
     return run_on_ranks(ranks, _in_turn, works, [_free_port() for _ in works], timeout_s=timeout_s)
 
