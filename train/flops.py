@@ -134,7 +134,7 @@ def _layers(text: Any, first: int) -> list[Layer] | None:
 
 
 def _width(text: Any) -> int | None:
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None)  # a state space model has none
     if not isinstance(heads, int) or getattr(text, "global_head_dim", None):
         return None  # layers differ
     if getattr(text, "qk_nope_head_dim", None):
