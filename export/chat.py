@@ -12,6 +12,7 @@ from export.adapter import load_described
 from export.hf import Model
 from export.language_model import load_folder, load_tensors
 from export.model_config import stored_dtype
+from export.source import Source
 from pipelines.artifacts import Manifest
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import DataError
@@ -109,11 +110,11 @@ def _load(folder: Path) -> tuple[Any, Any]:
     return _load_checkpoint(Checkpoint(folder))
 
 
-def _load_checkpoint(checkpoint: Checkpoint) -> tuple[Any, Any]:
+def _load_checkpoint(checkpoint: Source) -> tuple[Any, Any]:
     """What its export would load as, without writing the weights."""
     if checkpoint.adapter is not None:
         raise DataError(f"{checkpoint.folder}: holds an adapter alone; run `packtrain export`, then name what it wrote")
-    model = Model.of(checkpoint, stored_dtype(checkpoint.folder))
+    model = Model.of(checkpoint, stored_dtype(checkpoint.model))
     tensors = ((name, model.weights.tensor(name)) for name in model.weights.shapes)
     loaded = load_tensors(model.config, tensors, model.weights.dtype, str(checkpoint.folder))
     with TemporaryDirectory() as files:

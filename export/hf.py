@@ -11,9 +11,9 @@ from export.model_config import exported_config, exported_generation_config, rea
 from export.original_layout import OriginalWeights, originally
 from export.progress import progress_bar
 from export.safetensors_stream import write_model
+from export.source import Source
 from export.weights import Weights
 from pipelines.artifacts import canonical_json, write_atomic
-from pipelines.checkpoints import Checkpoint
 from pipelines.errors import ConfigError
 from pipelines.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 
@@ -25,7 +25,7 @@ class Model:
     The weights are the whole model's, or those of an adapter alone.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: Source
     weights: Weights
     config: Mapping[str, Any]
     """config.json"""
@@ -34,7 +34,7 @@ class Model:
     """Configuration and tokenizer, content by file name."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, dtype: Dtype, base: Path | None = None) -> "Model":
+    def of(cls, checkpoint: Source, dtype: Dtype, base: Path | None = None) -> "Model":
         """Read what is small and check that it fits together; the weights are read when they are written.
 
         Args:
@@ -44,8 +44,8 @@ class Model:
             ConfigError: if the model has parts that are not exported yet.
         """
         _refuse_unsupported(checkpoint)
-        trained = read_config(checkpoint.folder)
-        tokenizer = checkpoint.folder / "tokenizer"
+        trained = read_config(checkpoint.model)
+        tokenizer = checkpoint.tokenizer
         special = special_tokens(tokenizer, trained)
         weights = Weights(checkpoint, dtype, base)
         config = exported_config(trained, weights.shapes, dtype, special)
@@ -53,7 +53,7 @@ class Model:
             "config.json": canonical_json(config),
             "generation_config.json": canonical_json(exported_generation_config(checkpoint, special)),
             **tokenizer_files(tokenizer, special),
-            **_code(checkpoint.folder / "model"),
+            **_code(checkpoint.model),
         }
         return cls(checkpoint, weights, config, special, files)
 
@@ -63,7 +63,7 @@ class Model:
         Raises:
             ConfigError: if it has no other layout, or that cannot hold it; without a place, which the caller adds.
         """
-        weights, config = originally(read_config(self.checkpoint.folder), self.weights)
+        weights, config = originally(read_config(self.checkpoint.model), self.weights)
         config |= self.special.as_config()
         return replace(
             self, weights=weights, config=config, files={**self.files, "config.json": canonical_json(config)}
@@ -72,7 +72,7 @@ class Model:
     @property
     def code(self) -> Path | None:
         """The checkpoint's directory with the Python files of the model's class, if that is not Transformers' own."""
-        return self.checkpoint.folder / "model" if any(name.endswith(".py") for name in self.files) else None
+        return self.checkpoint.model if any(name.endswith(".py") for name in self.files) else None
 
     @property
     def chats(self) -> bool:
@@ -91,7 +91,7 @@ def _code(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.py"))}
 
 
-def _refuse_unsupported(checkpoint: Checkpoint) -> None:
+def _refuse_unsupported(checkpoint: Source) -> None:
     if buffers := list(checkpoint.manifest.facts["buffers"]):
         raise ConfigError(
             f"{checkpoint.folder}: the model keeps {buffers[0]} beside its parameters (a persistent buffer), which "

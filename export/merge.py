@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from export.cast import Bits, Dtype, cast, cast_float64
-from pipelines.checkpoints import Checkpoint, digest_base
+from export.source import Source
+from pipelines.checkpoints import digest_base
 from pipelines.errors import CheckError, ConfigError, DataError
 from pipelines.llama_layouts import MODEL_TYPES, layout_of, unit_rows
 
@@ -136,7 +137,7 @@ class Addition:
 class Merged:
     """The base's tensors under their names in its files, with the adapter of a checkpoint in them."""
 
-    def __init__(self, checkpoint: Checkpoint, base: Path) -> None:
+    def __init__(self, checkpoint: Source, base: Path) -> None:
         self.folder = checkpoint.folder
         self._checkpoint = checkpoint
         self._base = open_base(base)
@@ -286,7 +287,7 @@ class Merged:
         return next((name for name in both if name in self._base.shapes), None)
 
 
-def check_base(checkpoint: Checkpoint, base: Path) -> None:
+def check_base(checkpoint: Source, base: Path) -> None:
     """Refuse another model than the adapter was trained on.
 
     Raises:
@@ -317,7 +318,7 @@ def plain_name(trained: str) -> str:
     return re.sub(r"\.(modules_to_save\.default|base_layer)\.", ".", trained)
 
 
-def _trained_whole(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+def _trained_whole(checkpoint: Source) -> Iterator[tuple[str, str]]:
     for name in checkpoint.shapes:
         if ".original_module." not in name and not re.search(r"\.lora_\w+\.default(\.weight)?$", name):
             yield plain_name(name), name

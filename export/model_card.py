@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from export.source import Source
 from export.weights import Weights
-from pipelines.checkpoints import Checkpoint
 from pipelines.tokenizer_files import SpecialTokens
 
 _CHAT = """messages = [{"role": "user", "content": "Hello"}]
@@ -49,7 +49,7 @@ knows it only with the Python files that `auto_map` names, which are not part of
 
 
 def model_card(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     config: Mapping[str, Any],
     weights: Weights,
     special: SpecialTokens,
@@ -92,7 +92,7 @@ What it was trained on, its licence and what it is good for are not known to the
 
 
 def adapter_card(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     weights: Weights,
     special: SpecialTokens,
     *,

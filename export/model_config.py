@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from export.cast import WIDTH, Dtype
-from pipelines.checkpoints import Checkpoint
+from export.source import Source
 from pipelines.errors import CheckError, ConfigError
 from pipelines.llama_layouts import KEY as ORIGINAL
 from pipelines.tokenizer_files import SpecialTokens
@@ -19,22 +19,18 @@ _OF_A_MACHINE = ("_name_or_path", "transformers_version", "_attn_implementation"
 _ROPE_PLACES = ("rope_theta", "partial_rotary_factor")
 
 
-def read_config(checkpoint: Path) -> dict[str, Any]:
-    """config.json as the trainer saved it in a checkpoint's directory.
+def read_config(model: Path) -> dict[str, Any]:
+    """config.json of a directory, as the trainer saved it beside a checkpoint.
 
     Raises:
         CheckError: if it is missing or incomplete.
     """
-    return _read(checkpoint / "model" / "config.json")
+    return _read(model / "config.json")
 
 
-def stored_dtype(checkpoint: Path, base: Path | None = None) -> Dtype:
-    """The number format that the trained model was stored in, or float32 where nothing says.
-
-    Args:
-        base: the model below the checkpoint's adapter.
-    """
-    path = (checkpoint / "model" if base is None else base) / "config.json"
+def stored_dtype(model: Path) -> Dtype:
+    """The number format that a model was stored in by its directory's config.json, or float32 where nothing says."""
+    path = model / "config.json"
     config = _read(path)
     stored = config.get("dtype") or config.get("torch_dtype") or "float32"
     if stored not in WIDTH:
@@ -66,9 +62,9 @@ def exported_config(
     return exported | rope_spellings(config)
 
 
-def exported_generation_config(checkpoint: Checkpoint, special: SpecialTokens) -> dict[str, Any]:
+def exported_generation_config(checkpoint: Source, special: SpecialTokens) -> dict[str, Any]:
     """generation_config.json: what the model brought, with the special tokens of the template trained on."""
-    path = checkpoint.folder / "model" / "generation_config.json"
+    path = checkpoint.model / "generation_config.json"
     brought: dict[str, Any] = {}
     if path.is_file():
         try:

@@ -139,7 +139,7 @@ def _dtype(pipeline: Pipeline, checkpoint: Path, base: Path | None) -> Dtype:
     for chosen in (pipeline.export.hf.dtype, pipeline.model.torch_dtype):
         if chosen != "auto":
             return chosen
-    return stored_dtype(checkpoint, base)
+    return stored_dtype(base or checkpoint / "model")
 
 
 def _versions() -> dict[str, str]:

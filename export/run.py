@@ -11,11 +11,11 @@ from export.hand_off import hand_off, names
 from export.hf import Model, write_hf
 from export.merge import check_base
 from export.plan import FORMAT_VERSION, Plan, model_name
+from export.source import Source, open_source
 from export.summary import EVALUATION, facts, summary
 from export.turbomind.folder import settings_of, write_turbomind
 from export.turbomind.geometry import Unservable
 from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, write_atomic
-from pipelines.checkpoints import Checkpoint
 from pipelines.errors import ConfigError
 from pipelines.schema import Pipeline
 
@@ -41,12 +41,12 @@ def run(pipeline: Pipeline) -> None:
         log.info("export: nothing to do, %s is current for %s", plan.home, plan.checkpoint.name)
         return
     with exclusive(plan.home):
-        checkpoint = Checkpoint(plan.checkpoint)
+        checkpoint = open_source(plan.checkpoint)
         _refuse(pipeline, plan, checkpoint)
         if plan.base is not None:
             check_base(checkpoint, plan.base)
         questions = _questions(pipeline)
-        checkpoint.manifest.verify(plan.checkpoint)
+        checkpoint.verify()
         (plan.home / MANIFEST).unlink(missing_ok=True)
         for target in plan.targets:
             if not plan.is_done(target):
@@ -55,9 +55,9 @@ def run(pipeline: Pipeline) -> None:
         _complete(plan, checkpoint, evaluation, _hand_off(pipeline, plan, checkpoint))
 
 
-def _refuse(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint) -> None:
+def _refuse(pipeline: Pipeline, plan: Plan, checkpoint: Source) -> None:
     """What can be known to fail, before any work."""
-    if next((checkpoint.folder / "model").rglob("*.py"), None):
+    if next((checkpoint.model).rglob("*.py"), None):
         _refuse_code(pipeline)
     for target in plan.targets:
         refuse_foreign_files(plan.home / target)
@@ -102,7 +102,7 @@ def _questions(pipeline: Pipeline) -> "list[Question]":
     return read_questions(pipeline.export.eval.file)
 
 
-def _write(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint, target: str) -> None:
+def _write(pipeline: Pipeline, plan: Plan, checkpoint: Source, target: str) -> None:
     from export.verify import verify_adapter, verify_hf, verify_turbomind
 
     table = pipeline.export
@@ -151,7 +151,7 @@ def _evaluate(pipeline: Pipeline, plan: Plan, questions: "list[Question]") -> Js
     return {key: value for key, value in result.items() if key != "answers"}
 
 
-def _hand_off(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint) -> list[str]:
+def _hand_off(pipeline: Pipeline, plan: Plan, checkpoint: Source) -> list[str]:
     """Write what evaluates the exports elsewhere, and take away what would evaluate an earlier one."""
     table = pipeline.export
     written: dict[str, bytes] = {}
@@ -169,7 +169,7 @@ def _hand_off(pipeline: Pipeline, plan: Plan, checkpoint: Checkpoint) -> list[st
     return sorted(written)
 
 
-def _complete(plan: Plan, checkpoint: Checkpoint, evaluation: Json, beside: list[str]) -> None:
+def _complete(plan: Plan, checkpoint: Source, evaluation: Json, beside: list[str]) -> None:
     """The manifest over all targets: without it, the next run looks at each of them again."""
     records: list[FileRecord] = []
     verified: dict[str, Json] = {}

@@ -98,7 +98,7 @@ def _loaded(model: Model, folder: Path) -> Any:
     if not isinstance(model.weights, OriginalWeights):
         return load_folder(folder, code=model.code is not None)
     tensors = model.weights.read_back(folder).items()
-    return load_tensors(read_config(model.checkpoint.folder), tensors, model.weights.dtype, str(folder))
+    return load_tensors(read_config(model.checkpoint.model), tensors, model.weights.dtype, str(folder))
 
 
 def _trained(model: Model) -> Any:
@@ -106,7 +106,7 @@ def _trained(model: Model) -> Any:
     weights = model.weights.llama if isinstance(model.weights, OriginalWeights) else model.weights
     tensors = ((name, weights.tensor(name)) for name in weights.shapes)
     return load_tensors(
-        read_config(model.checkpoint.folder),
+        read_config(model.checkpoint.model),
         tensors,
         model.weights.dtype,
         str(model.checkpoint.folder),
@@ -191,7 +191,7 @@ def _refuse_difference(found: Bits, expected: Bits, where: str) -> None:
 
 
 def _compare_prompts(model: Model, folder: Path) -> int:
-    probes = Probes.read(model.checkpoint.folder / "tokenizer")
+    probes = Probes.read(model.checkpoint.tokenizer)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if finding := probes.difference(tokenizer):
         raise CheckError(f"{folder}: {finding}")
@@ -203,7 +203,7 @@ def _continuations(model: Model, loaded: Any, tokens: int) -> list[Continuation]
 
 
 def _prompts(model: Model) -> list[Sequence[int]]:
-    probes = Probes.read(model.checkpoint.folder / "tokenizer").probes[:PROMPTS]
+    probes = Probes.read(model.checkpoint.tokenizer).probes[:PROMPTS]
     rows = model.config["vocab_size"]
     return [probe.prompt_ids for probe in probes] or [[id_ % rows for id_ in range(1, 17)]]
 

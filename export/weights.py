@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from export.cast import WIDTH, Bits, Dtype, all_finite, cast, vanished
 from export.merge import Merged
-from pipelines.checkpoints import Checkpoint
+from export.source import Source
 from pipelines.errors import CheckError
 
 BLOCK = 1 << 22
@@ -23,7 +23,7 @@ class Weights:
         base: the model that the checkpoint's adapter is merged into; without it, parameters are what was trained.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: Dtype, base: Path | None = None) -> None:
+    def __init__(self, checkpoint: Source, dtype: Dtype, base: Path | None = None) -> None:
         self.dtype = dtype
         self._merged = None if base is None else Merged(checkpoint, base)
         self.shapes: Mapping[str, tuple[int, ...]] = self._merged.shapes if self._merged else checkpoint.shapes

@@ -95,6 +95,24 @@ class Checkpoint:
         self._fragments = self._index()
 
     @property
+    def model(self) -> Path:
+        """The directory of config.json, and of the Python files of a model whose own code was trusted."""
+        return self.folder / "model"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer directory that prep read."""
+        return self.folder / "tokenizer"
+
+    def verify(self) -> None:
+        """Compare every file with the manifest.
+
+        Raises:
+            CheckError: if one is missing or damaged.
+        """
+        self.manifest.verify(self.folder)
+
+    @property
     def step(self) -> int:
         """Optimizer steps done."""
         return int(self.manifest.facts["step"])

@@ -122,14 +122,14 @@ def test_one_stop_token_is_a_number_and_none_is_null() -> None:
 def test_a_config_that_lacks_something_is_refused_by_name(tmp_path: Path, key: str) -> None:
     config = {name: value for name, value in LLAMA.items() if name != key}
     with pytest.raises(CheckError, match=rf"config\.json: {key} is missing"):
-        read_config(checkpoint(tmp_path, config).folder)
+        read_config(checkpoint(tmp_path, config).model)
 
 
 def test_a_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path).folder
     (folder / "model" / "config.json").write_text("{")
     with pytest.raises(CheckError, match=r"config\.json: cannot be read"):
-        read_config(folder)
+        read_config(folder / "model")
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_a_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_the_stored_format_is_read_in_either_spelling(tmp_path: Path, said: dict[str, Any], expected: str) -> None:
-    assert stored_dtype(checkpoint(tmp_path, LLAMA | said).folder) == expected
+    assert stored_dtype(checkpoint(tmp_path, LLAMA | said).model) == expected
 
 
 def test_a_format_that_cannot_be_exported_is_refused_with_the_key_to_set(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, LLAMA | {"dtype": "float8_e4m3fn"}).folder
     with pytest.raises(ConfigError, match=r"'float8_e4m3fn' cannot be exported; set export\.hf\.dtype"):
-        stored_dtype(folder)
+        stored_dtype(folder / "model")
