@@ -103,7 +103,8 @@ def _questions(pipeline: Pipeline) -> "list[Question]":
 
 
 def _write(pipeline: Pipeline, plan: Plan, checkpoint: Source, target: str) -> None:
-    from export.verify import verify_adapter, verify_hf, verify_turbomind
+    from export.turbomind.verify import verify_turbomind
+    from export.verify import verify_adapter, verify_hf
 
     table = pipeline.export
     if target == "adapter":

@@ -4,7 +4,7 @@ The other side of each comparison is the checkpoint: its tensors after the state
 saved it, its tokenizer's probe conversations as prep rendered them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,6 @@ from export.language_model import Continuation, continue_greedily, load_folder, 
 from export.model_config import read_config
 from export.original_layout import OriginalWeights
 from export.progress import progress_bar
-from export.turbomind import layout
-from export.turbomind.llama import EMBEDDING, OUTPUT
-from export.turbomind.reader import TurbomindReader
 from export.weights import BLOCK, Weights
 from pipelines.artifacts import Json
 from pipelines.errors import CheckError
@@ -43,29 +40,10 @@ def verify_hf(model: Model, folder: Path, table: ExportVerify) -> Json:
     found["prompts_equal"] = _compare_prompts(model, folder)
     loaded = _loaded(model, folder)
     if table.greedy_tokens:
-        exported = _continuations(model, loaded, table.greedy_tokens)
+        exported = continuations(model, loaded, table.greedy_tokens)
         del loaded
-        trained = _continuations(model, _trained(model), table.greedy_tokens)
-        found["greedy"] = _compare_continuations(exported, trained, table.max_abs_diff, folder)
-    return found
-
-
-def verify_turbomind(model: Model, folder: Path, table: ExportVerify) -> Json:
-    """Check a TurboMind folder by reading it with a plain reader; returns what was compared.
-
-    Raises:
-        CheckError: at the first difference, naming it.
-    """
-    found: dict[str, Json] = {"tensors_equal": _compare_turbomind(model, folder)}
-    if table.greedy_tokens:
-        reader = TurbomindReader(folder)
-        config = reader.hf_config(model.weights.shapes)
-        tensors = ((name, tensor) for name, tensor in _as_trained(model, reader) if name in model.weights.shapes)
-        served = load_tensors(config, tensors, model.weights.dtype, str(folder))
-        exported = _continuations(model, served, table.greedy_tokens)
-        del served
-        trained = _continuations(model, _trained(model), table.greedy_tokens)
-        found["greedy"] = _compare_continuations(exported, trained, table.max_abs_diff, folder)
+        trained = continuations(model, trained_model(model), table.greedy_tokens)
+        found["greedy"] = compare_continuations(exported, trained, table.max_abs_diff, folder)
     return found
 
 
@@ -78,9 +56,9 @@ def verify_adapter(model: Model, base: Path, folder: Path, table: ExportVerify) 
     found: dict[str, Json] = {"tensors_equal": _compare_adapter(model, folder)}
     found["prompts_equal"] = _compare_prompts(model, folder)
     if table.greedy_tokens:
-        exported = _continuations(model, load_adapter(base, folder), table.greedy_tokens)
-        trained = _continuations(model, load_trained_adapter(base, model), table.greedy_tokens)
-        found["greedy"] = _compare_continuations(exported, trained, table.max_abs_diff, folder)
+        exported = continuations(model, load_adapter(base, folder), table.greedy_tokens)
+        trained = continuations(model, load_trained_adapter(base, model), table.greedy_tokens)
+        found["greedy"] = compare_continuations(exported, trained, table.max_abs_diff, folder)
     return found
 
 
@@ -90,7 +68,7 @@ def _compare_adapter(model: Model, folder: Path) -> int:
         stored = stored_tensors(model)
         for name, trained in stored.items():
             found = file.get_tensor(name).view(np.uint32)
-            _refuse_difference(found, weights.tensor(trained), f"{path}: {name}")
+            refuse_difference(found, weights.tensor(trained), f"{path}: {name}")
     return len(stored)
 
 
@@ -101,7 +79,7 @@ def _loaded(model: Model, folder: Path) -> Any:
     return load_tensors(read_config(model.checkpoint.model), tensors, model.weights.dtype, str(folder))
 
 
-def _trained(model: Model) -> Any:
+def trained_model(model: Model) -> Any:
     """The checkpoint's weights in the checkpoint's own config."""
     weights = model.weights.llama if isinstance(model.weights, OriginalWeights) else model.weights
     tensors = ((name, weights.tensor(name)) for name in weights.shapes)
@@ -133,7 +111,7 @@ def compare_safetensors(weights: Weights, folder: Path) -> int:
                     flat = tensor.reshape(-1).view(torch.uint16 if tensor.element_size() == 2 else torch.uint32)
                     for start in range(0, flat.numel(), BLOCK):
                         found = flat[start : start + BLOCK].numpy()
-                        _refuse_difference(found, weights.read(name, start, start + found.size), f"{path}: {name}")
+                        refuse_difference(found, weights.read(name, start, start + found.size), f"{path}: {name}")
                         progress(found.nbytes)
                     seen += 1
     if seen != len(weights.shapes):
@@ -141,46 +119,12 @@ def compare_safetensors(weights: Weights, folder: Path) -> int:
     return seen
 
 
-def _compare_turbomind(model: Model, folder: Path) -> int:
-    weights, seen = model.weights, 0
-    with progress_bar("checking turbomind", weights.nbytes, "B") as progress:
-        for name, tensor in _as_trained(model, TurbomindReader(folder)):
-            if name in weights.shapes:
-                expected = weights.tensor(name)
-                seen += 1
-                progress(tensor.nbytes)
-            elif name == OUTPUT:
-                expected = weights.tensor(EMBEDDING)
-            else:
-                expected = np.zeros_like(tensor)  # the output bias that the engine wants and the model lacks
-            _refuse_difference(tensor, expected, f"{folder}: {name}")
-    if seen != len(weights.shapes):
-        raise CheckError(f"{folder}: {seen} of {len(weights.shapes)} tensors; export again")
-    return seen
+def refuse_difference(found: Bits, expected: Bits, where: str) -> None:
+    """Make sure that numbers read back are the checkpoint's.
 
-
-def _as_trained(model: Model, reader: TurbomindReader) -> Iterator[tuple[str, Bits]]:
-    """The reader's tensors without the padding and the repeated heads that tensor parallelism asked for."""
-    for name, tensor in reader.tensors():
-        try:
-            yield name, _reduced(name, tensor, model.weights.shapes.get(name, tensor.shape), reader)
-        except ValueError as error:
-            raise CheckError(f"{reader.folder}: {name}: {error}; export again") from error
-
-
-def _reduced(name: str, tensor: Bits, shape: tuple[int, ...], reader: TurbomindReader) -> Bits:
-    if tensor.shape == shape:
-        return tensor
-    if ".k_proj." in name or ".v_proj." in name:
-        columns = tensor.T if tensor.ndim == 2 else tensor[None]
-        heads = layout.unrepeat_heads(columns, reader.model["size_per_head"], columns.shape[1] // shape[0])
-        return heads.T if tensor.ndim == 2 else heads[0]
-    if ".down_proj." in name:
-        return layout.unpad_columns(tensor, shape[1])
-    return layout.unpad_columns(tensor.T, shape[0]).T
-
-
-def _refuse_difference(found: Bits, expected: Bits, where: str) -> None:
+    Raises:
+        CheckError: naming `where`, and how many differ.
+    """
     if found.shape != expected.shape:
         raise CheckError(f"{where} has shape {list(found.shape)}, the checkpoint {list(expected.shape)}; export again")
     different = int(np.count_nonzero(found != expected))
@@ -198,7 +142,8 @@ def _compare_prompts(model: Model, folder: Path) -> int:
     return len(probes.probes)
 
 
-def _continuations(model: Model, loaded: Any, tokens: int) -> list[Continuation]:
+def continuations(model: Model, loaded: Any, tokens: int) -> list[Continuation]:
+    """What a loaded model says after each of the first probe prompts."""
     return [continue_greedily(loaded, prompt, tokens) for prompt in _prompts(model)]
 
 
@@ -208,9 +153,14 @@ def _prompts(model: Model) -> list[Sequence[int]]:
     return [probe.prompt_ids for probe in probes] or [[id_ % rows for id_ in range(1, 17)]]
 
 
-def _compare_continuations(
+def compare_continuations(
     exported: list[Continuation], trained: list[Continuation], max_abs_diff: float, folder: Path
 ) -> Json:
+    """Compare what an export says with what the checkpoint's weights do; returns how much was compared.
+
+    Raises:
+        CheckError: if a token or a logit differs by more than is accepted.
+    """
     worst = max(float((one.logits - other.logits).abs().max()) for one, other in zip(exported, trained, strict=True))
     if not worst <= max_abs_diff:
         raise CheckError(

@@ -7,19 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.numpy import load_file, save_file
 
 from export.hf import Model, write_hf
-from export.turbomind.folder import write_turbomind
-from export.verify import verify_hf, verify_turbomind
+from export.verify import verify_hf
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError
 from pipelines.probes import Probe, Probes
-from pipelines.schema import ExportVerify, TurbomindExport
-from tests.export.tiny import LLAMA, PROBES, QWEN2, random_tensors, write_checkpoint
-
-WEIGHTS = Path("triton_models") / "weights"
+from pipelines.schema import ExportVerify
+from tests.export.tiny import LLAMA, PROBES, random_tensors, write_checkpoint
 
 
 def model(folder: Path, config: dict[str, Any] = LLAMA, **how: Any) -> Model:
@@ -123,78 +119,3 @@ def test_a_model_without_probes_continues_plain_numbers(tmp_path: Path) -> None:
 def test_no_greedy_tokens_compares_none(tmp_path: Path) -> None:
     exported, folder = hf(tmp_path)
     assert "greedy" not in verify_hf(exported, folder, ExportVerify(greedy_tokens=0))
-
-
-def turbomind(folder: Path, config: dict[str, Any], tp: int) -> tuple[Model, Path]:
-    checkpoint = write_checkpoint(folder / "step-00000001", config, random_tensors(config), ranks=3)
-    exported, out = Model.of(Checkpoint(checkpoint), "bfloat16"), folder / "turbomind"
-    out.mkdir()
-    write_turbomind(exported, out, TurbomindExport.model_validate({"tp": tp}), "tiny")
-    return exported, out
-
-
-EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512, "intermediate_size": 90}
-ROPE = {"rope_theta": 10000.0, "factor": 4.0}
-
-
-@pytest.mark.parametrize(
-    ("config", "tp"),
-    [
-        (LLAMA, 1),
-        (LLAMA | EIGHT, 4),
-        (QWEN2 | EIGHT | {"tie_word_embeddings": True}, 8),
-        (LLAMA | {"rope_parameters": {**ROPE, "rope_type": "linear"}}, 2),
-        (LLAMA | {"rope_parameters": {**ROPE, "rope_type": "dynamic"}}, 1),
-        (LLAMA | {"rope_parameters": {**ROPE, "rope_type": "yarn"}}, 1),
-        (
-            LLAMA
-            | {
-                "rope_parameters": {
-                    **ROPE,
-                    "rope_type": "llama3",
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 128,
-                }
-            },
-            1,
-        ),
-    ],
-)
-def test_a_turbomind_folder_gives_the_logits_of_the_checkpoint(tmp_path: Path, config: dict[str, Any], tp: int) -> None:
-    exported, folder = turbomind(tmp_path, config, tp)
-    found = verify_turbomind(exported, folder, ExportVerify(greedy_tokens=4))
-    assert found["tensors_equal"] == len(exported.weights.shapes)
-    assert found["greedy"]["max_abs_diff"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("name", "place", "finding"),
-    [
-        ("norm.weight", 0, r"model\.norm\.weight differs .* in 1 of 512"),
-        ("layers.1.attention.w_qkv.3.weight", 0, r"layers\.1\.self_attn\.q_proj\.weight differs .* in 1 of"),
-        ("layers.0.attention.w_qkv.1.weight", 2 * 64 * 2, "repeated heads differ"),
-        ("layers.0.feed_forward.w1.7.weight", -2, "the padding is not zero"),
-        ("output.7.weight", -2, "the padding is not zero"),
-        ("layers.1.attention.wo.2.bias", 0, "the ranks' output biases of layer 1 differ"),
-    ],
-)
-def test_one_changed_bit_in_a_turbomind_file_is_found(tmp_path: Path, name: str, place: int, finding: str) -> None:
-    exported, folder = turbomind(tmp_path, QWEN2 | EIGHT, 8)
-    path = folder / WEIGHTS / name
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(CheckError, match=finding):
-        verify_turbomind(exported, folder, ExportVerify())
-
-
-@pytest.mark.parametrize(("key", "value"), [("rope_theta", 10000.0), ("rope_scaling_type", "linear")])
-def test_a_turbomind_config_of_another_model_is_found(tmp_path: Path, key: str, value: Any) -> None:
-    exported, folder = turbomind(tmp_path, LLAMA, 1)
-    path = folder / WEIGHTS / "config.yaml"
-    settings = yaml.safe_load(path.read_text())
-    settings["attention_config"] |= {"rope_scaling_factor": 3.0, key: value}
-    path.write_text(yaml.safe_dump(settings))
-    with pytest.raises(CheckError, match="its logits are up to"):
-        verify_turbomind(exported, folder, ExportVerify())
