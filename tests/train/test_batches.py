@@ -77,3 +77,19 @@ def test_samples_that_share_a_document_or_are_cut_for_attention_keep_their_targe
         assert batch.segments.cu_seqlens.tolist() == pack.cu_seqlens.tolist()
         assert batch.position_ids[0].tolist() == pack.positions.tolist()
     assert pack.cu_seqlens.size > plain.segments.size
+
+
+@given(index=st.integers(0, PACKS - 1), parts=st.integers(2, 7))
+def test_parts_of_a_pack_are_the_pack(packs: ShardReader, index: int, parts: int) -> None:
+    cpu, pack = torch.device("cpu"), packs[index]
+    whole = micro_batch(pack, cpu)
+    cut = [micro_batch(pack, cpu, part=part, parts=parts) for part in range(parts)]
+    length, missing = cut[0].input_ids.shape[1], -pack.tokens.size % parts
+    assert all(one.input_ids.shape == one.position_ids.shape == (1, length) for one in cut)
+    joined = torch.cat([one.input_ids[0] for one in cut])
+    assert joined.tolist() == [*pack.tokens.tolist(), *[0] * missing]
+    assert torch.cat([one.position_ids[0] for one in cut]).tolist() == [*pack.positions.tolist(), *range(missing)]
+    at = [predictor + part * length for part, one in enumerate(cut) for predictor in one.predictors.tolist()]
+    assert at == whole.predictors.tolist()
+    assert [target for one in cut for target in one.targets.tolist()] == whole.targets.tolist()
+    assert all(0 <= predictor < length for one in cut for predictor in one.predictors.tolist())
