@@ -14,7 +14,6 @@ from export.safetensors_stream import write_model
 from export.source import Source
 from export.weights import Weights
 from pipelines.artifacts import canonical_json, write_atomic
-from pipelines.errors import ConfigError
 from pipelines.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 
 
@@ -43,12 +42,11 @@ class Model:
             CheckError: if the checkpoint lacks what an export needs.
             ConfigError: if the model has parts that are not exported yet.
         """
-        _refuse_unsupported(checkpoint)
         trained = read_config(checkpoint.model)
         tokenizer = checkpoint.tokenizer
         special = special_tokens(tokenizer, trained)
-        weights = Weights(checkpoint, dtype, base)
-        config = exported_config(trained, weights.shapes, dtype, special)
+        weights, settings = _weights(checkpoint, dtype, base, trained)
+        config = exported_config(settings, weights.shapes, dtype, special)
         files = {
             "config.json": canonical_json(config),
             "generation_config.json": canonical_json(exported_generation_config(checkpoint, special)),
@@ -91,18 +89,18 @@ def _code(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.py"))}
 
 
-def _refuse_unsupported(checkpoint: Source) -> None:
-    if buffers := list(checkpoint.manifest.facts["buffers"]):
-        raise ConfigError(
-            f"{checkpoint.folder}: the model keeps {buffers[0]} beside its parameters (a persistent buffer), which "
-            "export does not write yet"
-        )
-    fused = next((name for name, shape in checkpoint.shapes.items() if len(shape) > 2), None)
-    if fused:
-        raise ConfigError(
-            f"{checkpoint.folder}: {fused} holds several experts in one tensor, a form that only Transformers 5 reads; "
-            "export does not take it apart yet"
-        )
+def _weights(
+    checkpoint: Source, dtype: Dtype, base: Path | None, trained: dict[str, Any]
+) -> tuple[Weights, dict[str, Any]]:
+    """The tensors as they are written, and every setting of the model's class."""
+    if checkpoint.adapter is not None and base is None:
+        return Weights(checkpoint, dtype), trained  # under names of PEFT's, in float32
+    if next(checkpoint.model.rglob("*.py"), None):
+        return Weights(checkpoint, dtype, base), trained  # of a class that need not run for this
+    from export.published import Form  # imports torch, which an export that is current need not wait for
+
+    form = Form(trained, checkpoint.folder)
+    return form.published(Weights(checkpoint, dtype, base, form.float32(dtype))), form.settings
 
 
 def write_hf(model: Model, folder: Path, max_shard_size: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -44,30 +45,41 @@ def load_tensors(
     """A model of that config.json with those weights.
 
     Args:
+        tensors: of which some may be float32 where the others are not.
         code: a directory with the same config.json, and the Python files of the model's class, which then run.
     Raises:
         CheckError: if the weights are not the model's.
         ConfigError: if Transformers does not know the model.
     """
-    try:
-        if code is None:
-            settings = AutoConfig.for_model(**config)
-            architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
-        else:
-            settings = AutoConfig.from_pretrained(code, local_files_only=True, trust_remote_code=True)
-            reference = config["auto_map"]["AutoModelForCausalLM"]
-            architecture = get_class_from_dynamic_module(reference, code, local_files_only=True)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{origin}: Transformers {transformers.__version__} has no language model of type {config['model_type']!r}"
-        ) from error
-    state = {name: as_tensor(bits, dtype) for name, bits in tensors}
+    settings, architecture = model_class(config, origin, code)
+    state = {name: as_tensor(bits, dtype if bits.dtype == np.uint16 else "float32") for name, bits in tensors}
     with _quiet():
         model, info = architecture.from_pretrained(
             None, config=settings, state_dict=state, dtype=getattr(torch, dtype), output_loading_info=True
         )
     _refuse_gaps(info, origin)
     return model.eval()
+
+
+def model_class(config: Mapping[str, Any], origin: str, code: Path | None = None) -> tuple[Any, Any]:
+    """The settings and the class of a language model.
+
+    Args:
+        code: a directory with the same config.json, and the Python files of the model's class, which then run.
+    Raises:
+        ConfigError: if Transformers does not know the model.
+    """
+    try:
+        if code is None:
+            settings = AutoConfig.for_model(**config)
+            return settings, MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+        settings = AutoConfig.from_pretrained(code, local_files_only=True, trust_remote_code=True)
+        reference = config["auto_map"]["AutoModelForCausalLM"]
+        return settings, get_class_from_dynamic_module(reference, code, local_files_only=True)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{origin}: Transformers {transformers.__version__} has no language model of type {config['model_type']!r}"
+        ) from error
 
 
 def as_tensor(bits: Bits, dtype: Dtype) -> Tensor:

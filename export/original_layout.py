@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from export.cast import WIDTH, Bits
+from export.cast import WIDTH, Bits, Dtype
 from export.weights import Weights
 from pipelines.llama_layouts import KEY, Layout, Rows, layout_of, original_config
 
@@ -28,9 +28,18 @@ class OriginalWeights(Weights):
         }
 
     @property
+    def trained(self) -> Weights:
+        """Llama's weights."""
+        return self.llama
+
+    @property
     def vanished(self) -> int:  # type: ignore[override]  # counted where the numbers are rounded
         """Numbers read so far that are not zero and too small for the format."""
         return self.llama.vanished
+
+    def dtype_of(self, name: str) -> Dtype:
+        """Number format of a tensor."""
+        return self.llama.dtype_of(self.layout.tensors[name][0].name)
 
     def read(self, name: str, start: int, stop: int) -> Bits:
         """Elements start..stop of the flattened tensor."""

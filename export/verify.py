@@ -81,7 +81,7 @@ def _loaded(model: Model, folder: Path) -> Any:
 
 def trained_model(model: Model) -> Any:
     """The checkpoint's weights in the checkpoint's own config."""
-    weights = model.weights.llama if isinstance(model.weights, OriginalWeights) else model.weights
+    weights = model.weights.trained
     tensors = ((name, weights.tensor(name)) for name in weights.shapes)
     return load_tensors(
         read_config(model.checkpoint.model),

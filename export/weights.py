@@ -1,5 +1,6 @@
 """A checkpoint's weights as bit patterns of the exported format, range by range, so that no model has to fit memory."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy.typing as npt
 from export.cast import WIDTH, Bits, Dtype, all_finite, cast, vanished
 from export.merge import Merged
 from export.source import Source
-from pipelines.errors import CheckError
+from pipelines.checkpoints import Checkpoint
+from pipelines.errors import CheckError, ConfigError
 
 BLOCK = 1 << 22
 """Elements read, rounded and written at once: 16 MiB of float32."""
@@ -21,13 +23,24 @@ class Weights:
 
     Args:
         base: the model that the checkpoint's adapter is merged into; without it, parameters are what was trained.
+        float32: found in the names of tensors that stay float32 whatever `dtype` is.
+    Raises:
+        ConfigError: if the model keeps something that is not a number beside its parameters.
     """
 
-    def __init__(self, checkpoint: Source, dtype: Dtype, base: Path | None = None) -> None:
+    def __init__(
+        self, checkpoint: Source, dtype: Dtype, base: Path | None = None, float32: re.Pattern[str] | None = None
+    ) -> None:
         self.dtype = dtype
+        self._float32 = float32
         self._merged = None if base is None else Merged(checkpoint, base)
-        self.shapes: Mapping[str, tuple[int, ...]] = self._merged.shapes if self._merged else checkpoint.shapes
-        """Of every tensor by name."""
+        self._buffers = _buffers(checkpoint) if base is None else {}
+        self.shapes: Mapping[str, tuple[int, ...]] = (
+            self._merged.shapes
+            if self._merged
+            else {**checkpoint.shapes, **{name: values.shape for name, values in self._buffers.items()}}
+        )
+        """Of every tensor by name: parameters, then what the model stores beside them (persistent buffers)."""
         self.vanished = 0
         """Numbers read so far that are not zero and too small for the format."""
         self._checkpoint = checkpoint
@@ -36,9 +49,14 @@ class Weights:
         """Elements of a tensor."""
         return int(np.prod(self.shapes[name], dtype=np.int64))
 
-    def dtype_of(self, name: str) -> Dtype:  # noqa: ARG002 (which some override by name)
-        """Number format of a tensor, which is `dtype` where a checkpoint does not hold several."""
-        return self.dtype
+    @property
+    def trained(self) -> "Weights":
+        """The same weights under the names they were trained by."""
+        return self
+
+    def dtype_of(self, name: str) -> Dtype:
+        """Number format of a tensor: `dtype`, or float32 where the model computes with that alone."""
+        return "float32" if self._float32 is not None and self._float32.search(name) else self.dtype
 
     @property
     def parameters(self) -> int:
@@ -57,12 +75,16 @@ class Weights:
             CheckError: if a number is not finite, or not in the exported format.
         """
         values: npt.NDArray[Any]
-        if self._merged is None:
-            values = self._checkpoint.read("parameter", name, start, stop)
-            bits = cast(values, self.dtype)
+        dtype = self.dtype_of(name)
+        if self._merged is not None:
+            values, bits = self._merged.read(name, start, stop, dtype)
+        elif name in self._buffers:
+            values = self._buffers[name].reshape(-1)[start:stop]
+            bits = cast(values, dtype)
         else:
-            values, bits = self._merged.read(name, start, stop, self.dtype)
-        if not all_finite(bits, self.dtype):
+            values = self._checkpoint.read("parameter", name, start, stop)
+            bits = cast(values, dtype)
+        if not all_finite(bits, dtype):
             if not np.isfinite(values).all():
                 raise CheckError(
                     f"{self._checkpoint.folder}: {name} holds NaN or infinity, so training diverged; "
@@ -70,7 +92,7 @@ class Weights:
                 )
             raise CheckError(
                 f"{self._checkpoint.folder}: {name} holds {float(np.abs(values).max()):g}, beyond the range of "
-                f"{self.dtype}; export bfloat16 or float32"
+                f"{dtype}; export bfloat16 or float32"
             )
         self.vanished += vanished(values, bits)
         return bits
@@ -83,7 +105,19 @@ class Weights:
 
     def tensor(self, name: str) -> Bits:
         """A whole tensor in its shape."""
-        whole = np.empty(self.size(name), np.uint16 if WIDTH[self.dtype] == 2 else np.uint32)
+        whole = np.empty(self.size(name), np.uint16 if WIDTH[self.dtype_of(name)] == 2 else np.uint32)
         for index, block in enumerate(self.blocks(name)):
             whole[index * BLOCK : index * BLOCK + block.size] = block
         return whole.reshape(self.shapes[name])
+
+
+def _buffers(source: Source) -> dict[str, npt.NDArray[np.float32]]:
+    """What a checkpoint of ours keeps apart; in other files it is among the tensors."""
+    found = dict(source.buffers()) if isinstance(source, Checkpoint) else {}
+    for name, values in found.items():
+        if values.dtype != np.float32:
+            raise ConfigError(
+                f"{source.folder}: the model keeps {name} beside its parameters as {values.dtype}, which export does "
+                "not write; use a model of another type"
+            )
+    return found

@@ -91,6 +91,7 @@ def write_checkpoint(
     ranks: int = 1,
     generation: dict[str, Any] | None = None,
     probes: Probes | None = None,
+    buffers: dict[str, npt.NDArray[Any]] | None = None,
 ) -> Path:
     """Write a checkpoint as `ranks` ranks would: all parameters end to end, cut into equal shares wherever it falls."""
     folder.mkdir(parents=True)
@@ -113,12 +114,14 @@ def write_checkpoint(
                 state[fragment_key("parameter", name, first)] = piece
                 state[fragment_key("exp_avg", name, first)] = piece * np.float32(0.125)
             position += tensor.size
+        if rank == 0:
+            state |= {fragment_key("buffer", name, 0): values.reshape(-1) for name, values in (buffers or {}).items()}
         save_file(state, folder / f"state-{rank:05d}-of-{ranks:05d}.safetensors")
-    complete(folder, tensors)
+    complete(folder, tensors, buffers=buffers)
     return folder
 
 
-def complete(folder: Path, tensors: Tensors, step: int = 3) -> None:
+def complete(folder: Path, tensors: Tensors, step: int = 3, buffers: dict[str, npt.NDArray[Any]] | None = None) -> None:
     """Write the manifest of what is in a checkpoint's directory."""
     files = [
         FileRecord.of(folder, path) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST
@@ -128,7 +131,7 @@ def complete(folder: Path, tensors: Tensors, step: int = 3) -> None:
         "packs_consumed": 8 * step,
         "loss": {"first": 5.5, "last": 2.25},
         "tied": {},
-        "buffers": {},
+        "buffers": {name: list(values.shape) for name, values in (buffers or {}).items()},
         "parameters": {name: list(tensor.shape) for name, tensor in tensors.items()},
     }
     stage = identity([vars(record) for record in files], facts)
