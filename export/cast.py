@@ -75,6 +75,15 @@ def _to_odd(values: npt.NDArray[np.float64], near: Float32, words: npt.NDArray[n
                 words[i] -= np.uint32(1)
 
 
+def numbers(bits: Bits, dtype: Dtype) -> Float32:
+    """The numbers that bit patterns are, which every format here shares with float32."""
+    if dtype == "float32":
+        return bits.view(np.float32)
+    if dtype == "float16":
+        return bits.view(np.float16).astype(np.float32)
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
 def cast_reference(value: float, dtype: Literal["bfloat16", "float16"]) -> int:
     """`cast` of one finite number, by its distance to every number of the format. The tests compare the two."""
     infinity = _EXPONENT[dtype]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from export.cast import Dtype
+from export.merge import Base
 from export.model_card import model_card
 from export.model_config import exported_config, exported_generation_config, read_config
 from export.original_layout import OriginalWeights, originally
@@ -13,7 +14,7 @@ from export.progress import progress_bar
 from export.safetensors_stream import write_model
 from export.source import Source
 from export.weights import Weights
-from pipelines.artifacts import canonical_json, write_atomic
+from pipelines.artifacts import Json, canonical_json, write_atomic
 from pipelines.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 
 
@@ -33,7 +34,7 @@ class Model:
     """Configuration and tokenizer, content by file name."""
 
     @classmethod
-    def of(cls, checkpoint: Source, dtype: Dtype, base: Path | None = None) -> "Model":
+    def of(cls, checkpoint: Source, dtype: Dtype, base: Path | Base | None = None) -> "Model":
         """Read what is small and check that it fits together; the weights are read when they are written.
 
         Args:
@@ -90,7 +91,7 @@ def _code(folder: Path) -> dict[str, bytes]:
 
 
 def _weights(
-    checkpoint: Source, dtype: Dtype, base: Path | None, trained: dict[str, Any]
+    checkpoint: Source, dtype: Dtype, base: Path | Base | None, trained: dict[str, Any]
 ) -> tuple[Weights, dict[str, Any]]:
     """The tensors as they are written, and every setting of the model's class."""
     if checkpoint.adapter is not None and base is None:
@@ -103,13 +104,33 @@ def _weights(
     return form.published(Weights(checkpoint, dtype, base, form.float32(dtype))), form.settings
 
 
-def write_hf(model: Model, folder: Path, max_shard_size: int) -> None:
-    """Write a directory that plain Transformers loads, holding one block of a tensor in memory at a time."""
+def write_hf(model: Model, folder: Path, max_shard_size: int) -> Mapping[str, str]:
+    """Write a directory that plain Transformers loads, holding one block of a tensor in memory at a time.
+
+    Returns:
+        The SHA-256 of every tensor's numbers, by name, as they were computed.
+    """
     with progress_bar("writing hf", model.weights.nbytes, "B") as progress:
-        write_model(folder, model.weights, max_shard_size, progress)
+        digests = write_model(folder, model.weights, max_shard_size, progress)
     model.write_files(folder)
+    write_card(model, folder)
+    return digests
+
+
+def write_card(model: Model, folder: Path, merging: Json = None) -> None:
+    """Write README.md.
+
+    Args:
+        merging: what the choice of the base came to, of an adapter on 4 bits.
+    """
     original = isinstance(model.weights, OriginalWeights)
     card = model_card(
-        model.checkpoint, model.config, model.weights, model.special, chats=model.chats, original=original
+        model.checkpoint,
+        model.config,
+        model.weights,
+        model.special,
+        chats=model.chats,
+        original=original,
+        merging=merging,
     )
     write_atomic(folder / "README.md", card.encode("utf-8"))

@@ -137,18 +137,20 @@ class Addition:
 class Merged:
     """The base's tensors under their names in its files, with the adapter of a checkpoint in them."""
 
-    def __init__(self, checkpoint: Source, base: Path) -> None:
+    def __init__(self, checkpoint: Source, base: Path | Base) -> None:
+        """Put the checkpoint's adapter on a base: a model's directory, or one opened already."""
         self.folder = checkpoint.folder
         self._checkpoint = checkpoint
-        self._base = open_base(base)
+        self._base = base if isinstance(base, Base) else open_base(base)
         self._layers: Mapping[str, Any] = {f"{name}.weight": how for name, how in checkpoint.adapter["layers"].items()}
         self._whole = dict(_trained_whole(checkpoint))
         """Tensor of the base -> trained tensor that takes its place."""
         for name in (*self._layers, *self._whole):
             if name not in self._base.shapes:
                 raise ConfigError(
-                    f"{base}: has no tensor {name}, so it is stored in another layout than it was trained in, which "
-                    "merging does not support; load and save it with Transformers first, or use the target adapter"
+                    f"{self._base.folder}: has no tensor {name}, so it is stored in another layout than it was trained "
+                    "in, which merging does not support; load and save it with Transformers first, or use the target "
+                    "adapter"
                 )
         stale = self._stale_copy()
         # What was trained whole may have grown: there are more rows where tokens were added.

@@ -5,6 +5,7 @@ from typing import Any
 
 from export.source import Source
 from export.weights import Weights
+from pipelines.artifacts import Json
 from pipelines.tokenizer_files import SpecialTokens
 
 _CHAT = """messages = [{"role": "user", "content": "Hello"}]
@@ -46,6 +47,17 @@ export "hf", where it is merged, in either layout.
 _ORIGINAL = """It has the layout and the config.json that the model came with, for engines that know it. Transformers
 knows it only with the Python files that `auto_map` names, which are not part of an export; copy them from the original.
 """
+_MERGING = """
+## Merged from 4 bits
+
+The adapter was trained on the model in 4 bits ({type}) and can be merged into one of two bases: the original, or the
+4-bit numbers unpacked, which training multiplied with. How far either is from what was trained (this model is the one
+in bold):
+
+| base | all matrices, relative | worst matrix | logits of the probe prompts |
+|---|---|---|---|
+{rows}
+"""
 
 
 def model_card(
@@ -56,12 +68,14 @@ def model_card(
     *,
     chats: bool,
     original: bool = False,
+    merging: Json = None,
 ) -> str:
     """Markdown with the front matter that model hubs read.
 
     Args:
         chats: whether there is a chat template to show the use of.
         original: whether it is in a layout that Transformers has no class for.
+        merging: how far it is from what was trained, of an adapter on 4 bits merged onto one base or the other.
     """
     stop = ", ".join(str(id_) for id_ in special.stop) or "none"
     architecture = (config.get("architectures") or [config["model_type"]])[0]
@@ -87,8 +101,21 @@ Trained with packtrain: {checkpoint.step:,} optimizer steps over {checkpoint.pac
 
 What it was trained on, its licence and what it is good for are not known to the exporter; add them before sharing it.
 `manifest.json` lists every file with its SHA-256 and what was compared after writing.
-
+{_merging(merging)}
 {use}"""
+
+
+def _merging(merging: Json) -> str:
+    if merging is None:
+        return ""
+    rows = []
+    for base in ("original", "dequantized"):
+        one = merging[base]
+        logits = "not measured" if one["logits"] is None else f"{one['logits']:g}"
+        name = f"**{base}**" if base == merging["base"] else base
+        worst = f"{one['worst']['relative']:.2%} in `{one['worst']['matrix']}`"
+        rows.append(f"| {name} | {one['relative']:.3%} | {worst} | {logits} |")
+    return _MERGING.format(type=merging["type"], rows="\n".join(rows))
 
 
 def adapter_card(

@@ -115,8 +115,8 @@ def _write(pipeline: Pipeline, plan: Plan, checkpoint: Source, target: str) -> N
         model = model.as_it_came()
     with staged(plan.home / target) as folder:
         if target == "hf":
-            write_hf(model, folder, table.hf.max_shard_size)
-            about = {"verified": verify_hf(model, folder, table.verify)}
+            written = write_hf(model, folder, table.hf.max_shard_size)
+            about = {"verified": verify_hf(model, folder, table.verify, written)}
         elif target == "adapter":
             assert plan.base is not None  # Plan.of refuses the target without
             write_adapter(model, plan.base, folder)

@@ -4,10 +4,13 @@ A file is the header's length (8 bytes, little-endian), a JSON header of names, 
 the raw numbers. A model is one file, or several with an index of which name is where.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from export.cast import WIDTH, Bits
 from export.weights import Weights
@@ -18,13 +21,18 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-def write_model(folder: Path, weights: Weights, max_shard_size: int, progress: Callable[[int], object]) -> None:
+def write_model(
+    folder: Path, weights: Weights, max_shard_size: int, progress: Callable[[int], object]
+) -> Mapping[str, str]:
     """Write all weights below `folder`, in as many files as needed.
 
     Args:
         max_shard_size: bytes of numbers in a file; a larger tensor has a file of its own.
         progress: told the bytes written since it was told last.
+    Returns:
+        The SHA-256 of every tensor's numbers by name, taken before they were written.
     """
+    digests: dict[str, str] = {}
     dtypes = {name: weights.dtype_of(name) for name in weights.shapes}
     sizes = {name: weights.size(name) * WIDTH[dtypes[name]] for name in weights.shapes}
     shards = plan_shards(sizes, max_shard_size)
@@ -34,7 +42,7 @@ def write_model(folder: Path, weights: Weights, max_shard_size: int, progress: C
             folder / file_name,
             dtypes,
             {name: weights.shapes[name] for name in shard},
-            (block for name in shard for block in weights.blocks(name)),
+            (block for name in shard for block in _digested(name, weights, digests)),
             progress,
         )
     if len(shards) > 1:
@@ -43,6 +51,7 @@ def write_model(folder: Path, weights: Weights, max_shard_size: int, progress: C
             "weight_map": {name: file for file, shard in zip(names, shards, strict=True) for name in shard},
         }
         write_atomic(folder / INDEX, canonical_json(index))
+    return digests
 
 
 def plan_shards(sizes: Mapping[str, int], max_shard_size: int) -> list[list[str]]:
@@ -85,6 +94,14 @@ def write_file(
             written += block.nbytes
             progress(block.nbytes)
     assert written == expected, f"{path}: {written} bytes of numbers, the header says {expected}"
+
+
+def _digested(name: str, weights: Weights, digests: dict[str, str]) -> Iterator[Bits]:
+    digest = hashlib.sha256()
+    for block in weights.blocks(name):
+        digest.update(np.ascontiguousarray(block).data)
+        yield block
+    digests[name] = digest.hexdigest()
 
 
 def _header(dtype: str | Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> tuple[bytes, int]:

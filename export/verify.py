@@ -4,7 +4,8 @@ The other side of each comparison is the checkpoint: its tensors after the state
 saved it, its tokenizer's probe conversations as prep rendered them.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,19 @@ PROMPTS = 4
 """Probe prompts that are continued."""
 
 
-def verify_hf(model: Model, folder: Path, table: ExportVerify) -> Json:
+def verify_hf(model: Model, folder: Path, table: ExportVerify, written: Mapping[str, str] | None = None) -> Json:
     """Check a Hugging Face directory; returns what was compared, for its manifest.
 
+    Args:
+        written: SHA-256 of tensors as they were computed; the others are computed again.
     Raises:
         CheckError: at the first difference, naming it.
     """
-    found: dict[str, Json] = {"tensors_equal": compare_safetensors(model.weights, folder)}
+    found: dict[str, Json] = {"tensors_equal": compare_safetensors(model.weights, folder, written or {})}
     found["prompts_equal"] = _compare_prompts(model, folder)
-    loaded = _loaded(model, folder)
     if table.greedy_tokens:
-        exported = continuations(model, loaded, table.greedy_tokens)
-        del loaded
-        trained = continuations(model, trained_model(model), table.greedy_tokens)
+        exported = continuations(model, _loaded(model, folder), table.greedy_tokens)
+        trained = continuations(model, trained_model(model, folder), table.greedy_tokens)
         found["greedy"] = compare_continuations(exported, trained, table.max_abs_diff, folder)
     return found
 
@@ -79,10 +80,18 @@ def _loaded(model: Model, folder: Path) -> Any:
     return load_tensors(read_config(model.checkpoint.model), tensors, model.weights.dtype, str(folder))
 
 
-def trained_model(model: Model) -> Any:
-    """The checkpoint's weights in the checkpoint's own config."""
+def trained_model(model: Model, folder: Path | None = None) -> Any:
+    """The checkpoint's weights in the checkpoint's own config.
+
+    Args:
+        folder: an export with the same numbers, compared before; it is read where the names are the same as well, since
+            merging costs more than that.
+    """
     weights = model.weights.trained
-    tensors = ((name, weights.tensor(name)) for name in weights.shapes)
+    if folder is not None and weights is model.weights:
+        tensors = _stored(folder)
+    else:
+        tensors = ((name, weights.tensor(name)) for name in weights.shapes)
     return load_tensors(
         read_config(model.checkpoint.model),
         tensors,
@@ -92,9 +101,20 @@ def trained_model(model: Model) -> Any:
     )
 
 
-def compare_safetensors(weights: Weights, folder: Path) -> int:
+def _stored(folder: Path) -> Iterator[tuple[str, Bits]]:
+    """Every tensor of a directory as bit patterns, by name."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                tensor = file.get_tensor(name)
+                yield name, tensor.view(torch.uint16 if tensor.element_size() == 2 else torch.uint32).numpy()
+
+
+def compare_safetensors(weights: Weights, folder: Path, written: Mapping[str, str] | None = None) -> int:
     """Compare every number in a directory of safetensors with what it was written from; returns the tensors.
 
+    Args:
+        written: SHA-256 of tensors as they were computed; one that the file has as well need not be computed again.
     Raises:
         CheckError: at the first difference, naming it.
     """
@@ -109,14 +129,25 @@ def compare_safetensors(weights: Weights, folder: Path) -> int:
                     if tuple(tensor.shape) != shape or tensor.dtype != getattr(torch, weights.dtype_of(name)):
                         raise CheckError(f"{path}: {name} is {tensor.dtype}{list(tensor.shape)}; export again")
                     flat = tensor.reshape(-1).view(torch.uint16 if tensor.element_size() == 2 else torch.uint32)
-                    for start in range(0, flat.numel(), BLOCK):
-                        found = flat[start : start + BLOCK].numpy()
-                        refuse_difference(found, weights.read(name, start, start + found.size), f"{path}: {name}")
-                        progress(found.nbytes)
+                    computed = (written or {}).get(name)
+                    if computed is None or _digest(flat) != computed:
+                        for start in range(0, flat.numel(), BLOCK):
+                            found = flat[start : start + BLOCK].numpy()
+                            refuse_difference(found, weights.read(name, start, start + found.size), f"{path}: {name}")
+                        if computed is not None:
+                            raise CheckError(f"{path}: {name} was computed otherwise before; export again")
+                    progress(tensor.nbytes)
                     seen += 1
     if seen != len(weights.shapes):
         raise CheckError(f"{folder}: {seen} of {len(weights.shapes)} tensors; export again")
     return seen
+
+
+def _digest(flat: torch.Tensor) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, flat.numel(), BLOCK):
+        digest.update(flat[start : start + BLOCK].numpy().data)
+    return digest.hexdigest()
 
 
 def refuse_difference(found: Bits, expected: Bits, where: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.cast import WIDTH, Bits, Dtype, all_finite, cast, vanished
-from export.merge import Merged
+from export.merge import Base, Merged
 from export.source import Source
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError, ConfigError
@@ -29,7 +29,7 @@ class Weights:
     """
 
     def __init__(
-        self, checkpoint: Source, dtype: Dtype, base: Path | None = None, float32: re.Pattern[str] | None = None
+        self, checkpoint: Source, dtype: Dtype, base: Path | Base | None = None, float32: re.Pattern[str] | None = None
     ) -> None:
         self.dtype = dtype
         self._float32 = float32

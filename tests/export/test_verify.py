@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -86,6 +87,20 @@ def test_another_continuation_is_found_even_where_the_logits_may_differ(tmp_path
     change_json(folder / "config.json", rms_norm_eps=10.0)
     with pytest.raises(CheckError, match="continues a probe prompt otherwise"):
         verify_hf(exported, folder, ExportVerify(max_abs_diff=1e9))
+
+
+def test_a_tensor_that_was_written_as_computed_is_not_computed_again(tmp_path: Path) -> None:
+    exported = model(tmp_path)
+    (tmp_path / "hf").mkdir()
+    written = write_hf(exported, tmp_path / "hf", 100_000)
+    with patch.object(exported.weights, "read", side_effect=AssertionError):
+        assert verify_hf(exported, tmp_path / "hf", ExportVerify(), written)["tensors_equal"] == 21
+    path = sorted((tmp_path / "hf").glob("*.safetensors"))[1]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckError, match=rf"{path.name}: .* differs from the checkpoint in 1 of"):
+        verify_hf(exported, tmp_path / "hf", ExportVerify(), written)
 
 
 def test_a_missing_tensor_is_found_by_transformers_as_well(tmp_path: Path) -> None:
