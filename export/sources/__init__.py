@@ -1,0 +1,1 @@
+"""Checkpoints of other trainers, and plain weights, as what an export starts from."""

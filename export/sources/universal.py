@@ -1,0 +1,42 @@
+"""DeepSpeed's universal checkpoints: `zero/<parameter>/fp32.pt`, a file for each parameter, whole."""
+
+from pathlib import Path
+
+from export.sources.deepspeed import module_of
+from export.sources.found import Found, stored_tensor
+from export.sources.stored import StoredTensor
+from export.sources.torch_file import TensorPlace, load
+from pipelines.errors import CheckError
+
+LATEST = "latest_universal"
+
+
+def find(folder: Path) -> Found | None:
+    """The checkpoint in a directory, None if there is none of this kind.
+
+    Raises:
+        CheckError: if it is incomplete or damaged.
+    """
+    inner = folder
+    latest = folder / LATEST
+    if not (folder / "zero").is_dir() and latest.is_file():
+        inner = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
+    paths = sorted((inner / "zero").glob("*/fp32.pt"))
+    if not paths:
+        return None
+    tensors = {path.parent.name: _tensor(path) for path in paths}
+    for state in sorted((inner / "zero").glob("*/exp_avg.pt")):
+        if state.parent.name not in tensors:
+            raise CheckError(f"{state.parent / 'fp32.pt'}: missing, and is the weight itself; copy it as well")
+    module, step = module_of(inner)
+    # A conversion of ZeRO 3 leaves a parameter's numbers without its shape.
+    beside = (folder, inner) if inner != folder else (folder, folder.parent)
+    return Found("DeepSpeed universal", module | tensors, beside, step=step, flat=True)
+
+
+def _tensor(path: Path) -> StoredTensor:
+    content = load(path)
+    place = content.get("param") if isinstance(content, dict) else content
+    if not isinstance(place, TensorPlace):
+        raise CheckError(f"{path}: holds no tensor; copy it again")
+    return stored_tensor(path.parent.name, place)
