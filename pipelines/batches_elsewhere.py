@@ -1,7 +1,7 @@
 """What a batch of InternEvo or XTuner comes to here: their arithmetic, line by line, and the keys that give the same.
 
-Their config files are Python. They are read as syntax and never run: numbers, names bound to numbers, `dict(...)` and
-plain arithmetic are understood, and anything else is left out.
+Their config files are Python. They are read as syntax and never run (`pipelines/migrate/python_config.py`); what is no
+number there is left out.
 
 InternEvo (its docs/usage and `internlm/initialize/launch.py`): GPUs / (tensor x pipeline) ranks each take micro_num
 micro-batches a step, of micro_bsz sequences of seq_len tokens packed into one.
@@ -10,14 +10,14 @@ XTuner 0.1 (`xtuner/configs`): GPUs / sequence_parallel_size groups each take ac
 packs of max_length tokens. Its configs multiply accumulative_counts by sequence_parallel_size themselves.
 """
 
-import ast
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipelines.errors import ConfigError
+from pipelines.migrate import python_config
+from pipelines.migrate.config_tree import Node
 
 Where = Literal["internevo", "xtuner"]
 _NAMES: Mapping[Where, Mapping[str, tuple[str, ...]]] = {
@@ -32,8 +32,8 @@ _NAMES: Mapping[Where, Mapping[str, tuple[str, ...]]] = {
         "gpus": (),
     },
     "xtuner": {
-        "batch_size": ("batch_size", "train_dataloader.batch_size"),
-        "accumulative_counts": ("accumulative_counts",),
+        "batch_size": ("train_dataloader.batch_size", "batch_size"),
+        "accumulative_counts": ("optim_wrapper.accumulative_counts", "accumulative_counts"),
         "max_length": ("max_length",),
         "sp": ("sequence_parallel_size",),
         "gpus": (),
@@ -65,19 +65,40 @@ def batch_of(where: Where, given: str, *, gpus: int | None = None) -> Batch:
     Raises:
         ConfigError: for a setting that is unknown, missing or no positive number, or GPUs that do not divide.
     """
-    option = f"--from-{where}"
-    read = _settings(where, given, option)
+    read = _settings(where, given, f"--from-{where}")
     if gpus is not None:
         read.setdefault("gpus", gpus)
+    return batch(where, read, cited=f"--from-{where}")
+
+
+def batch(where: Where, settings: Mapping[str, int], *, cited: str) -> Batch:
+    """The batch that settings mean, by the names of `_NAMES`.
+
+    Raises:
+        ConfigError: for a setting that is missing or no positive number, or GPUs that do not divide; begins with
+            `cited`.
+    """
+    read = dict(settings)
     for name in _NAMES[where]:
         if name not in read and name in _DEFAULTS:
             read[name] = _DEFAULTS[name]
         if name not in read:
             remedy = "give --ranks" if name == "gpus" else f"write {name}=..."
-            raise ConfigError(f"{option}: {name} is missing; {remedy}")
+            raise ConfigError(f"{cited}: {name} is missing; {remedy}")
         if read[name] < 1 and name != "zero1":
-            raise ConfigError(f"{option}: {name} = {read[name]}: expected a number of 1 or more")
-    return _internevo(read) if where == "internevo" else _xtuner(read)
+            raise ConfigError(f"{cited}: {name} = {read[name]}: expected a number of 1 or more")
+    return _internevo(read, cited) if where == "internevo" else _xtuner(read, cited)
+
+
+def settings_of(where: Where, config: Node) -> dict[str, int]:
+    """What a config says of its batch."""
+    read = {}
+    for name, keys in _NAMES[where].items():
+        found = [config.get(key) for key in keys]
+        number = next((one for one in found if isinstance(one, int) and not isinstance(one, bool)), None)
+        if number is not None:
+            read[name] = number
+    return read
 
 
 def text(batch: Batch) -> str:
@@ -86,9 +107,9 @@ def text(batch: Batch) -> str:
     return "\n".join([*batch.lines, "here:", *(f"  {key}" for key in keys), *(f"note: {note}" for note in batch.notes)])
 
 
-def _internevo(read: Mapping[str, int]) -> Batch:
+def _internevo(read: Mapping[str, int], cited: str) -> Batch:
     gpus, tensor, stages = read["gpus"], read["tp"], read["pp"]
-    data = _divided("--from-internevo", gpus, tensor * stages, f"tensor {tensor} x pipeline {stages}")
+    data = _divided(cited, gpus, tensor * stages, f"tensor {tensor} x pipeline {stages}")
     packs = read["micro_num"] * data
     capacity = read["micro_bsz"] * read["seq_len"]
     sequences = packs * read["micro_bsz"]
@@ -125,9 +146,9 @@ def _internevo(read: Mapping[str, int]) -> Batch:
     return Batch(read, lines, sequences, sequences * read["seq_len"], keys, tuple(notes))
 
 
-def _xtuner(read: Mapping[str, int]) -> Batch:
+def _xtuner(read: Mapping[str, int], cited: str) -> Batch:
     gpus, shared = read["gpus"], read["sp"]
-    groups = _divided("--from-xtuner", gpus, shared, f"sequence_parallel_size {shared}")
+    groups = _divided(cited, gpus, shared, f"sequence_parallel_size {shared}")
     packs = read["batch_size"] * read["accumulative_counts"] * groups
     tokens = packs * read["max_length"]
     keys = {
@@ -148,16 +169,16 @@ def _xtuner(read: Mapping[str, int]) -> Batch:
     return Batch(read, lines, packs, tokens, keys, tuple(notes))
 
 
-def _divided(option: str, gpus: int, by: int, what: str) -> int:
+def _divided(cited: str, gpus: int, by: int, what: str) -> int:
     if gpus % by:
-        raise ConfigError(f"{option}: gpus = {gpus}: {what} does not divide it; give the GPUs of the whole run")
+        raise ConfigError(f"{cited}: gpus = {gpus}: {what} does not divide it; give the GPUs of the whole run")
     return gpus // by
 
 
 def _settings(where: Where, given: str, option: str) -> dict[str, int]:
     known = _NAMES[where]
     if "=" not in given:
-        return _of_file(where, Path(given), option)
+        return settings_of(where, python_config.read(Path(given), cited=f"{option} {given}"))
     read = {}
     for part in given.split(","):
         name, _, value = part.strip().partition("=")
@@ -168,80 +189,3 @@ def _settings(where: Where, given: str, option: str) -> dict[str, int]:
         except ValueError:
             raise ConfigError(f"{option}: {name} = {value or 'nothing'}: expected a whole number") from None
     return read
-
-
-def _of_file(where: Where, path: Path, option: str) -> dict[str, int]:
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    except OSError as error:
-        raise ConfigError(f"{option} {path}: {error.strerror}; give a config file, or NAME=NUMBER,...") from error
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"{option} {path}: is no Python file ({error})") from error
-    values = _Values()
-    for statement in tree.body:
-        values.take(statement)
-    read = {}
-    for name, keys in _NAMES[where].items():
-        found = [values.at(key) for key in keys]
-        number = next((one for one in found if isinstance(one, int) and not isinstance(one, bool)), None)
-        if number is not None:
-            read[name] = number
-    return read
-
-
-_OPERATIONS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-}
-
-
-class _Values:
-    """What the names of a Python file are bound to, as far as that can be read off."""
-
-    def __init__(self) -> None:
-        self._bound: dict[str, Any] = {}
-
-    def take(self, statement: ast.stmt) -> None:
-        """Follow an assignment at the file's top level."""
-        if isinstance(statement, ast.Assign):
-            for target in statement.targets:
-                if isinstance(target, ast.Name):
-                    self._bound[target.id] = self._value(statement.value)
-        elif isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
-            name = statement.target.id
-            self._bound[name] = _computed(statement.op, self._bound.get(name), self._value(statement.value))
-
-    def at(self, key: str) -> Any:
-        """The value at a path such as `data.micro_num`; None where there is none that can be read."""
-        first, *rest = key.split(".")
-        value = self._bound.get(first)
-        for name in rest:
-            value = value.get(name) if isinstance(value, dict) else None
-        return value
-
-    def _value(self, node: ast.expr) -> Any:
-        match node:
-            case ast.Constant(value=value):
-                return value
-            case ast.Name(id=name):
-                return self._bound.get(name)
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                value = self._value(operand)
-                return -value if isinstance(value, int) else None
-            case ast.BinOp(left=left, op=op, right=right):
-                return _computed(op, self._value(left), self._value(right))
-            case ast.Call(func=ast.Name(id="dict"), keywords=keywords):
-                return {word.arg: self._value(word.value) for word in keywords if word.arg}
-            case ast.Dict(keys=keys, values=values):
-                pairs = zip(keys, values, strict=True)
-                return {key.value: self._value(value) for key, value in pairs if isinstance(key, ast.Constant)}
-        return None
-
-
-def _computed(op: ast.operator, left: Any, right: Any) -> Any:
-    work = _OPERATIONS.get(type(op))
-    if work is None or not isinstance(left, int) or not isinstance(right, int):
-        return None
-    return None if right == 0 and isinstance(op, ast.FloorDiv) else work(left, right)

@@ -7,23 +7,28 @@ import numpy.typing as npt
 
 from pipelines.permutation import Permutation
 
-Shuffle = Literal["hash", "none", "xtuner"]
+Shuffle = Literal["hash", "none", "xtuner", "internrepo", "internevo"]
 
 
 def epoch_packs(packs: int, shuffle: Shuffle, global_batch_size: int) -> int:
-    """How many positions an epoch has: as many as there are packs, or for xtuner that many rounded up to whole steps.
+    """How many positions an epoch has: as many as there are packs, or as a sampler elsewhere makes whole steps of them.
 
     XTuner's samplers round up to a multiple of the data-parallel size, and a step is one of that; they repeat the
-    epoch's first packs for it.
+    epoch's first packs for it. Its InternRepoSampler and InternEvo's leave the last packs of the epoch's order out.
     """
-    return -(-packs // global_batch_size) * global_batch_size if shuffle == "xtuner" else packs
+    match shuffle:
+        case "xtuner":
+            return -(-packs // global_batch_size) * global_batch_size
+        case "internrepo" | "internevo":
+            return packs // global_batch_size * global_batch_size
+    return packs
 
 
 class PackOrder:
     """The index of the pack at each position. An epoch's order depends on its number and the seed alone.
 
-    hash and none answer in constant time and memory; xtuner draws an epoch's whole permutation when it is reached,
-    8 bytes a pack, which is what makes it the order of `torch.randperm`.
+    hash and none answer in constant time and memory; the others draw an epoch's whole permutation when it is reached,
+    8 bytes a pack, which is what makes it the order of `torch.randperm`, or of NumPy's `RandomState.shuffle`.
     """
 
     def __init__(self, packs: int, *, shuffle: Shuffle, seed: int, global_batch_size: int = 1) -> None:
@@ -45,8 +50,12 @@ class PackOrder:
         self._epoch = epoch
         if self._shuffle == "hash":
             self._hashed = Permutation(self._packs, "packs", self._seed, epoch)
-        else:
+        elif self._shuffle == "xtuner":
             self._drawn = _as_xtuner(self._packs, self._seed + epoch)
+        elif self._shuffle == "internrepo":
+            self._drawn = _as_internevo(self._packs, self._seed + epoch, 0)
+        else:
+            self._drawn = _as_internevo(self._packs, self._seed, epoch)
 
 
 def _as_xtuner(packs: int, seed: int) -> npt.NDArray[np.int64]:
@@ -58,4 +67,17 @@ def _as_xtuner(packs: int, seed: int) -> npt.NDArray[np.int64]:
     import torch  # a plan is laid out before that
 
     drawn: npt.NDArray[np.int64] = torch.randperm(packs, generator=torch.Generator().manual_seed(seed)).numpy()
+    return drawn
+
+
+def _as_internevo(packs: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """int64[packs]: the permutation of InternEvo's StaticBatchSampler, which draws one epoch after the other from one
+    stream. In epoch 0 it is that of XTuner's InternRepoSampler, which begins a stream of its own in each epoch.
+
+    Both deal packs as `_as_xtuner` says.
+    """
+    stream = np.random.RandomState(seed)
+    for _ in range(epoch + 1):
+        drawn = np.arange(packs)
+        stream.shuffle(drawn)
     return drawn

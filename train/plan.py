@@ -230,7 +230,7 @@ def total_steps(train: Train, packs: int) -> int:
     """
     # Epochs follow each other without a border, so only the run's very end can leave packs over; taking the floor
     # means that no pack is seen more often than max_epochs.
-    if train.max_steps:
+    if train.max_steps and packs:
         return train.max_steps
     steps = train.max_epochs * packs // train.global_batch_size
     if steps == 0:

@@ -318,8 +318,10 @@ class Train(Table):
     """Passes over the packs."""
     max_steps: NonNegativeInt = 0
     """Optimizer steps; 0: from max_epochs."""
-    shuffle: Literal["hash", "none", "xtuner"] = "hash"
-    """Order of the packs in each epoch; xtuner: as its samplers draw it, the epoch rounded up to whole steps."""
+    shuffle: Literal["hash", "none", "xtuner", "internrepo", "internevo"] = "hash"
+    """Order of the packs in each epoch. As samplers elsewhere draw it from run.seed: xtuner is XTuner's DefaultSampler
+    and SequenceParallelSampler, the epoch rounded up to whole steps; internrepo its InternRepoSampler and internevo
+    that of InternEvo, both rounded down."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the forward and backward pass; auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
     nproc_per_node: Literal["auto"] | PositiveInt = "auto"

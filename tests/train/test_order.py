@@ -1,5 +1,6 @@
 """The order of packs over a run's epochs."""
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,3 +65,42 @@ def test_epoch_of_xtuner_ends_with_a_whole_step_that_repeats_its_first_packs() -
     assert first[10:] == first[:6]
     assert sorted(order[position] for position in range(16, 26)) == list(range(PACKS))
     assert [order[position] for position in range(16)] == first, "seeking back gives the same order"
+
+
+class StaticBatchSampler:
+    """What InternEvo's sampler of this name gives each data-parallel rank, written as it does it."""
+
+    def __init__(self, packs: int, seed: int, micro_num: int, ranks: int) -> None:
+        self.packs, self.micro_num, self.ranks = packs, micro_num, ranks
+        self.stream = np.random.RandomState(seed)
+
+    def epoch(self) -> list[list[list[int]]]:
+        """[ranks, batches, micro_num] packs."""
+        indices = np.arange(0, self.packs)
+        self.stream.shuffle(indices)
+        whole = self.packs // (self.micro_num * self.ranks) * self.micro_num * self.ranks
+        mine = [indices[:whole][rank :: self.ranks].tolist() for rank in range(self.ranks)]
+        return [[one[at : at + self.micro_num] for at in range(0, len(one), self.micro_num)] for one in mine]
+
+
+@given(
+    ranks=st.integers(1, 4), micro_num=st.integers(1, 4), steps=st.integers(1, 4), rest=st.integers(0, 3),
+    seed=st.integers(0, 9),
+)  # fmt: skip
+def test_steps_have_the_packs_that_internevo_and_the_intern_repo_sampler_give_them(
+    ranks: int, micro_num: int, steps: int, rest: int, seed: int
+) -> None:
+    size = ranks * micro_num
+    packs = steps * size + min(rest, size - 1)
+    for shuffle in ("internevo", "internrepo"):
+        order = PackOrder(packs, shuffle=shuffle, seed=seed, global_batch_size=size)
+        length = epoch_packs(packs, shuffle, size)
+        assert length == steps * size
+        sampler = StaticBatchSampler(packs, seed, micro_num, ranks)
+        for epoch in range(3):
+            if shuffle == "internrepo":  # its stream begins anew in each epoch
+                sampler = StaticBatchSampler(packs, seed + epoch, micro_num, ranks)
+            theirs = sampler.epoch()
+            for step in range(steps):
+                mine = [order[epoch * length + step * size + at] for at in range(size)]
+                assert [mine[rank::ranks] for rank in range(ranks)] == [theirs[rank][step] for rank in range(ranks)]
