@@ -1,7 +1,8 @@
 """An artefact: files that appear by rename, with a manifest of their digests written last.
 
 A manifest is canonical JSON and carries nothing that differs between two runs of the same inputs: no time, host or
-absolute path (those go to run.json beside it). No manifest, no artefact.
+absolute path (those go to run.json beside it). No manifest, no artefact. Its `sha256` is of all the rest of it, so that
+a manifest that was changed is none.
 """
 
 import fcntl
@@ -59,7 +60,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Complete the artefact in `folder`."""
-        write_atomic(folder / MANIFEST, canonical_json(self.as_json()))
+        content = json.loads(canonical_json(self.as_json()))  # as a reader sees it
+        write_atomic(folder / MANIFEST, canonical_json({**content, "sha256": identity(content)}))
 
     def as_json(self) -> Json:
         return {
@@ -77,11 +79,13 @@ class Manifest:
         path = folder / MANIFEST
         try:
             content = json.loads(path.read_bytes())
+            if content.pop("sha256") != identity(content):
+                raise ValueError("its own digest does not fit it")
             files = [FileRecord(**record) for record in content.pop("files")]
             return cls(files=files, **content)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (AttributeError, ValueError, KeyError, TypeError) as error:
             raise CheckError(f"{path}: not a manifest ({error}); run the stage that writes it again") from error
 
     def verify(self, folder: Path, *, hashes: bool = True) -> None:
