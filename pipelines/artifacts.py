@@ -79,14 +79,14 @@ class Manifest:
         path = folder / MANIFEST
         try:
             content = json.loads(path.read_bytes())
-            if content.pop("sha256") != identity(content):
+            if content.pop("sha256", None) != identity(content):
                 raise ValueError("its own digest does not fit it")
             files = [FileRecord(**record) for record in content.pop("files")]
             return cls(files=files, **content)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (AttributeError, ValueError, KeyError, TypeError) as error:
-            raise CheckError(f"{path}: not a manifest ({error}); run the stage that writes it again") from error
+            raise CheckError(f"{path}: not a manifest ({error}); remove it and run its stage again") from error
 
     def verify(self, folder: Path, *, hashes: bool = True) -> None:
         """Compare the files in `folder` with the manifest.
