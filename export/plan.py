@@ -1,5 +1,7 @@
 """What an export is going to be, decided from manifests and the TOML alone, without loading anything large."""
 
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -8,11 +10,15 @@ from pathlib import Path
 from export.cast import Dtype
 from export.hand_off import VERSION as HAND_OFF
 from export.model_config import stored_dtype
+from export.source import Source, open_source
+from export.sources.foreign import Beside
 from pipelines.artifacts import Json, Manifest, digest_file, identity
 from pipelines.checkpoints import base_folder, finished, step_folder
 from pipelines.errors import ConfigError, DataError, MachineError
-from pipelines.model_source import with_model
+from pipelines.model_source import with_model, with_small_files
 from pipelines.schema import Pipeline
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Raised whenever the bytes written for the same checkpoint and settings change."""
@@ -23,7 +29,8 @@ _LIBRARIES = ("tokenizers", "torch", "transformers")
 class Plan:
     """One checkpoint, what becomes of it, and under which identities."""
 
-    checkpoint: Path
+    source: Source
+    """Opened."""
     parent: str
     """Identity of the checkpoint."""
     base: Path | None
@@ -39,6 +46,11 @@ class Plan:
     versions: Mapping[str, str]
     """Of the libraries that the checks run on."""
 
+    @property
+    def checkpoint(self) -> Path:
+        """Where it is."""
+        return self.source.folder
+
     @classmethod
     def of(cls, pipeline: Pipeline) -> "Plan":
         """Choose the checkpoint and name what it becomes.
@@ -46,16 +58,18 @@ class Plan:
         Raises:
             ConfigError: if the evaluation has nothing to ask, or a target needs an adapter or a whole model.
             DataError: if there is no such checkpoint, or no such evaluation file.
+            CheckError: if the checkpoint is incomplete.
             MachineError: if a library is missing.
         """
         table = pipeline.export
         if table.eval and "hf" not in table.targets:
             raise ConfigError(f'{pipeline.cite("export.targets")}: export.eval asks the exported model; add "hf"')
-        checkpoint, manifest = _choose(pipeline)
+        source = open_source(_choose(pipeline), _beside(pipeline))
+        manifest = source.manifest
         adapted = manifest.facts.get("adapter") is not None
         _refuse_targets(pipeline, manifest, adapted=adapted)
         base = base_folder(with_model(pipeline)) if adapted else None
-        dtype = _dtype(pipeline, checkpoint, base)
+        dtype = _dtype(pipeline, source, base)
         versions = _versions()
         shared = {"format": FORMAT_VERSION, "parent": manifest.identity, "versions": versions}
         settings: dict[str, Json] = {
@@ -73,7 +87,7 @@ class Plan:
                 raise DataError(f"{pipeline.cite('export.eval.file')}: no such file")
             evaluation = {**table.eval.model_dump(mode="json", exclude={"file"}), "file": digest_file(table.eval.file)}
         return cls(
-            checkpoint=checkpoint,
+            source=source,
             parent=manifest.identity,
             base=base,
             home=pipeline.home / "export",
@@ -99,19 +113,74 @@ def model_name(pipeline: Pipeline) -> str:
     return pipeline.export.turbomind.model_name or pipeline.run.name
 
 
-def _choose(pipeline: Pipeline) -> tuple[Path, Manifest]:
+def _choose(pipeline: Pipeline) -> Path:
+    """The directory of what is exported."""
+    wanted = pipeline.export.checkpoint
+    if isinstance(wanted, Path):
+        if not wanted.is_dir():
+            raise DataError(
+                f'{pipeline.cite("export.checkpoint")}: no such directory; name one, a step, "latest" or "best"'
+            )
+        return wanted
     checkpoints = pipeline.home / "train" / "checkpoints"
     there = finished(checkpoints)
     if not there:
         raise DataError(f"{checkpoints}: no finished checkpoint; run `packtrain train` with this file first")
-    wanted = pipeline.export.checkpoint
-    folder = there[-1] if wanted == "latest" else step_folder(checkpoints, wanted)
+    if wanted == "latest":
+        return there[-1]
+    folder = _best(pipeline, there) if wanted == "best" else step_folder(checkpoints, wanted)
     if folder not in there:
         steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in there)
         raise DataError(f"{pipeline.cite('export.checkpoint')}: no such step; the finished ones are {steps}")
-    manifest = Manifest.read(folder)
-    assert manifest is not None  # `finished` looks for it
-    return folder, manifest
+    return folder
+
+
+def _best(pipeline: Pipeline, there: list[Path]) -> Path:
+    """The finished checkpoint of lowest held-out loss, the earliest of equals."""
+    path = pipeline.home / "train" / "metrics.jsonl"
+    losses = _held_out_losses(path)
+    rated = [folder for folder in there if _step(folder) in losses]
+    if not rated:
+        raise DataError(
+            f"{pipeline.cite('export.checkpoint')}: {path} has no held-out loss at the step of any finished "
+            "checkpoint; set prep.eval and train.eval.steps, or name a step"
+        )
+    best = min(rated, key=lambda folder: losses[_step(folder)])
+    lowest = min(losses, key=lambda step: losses[step])
+    log.info("export: the best checkpoint is step %d, held-out loss %.4f", _step(best), losses[_step(best)])
+    if losses[lowest] < losses[_step(best)]:
+        log.info("export: step %d had %.4f, and no checkpoint is left of it", lowest, losses[lowest])
+    return best
+
+
+def _held_out_losses(path: Path) -> dict[int, float]:
+    """By step; a step that was evaluated again, after a restart, counts as it was last."""
+    losses: dict[int, float] = {}
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # cut off by a kill
+        if row.get("kind") == "eval" and row.get("loss") is not None:
+            losses[int(row["step"])] = float(row["loss"])
+    return losses
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _beside(pipeline: Pipeline) -> Beside:
+    """Where what a checkpoint of another trainer lacks is looked for."""
+    prep = pipeline.home / "prep"
+    finished_prep = Manifest.read(prep) is not None and (prep / "tokenizer" / "tokenizer.json").is_file()
+    return Beside(
+        model=lambda: with_small_files(pipeline).model.name_or_path,
+        tokenizer=lambda: with_small_files(pipeline).tokenizer_dir,
+        prep=prep / "tokenizer" if finished_prep else None,
+        code=pipeline.model.trust_remote_code,
+        cache=pipeline.home / "export" / ".digests.json",
+    )
 
 
 def _refuse_targets(pipeline: Pipeline, checkpoint: Manifest, *, adapted: bool) -> None:
@@ -135,11 +204,11 @@ def _refuse_targets(pipeline: Pipeline, checkpoint: Manifest, *, adapted: bool) 
         )
 
 
-def _dtype(pipeline: Pipeline, checkpoint: Path, base: Path | None) -> Dtype:
+def _dtype(pipeline: Pipeline, source: Source, base: Path | None) -> Dtype:
     for chosen in (pipeline.export.hf.dtype, pipeline.model.torch_dtype):
         if chosen != "auto":
             return chosen
-    return stored_dtype(base or checkpoint / "model")
+    return stored_dtype(base or source.model)
 
 
 def _versions() -> dict[str, str]:

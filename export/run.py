@@ -11,7 +11,7 @@ from export.hand_off import hand_off, names
 from export.hf import Model, write_hf
 from export.merge import check_base
 from export.plan import FORMAT_VERSION, Plan, model_name
-from export.source import Source, open_source
+from export.source import Source
 from export.summary import EVALUATION, facts, summary
 from export.turbomind.folder import settings_of, write_turbomind
 from export.turbomind.geometry import Unservable
@@ -41,8 +41,8 @@ def run(pipeline: Pipeline) -> None:
         log.info("export: nothing to do, %s is current for %s", plan.home, plan.checkpoint.name)
         return
     with exclusive(plan.home):
-        checkpoint = open_source(plan.checkpoint)
-        _refuse(pipeline, plan, checkpoint)
+        job = Job(pipeline, plan, plan.source)
+        job.refuse_base()
         if plan.base is not None:
             check_base(checkpoint, plan.base)
         questions = _questions(pipeline)

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from export.sources.foreign import ALONE, Beside, Foreign
 from pipelines.artifacts import Json, Manifest
 from pipelines.checkpoints import Checkpoint
 
@@ -57,10 +58,17 @@ class Source(Protocol):
         """
 
 
-def open_source(folder: Path) -> Source:
-    """What lies in a directory.
+def open_source(folder: Path, beside: Beside = ALONE) -> Source:
+    """What lies in a directory: a checkpoint of ours, or what `export.sources` reads.
 
+    Args:
+        beside: where what it lacks is looked for, if it is not ours.
     Raises:
         DataError: if it is nothing that can be exported.
+        CheckError: if it is damaged or incomplete.
+        ConfigError: if Transformers does not know its model.
     """
-    return Checkpoint(folder)
+    manifest = Manifest.read(folder)
+    if manifest is not None and manifest.kind == "checkpoint":
+        return Checkpoint(folder)
+    return Foreign(folder, beside)

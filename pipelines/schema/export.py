@@ -62,8 +62,11 @@ class ExportEval(Table):
 class Export(Table):
     """[export]: a checkpoint into the weights that others load."""
 
-    checkpoint: Literal["latest"] | NonNegativeInt = "latest"
-    """Newest complete checkpoint, or a step."""
+    checkpoint: Annotated[Literal["latest", "best"] | NonNegativeInt | LocalPath, Field(union_mode="left_to_right")] = (
+        "latest"
+    )
+    """Newest complete checkpoint of the run, the one of lowest held-out loss (best), a step, or a directory: of a
+    checkpoint that packtrain, DeepSpeed or torch.distributed.checkpoint wrote, or of safetensors."""
     targets: list[Literal["hf", "turbomind", "adapter"]] = Field(default=["hf"], min_length=1)
     """A Hugging Face directory, TurboMind weights, a PEFT directory of the adapter alone (adapter), or several."""
     hf: HfExport = HfExport()
