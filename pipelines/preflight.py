@@ -14,7 +14,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 def preflight(pipeline: Pipeline) -> list[str]:
     """Every problem that needs neither data nor a model in memory, in the order of the stages, one line each."""
-    return [*_run(pipeline), *_tokenizer(pipeline), *_prep(pipeline), *model_problems(pipeline), *_export(pipeline)]
+    return [
+        *_run(pipeline),
+        *tokenizer_problems(pipeline),
+        *prep_problems(pipeline),
+        *model_problems(pipeline),
+        *_export(pipeline),
+    ]
 
 
 def _run(pipeline: Pipeline) -> Iterator[str]:
@@ -27,7 +33,8 @@ def _run(pipeline: Pipeline) -> Iterator[str]:
         yield f"{pipeline.cite('run.work_dir')}: {folder} is not writable; name a directory that is"
 
 
-def _tokenizer(pipeline: Pipeline) -> Iterator[str]:
+def tokenizer_problems(pipeline: Pipeline) -> Iterator[str]:
+    """What is wrong with the tokenizer's directory, or the file of the template."""
     key = "tokenizer.name_or_path" if pipeline.tokenizer.name_or_path else "model.name_or_path"
     folder = pipeline.tokenizer_dir
     if not folder.is_dir():
@@ -40,7 +47,8 @@ def _tokenizer(pipeline: Pipeline) -> Iterator[str]:
         yield f"{pipeline.cite('template.file')}: no such file"
 
 
-def _prep(pipeline: Pipeline) -> Iterator[str]:
+def prep_problems(pipeline: Pipeline) -> Iterator[str]:
+    """What is wrong with the paths of the data."""
     for index, source in enumerate(pipeline.prep.source):
         where = f"prep.source.{index}"
         if not source.path.exists():
@@ -55,7 +63,7 @@ def model_problems(pipeline: Pipeline) -> Iterator[str]:
     """What is wrong with the model, or does not go together with the packs."""
     if pipeline.train is None:
         return
-    config, problem = _config(pipeline)
+    config, problem = model_config(pipeline)
     if problem:
         yield f"{pipeline.cite(_model_key(pipeline))}: {problem}"
     if pipeline.tokenizer.add_special_tokens and pipeline.model.lora and not pipeline.model.lora.modules_to_save:
@@ -84,7 +92,7 @@ def _export(pipeline: Pipeline) -> Iterator[str]:
         yield f"{pipeline.cite('export.eval.file')}: no such file"
     if pipeline.train is None or "turbomind" not in table.targets:
         return
-    config, _ = _config(pipeline)
+    config, _ = model_config(pipeline)
     heads = _size(config, "num_attention_heads")
     shared = _size(config, "num_key_value_heads") or heads
     if heads is None or shared is None:
@@ -101,7 +109,7 @@ def _model_key(pipeline: Pipeline) -> str:
     return "model.scratch" if pipeline.model.scratch is not None else "model.name_or_path"
 
 
-def _config(pipeline: Pipeline) -> tuple[Mapping[str, Any], str]:
+def model_config(pipeline: Pipeline) -> tuple[Mapping[str, Any], str]:
     """The model's config.json, empty where it is not to be had, and what is wrong with it."""
     if pipeline.model.scratch is not None:
         scratch = pipeline.model.scratch
