@@ -41,8 +41,8 @@ def run(pipeline: Pipeline) -> None:
         log.info("export: nothing to do, %s is current for %s", plan.home, plan.checkpoint.name)
         return
     with exclusive(plan.home):
-        job = Job(pipeline, plan, plan.source)
-        job.refuse_base()
+        checkpoint = plan.source
+        _refuse(pipeline, plan, checkpoint)
         if plan.base is not None:
             check_base(checkpoint, plan.base)
         questions = _questions(pipeline)
