@@ -7,10 +7,13 @@ from typing import Any
 
 import yaml
 
-from export.turbomind.geometry import Geometry, Unservable
+from export.turbomind.geometry import GLM, Geometry, Unservable
 from pipelines.schema import TurbomindExport
 
 log = logging.getLogger(__name__)
+
+FROM_TEMPLATE = "from_template"
+"""Instead of a built-in template's name: a file says it, made of the template that was trained with."""
 
 _CONTEXT_KEYS = (
     "max_position_embeddings",
@@ -46,17 +49,18 @@ def config_yaml(geometry: Geometry, config: Mapping[str, Any], table: TurbomindE
 
 
 def _model(geometry: Geometry, config: Mapping[str, Any], table: TurbomindExport, model_name: str) -> dict[str, Any]:
+    experts = geometry.experts
     return {
         "attn_bias": int(geometry.qkv_bias),
-        "chat_template": table.chat_template,
+        "chat_template": built_in_template(table),
         "embedding_size": geometry.rows,
-        "expert_inter_size": 0,
-        "expert_num": [],
-        "experts_per_token": 0,
+        "expert_inter_size": geometry.padded_mlp if experts else 0,
+        "expert_num": [experts] * geometry.layers if experts else [],
+        "experts_per_token": geometry.experts_per_token,
         "group_size": 0,
         "head_num": geometry.heads,
         "hidden_units": geometry.hidden,
-        "inter_size": [geometry.padded_mlp] * geometry.layers,
+        "inter_size": [0 if experts else geometry.padded_mlp] * geometry.layers,
         "kv_head_num": geometry.kv_heads * geometry.kv_repeat,
         "kv_lora_rank": 0,
         "model_arch": geometry.architecture,
@@ -65,13 +69,13 @@ def _model(geometry: Geometry, config: Mapping[str, Any], table: TurbomindExport
         "moe_group_num": 1,
         "moe_shared_gate": False,
         "norm_eps": float(config["rms_norm_eps"]),
-        "norm_topk_prob": False,
+        "norm_topk_prob": experts > 0,
         "num_layer": geometry.layers,
         "q_lora_rank": 0,
         "qk_norm": False,
         "qk_rope_dim": 0,
         "routed_scale": 1.0,
-        "session_len": _session_len(config),
+        "session_len": session_len(config, table),
         "size_per_head": geometry.head_size,
         "topk_group": 1,
         "topk_method": "greedy",
@@ -83,19 +87,35 @@ def _model(geometry: Geometry, config: Mapping[str, Any], table: TurbomindExport
     }
 
 
-def _session_len(config: Mapping[str, Any]) -> int:
+def built_in_template(table: TurbomindExport) -> str:
+    """LMDeploy's name of the chat template, where a file beside the weights does not say it."""
+    return "base" if table.chat_template == FROM_TEMPLATE else table.chat_template
+
+
+def session_len(config: Mapping[str, Any], table: TurbomindExport) -> int:
+    """Longest text in tokens that is served.
+
+    Raises:
+        Unservable: if a longer one is asked for than the model was made for.
+    """
     length = min(int(config[key]) for key in _CONTEXT_KEYS if config.get(key))
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     if window is not None and window < length:
         # The engine attends to everything, which is the same thing only as long as the window covers it.
-        log.info("turbomind: session_len is %d, the model's sliding window, which the engine does not have", window)
-        return int(window)
-    return length
+        log.info("turbomind: session_len is at most %d, the model's sliding window, which the engine lacks", window)
+        length = int(window)
+    if table.session_len is None:
+        return length
+    if table.session_len > length and config["rope_parameters"].get("rope_type") != "dynamic":
+        raise Unservable(
+            f"the model was made for {length:,} tokens; use {length} or less", key="export.turbomind.session_len"
+        )
+    return table.session_len
 
 
 def _attention(geometry: Geometry, config: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "attention_factor": -1.0,
+        "attention_factor": None if geometry.architecture == GLM else -1.0,
         "beta_fast": 32.0,
         "beta_slow": 1.0,
         "cache_block_seq_len": 64,
@@ -106,7 +126,7 @@ def _attention(geometry: Geometry, config: Mapping[str, Any]) -> dict[str, Any]:
         "rope_scaling_factor": 0.0,
         "rope_scaling_type": "",
         "rope_theta": float(config["rope_parameters"]["rope_theta"]),
-        "rotary_embedding": geometry.head_size,
+        "rotary_embedding": geometry.rotary,
         "softmax_scale": 0.0,
         "use_dynamic_ntk": 0,
         "use_logn_attn": 0,
@@ -116,8 +136,6 @@ def _attention(geometry: Geometry, config: Mapping[str, Any]) -> dict[str, Any]:
 def _rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
     rope = config["rope_parameters"]
     kind = rope.get("rope_type", "default")
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise Unservable("LMDeploy 0.7.3 rotates whole heads, this model a part of each")
     if kind == "default":
         return {}
     scaling: dict[str, Any] = {"rope_scaling_type": kind, "rope_scaling_factor": float(rope["factor"])}

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from export.hf import Model
+from export.model_config import read_config
 from export.progress import progress_bar
 from export.turbomind.config import config_yaml
-from export.turbomind.geometry import Geometry
-from export.turbomind.llama import write_weights
+from export.turbomind.geometry import Geometry, architecture_of
+from export.turbomind.writer import write_weights
 from pipelines.artifacts import write_atomic
 from pipelines.schema import TurbomindExport
 
@@ -35,5 +36,6 @@ def settings_of(model: Model, table: TurbomindExport, model_name: str) -> tuple[
     Raises:
         Unservable: if no TurboMind folder of the model can be served, with the reason.
     """
-    geometry = Geometry.of(model.config, model.weights.shapes, table.tp)
+    architecture = architecture_of(read_config(model.checkpoint.model))
+    geometry = Geometry.of(architecture, model.config, model.weights.shapes, table.tp)
     return geometry, config_yaml(geometry, model.config, table, model_name)

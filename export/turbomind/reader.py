@@ -1,10 +1,12 @@
 """Reading a TurboMind folder back, from its files alone: the Hugging Face tensors and config they came from.
 
 The sizes come from config.yaml, as they do for the engine, and a file of another length is an error, which the engine
-would not notice.
+would not notice. A tensor is read by rows, so that memory holds as many of them as the caller wants.
 """
 
+import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,52 @@ import yaml
 from export.cast import Bits
 from export.turbomind import layout
 from export.turbomind.folder import CONFIG, WEIGHTS
-from export.turbomind.llama import EMBEDDING, FINAL_NORM, OUTPUT
+from export.turbomind.geometry import GLM, MIXTRAL
+from export.turbomind.matrices import EMBEDDING, FINAL_NORM, OUTPUT
 from pipelines.errors import CheckError
 
-_MODEL_TYPES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2"}
+_MODEL_TYPES = {"MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2", MIXTRAL: "mixtral", GLM: "glm"}
 _ROPE_KEYS = {
     "llama3": ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("attention_factor", "beta_fast", "beta_slow"),
 }
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor [out, in] is: its rows are columns of files, or as they are in the embedding and the output."""
+
+    files: tuple[str, ...]
+    """By rank."""
+    columns: int
+    """Of each file, counted as the tensor is stored."""
+    outputs: int
+    """Rows of the tensor in each file."""
+    inputs: int
+    """Columns of the tensor in each file."""
+    first: int = 0
+    """The first column of the tensor's in each file."""
+    along: str = "out"
+    """What the ranks have shares of: `out`, `in`, or nothing, as each has a copy."""
+    head_size: int = 0
+    """Rows whose order the engine has changed within each head."""
+    transposed: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        ranks = len(self.files)
+        return (
+            self.outputs * (ranks if self.along == "out" else 1),
+            self.inputs * (ranks if self.along == "in" else 1),
+        )
+
+
 class TurbomindReader:
-    """An opened folder."""
+    """An opened folder, whose files are all there and of the right length.
+
+    Raises:
+        CheckError: if a file is missing, too many or of the wrong length.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / WEIGHTS
@@ -35,7 +71,9 @@ class TurbomindReader:
         """The `model_config` map of config.yaml."""
         self.attention: dict[str, Any] = settings["attention_config"]
         """The `attention_config` map."""
-        self._read: set[str] = set()
+        self.stored: dict[str, Stored] = dict(self._stored())
+        """Where every tensor is, under its Hugging Face name; a tied output is a tensor of its own."""
+        self._check_files()
 
     def hf_config(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """A config.json for the tensors, from config.yaml alone but for what tensor parallelism changed.
@@ -48,97 +86,155 @@ class TurbomindReader:
         if attention["rope_scaling_type"]:
             rope["factor"] = attention["rope_scaling_factor"]
             rope |= {key: attention[key] for key in _ROPE_KEYS.get(attention["rope_scaling_type"], ())}
+        if attention["rotary_embedding"] != model["size_per_head"]:
+            rope["partial_rotary_factor"] = attention["rotary_embedding"] / model["size_per_head"]
+        kind = _MODEL_TYPES.get(model["model_arch"], "llama")
+        if kind == "llama" and model["attn_bias"] and "model.layers.0.self_attn.o_proj.bias" not in shapes:
+            kind = "qwen2"  # the one that has biases of queries, keys and values alone
         return {
-            "model_type": _MODEL_TYPES[model["model_arch"]],
+            "model_type": kind,
             "architectures": [model["model_arch"]],
             "hidden_size": model["hidden_units"],
             "num_hidden_layers": model["num_layer"],
             "num_attention_heads": model["head_num"],
             "num_key_value_heads": shapes["model.layers.0.self_attn.k_proj.weight"][0] // model["size_per_head"],
             "head_dim": model["size_per_head"],
-            "intermediate_size": shapes["model.layers.0.mlp.up_proj.weight"][0],
+            "intermediate_size": next(shapes[name][1] for name in shapes if name.endswith(self._down())),
             "vocab_size": model["vocab_size"],
             "rms_norm_eps": model["norm_eps"],
             "max_position_embeddings": attention["max_position_embeddings"],
             "attention_bias": bool(model["attn_bias"]),
             "rope_parameters": rope,
             "sliding_window": None,
+            "pad_token_id": None,
             "tie_word_embeddings": OUTPUT not in shapes,
-        }
+        } | self._experts_of_config()
 
-    def tensors(self) -> Iterator[tuple[str, Bits]]:
-        """Every tensor under its Hugging Face name, one at a time; a tied output comes as a tensor of its own.
+    def rows(self, name: str, start: int, stop: int) -> Bits:
+        """Rows start..stop of a tensor, as it is stored: with repeated heads and padding; a vector has one column.
 
         Raises:
-            CheckError: if a file is missing, too many, of the wrong length, or not what its neighbours imply.
+            CheckError: if ranks that have a copy each have different ones.
         """
-        self._read = {CONFIG}
-        try:
-            yield from self._all()
-        except ValueError as error:
-            raise CheckError(f"{self.folder}: {error}; export again") from error
-        extra = sorted({path.name for path in self.folder.iterdir()} - self._read)
+        stored = self.stored[name]
+        unit = stored.head_size or 1
+        first, last = start // unit * unit, -(-stop // unit) * unit
+        result = np.empty((last - first, stored.shape[1]), np.uint16)
+        if stored.along == "":
+            self._refuse_other_copies(name, first, last)
+        for rank, file in enumerate(stored.files if stored.along else stored.files[:1]):
+            offset = rank * stored.outputs if stored.along == "out" else 0
+            begin, end = max(first - offset, 0), min(last - offset, stored.outputs)
+            if begin < end:
+                left = rank * stored.inputs if stored.along == "in" else 0
+                part = result[begin + offset - first : end + offset - first, left : left + stored.inputs]
+                part[...] = self._part(stored, file, begin, end)
+        if stored.head_size:
+            result = layout.deinterleave(result, stored.head_size)
+        return result[start - first : stop - first]
+
+    def tensor(self, name: str) -> Bits:
+        """A whole tensor, as it is stored."""
+        return self.rows(name, 0, self.stored[name].shape[0])
+
+    def _refuse_other_copies(self, name: str, first: int, last: int) -> None:
+        stored = self.stored[name]
+        copies = [self._part(stored, file, first, last) for file in stored.files]
+        if not all(np.array_equal(copy, copies[0]) for copy in copies):
+            raise CheckError(f"{self.folder}: the ranks' copies of {name} differ; export again")
+
+    def _part(self, stored: Stored, file: str, begin: int, end: int) -> Bits:
+        """Rows begin..end of the share of a tensor that a file has."""
+        with (self.folder / file).open("rb") as opened:
+            if not stored.transposed:
+                return _read(opened.fileno(), begin * stored.columns, end - begin, stored.columns, stored.columns)
+            place = stored.first + begin
+            return layout.transposed(_read(opened.fileno(), place, stored.inputs, end - begin, stored.columns))
+
+    def _experts_of_config(self) -> dict[str, int]:
+        if not self.model["expert_num"]:
+            return {}
+        return {
+            "num_local_experts": self.model["expert_num"][0],
+            "num_experts_per_tok": self.model["experts_per_token"],
+        }
+
+    def _down(self) -> str:
+        return ".experts.0.w2.weight" if self.model["expert_num"] else ".mlp.down_proj.weight"
+
+    def _ranks(self, name: str, kind: str = "weight") -> tuple[str, ...]:
+        return tuple(f"{name}.{rank}.{kind}" for rank in range(self.model["tp"]))
+
+    def _stored(self) -> Iterator[tuple[str, Stored]]:
+        model = self.model
+        hidden, tp, rows = model["hidden_units"], model["tp"], model["embedding_size"]
+        padded, share = -(-rows // tp) * tp, hidden // tp
+        yield EMBEDDING, Stored(self._ranks("tok_embeddings"), share, padded, share, along="in", transposed=False)
+        yield OUTPUT, Stored(self._ranks("output"), hidden, padded // tp, hidden, transposed=False)
+        yield FINAL_NORM, Stored(("norm.weight",), hidden, hidden, 1)
+        for layer in range(model["num_layer"]):
+            theirs, ours = f"model.layers.{layer}", f"layers.{layer}"
+            for norm, name in (("attention_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")):
+                yield f"{theirs}.{name}.weight", Stored((f"{ours}.{norm}.weight",), hidden, hidden, 1)
+            yield from self._attention(f"{theirs}.self_attn", f"{ours}.attention")
+            if model["expert_num"]:
+                yield from self._experts(f"{theirs}.block_sparse_moe", f"{ours}.moe_ffn", model["expert_num"][layer])
+            else:
+                yield from self._mlp(f"{theirs}.mlp", f"{ours}.feed_forward", model["inter_size"][layer])
+
+    def _attention(self, theirs: str, ours: str) -> Iterator[tuple[str, Stored]]:
+        model = self.model
+        hidden, size, tp = model["hidden_units"], model["size_per_head"], model["tp"]
+        query, kv = model["head_num"] * size // tp, model["kv_head_num"] * size // tp
+        order = 0 if model["model_arch"] == GLM else size
+        for kind, inputs in (("weight", hidden), ("bias", 1))[: 1 + model["attn_bias"]]:
+            files, columns = self._ranks(f"{ours}.w_qkv", kind), query + 2 * kv
+            yield f"{theirs}.q_proj.{kind}", Stored(files, columns, query, inputs, 0, head_size=order)
+            yield f"{theirs}.k_proj.{kind}", Stored(files, columns, kv, inputs, query, head_size=order)
+            yield f"{theirs}.v_proj.{kind}", Stored(files, columns, kv, inputs, query + kv)
+        yield f"{theirs}.o_proj.weight", Stored(self._ranks(f"{ours}.wo"), hidden, hidden, query, along="in")
+        if model["attn_bias"]:
+            yield f"{theirs}.o_proj.bias", Stored(self._ranks(f"{ours}.wo", "bias"), hidden, hidden, 1, along="")
+
+    def _mlp(self, theirs: str, ours: str, inner: int) -> Iterator[tuple[str, Stored]]:
+        hidden, share = self.model["hidden_units"], inner // self.model["tp"]
+        for file, part in (("w1", "gate_proj"), ("w3", "up_proj")):
+            yield f"{theirs}.{part}.weight", Stored(self._ranks(f"{ours}.{file}"), share, share, hidden)
+        yield f"{theirs}.down_proj.weight", Stored(self._ranks(f"{ours}.w2"), hidden, hidden, share, along="in")
+
+    def _experts(self, theirs: str, ours: str, experts: int) -> Iterator[tuple[str, Stored]]:
+        hidden, share = self.model["hidden_units"], self.model["expert_inter_size"] // self.model["tp"]
+        yield f"{theirs}.gate.weight", Stored((f"{ours}.gate.weight",), experts, experts, hidden)
+        for expert in range(experts):
+            name, files = f"{theirs}.experts.{expert}", f"{ours}.experts.{expert}"
+            for file in ("w1", "w3"):
+                yield f"{name}.{file}.weight", Stored(self._ranks(f"{files}.{file}"), share, share, hidden)
+            yield f"{name}.w2.weight", Stored(self._ranks(f"{files}.w2"), hidden, hidden, share, along="in")
+
+    def _check_files(self) -> None:
+        expected = {CONFIG: (self.folder / CONFIG).stat().st_size}
+        for stored in self.stored.values():
+            height = stored.inputs if stored.transposed else stored.outputs
+            expected |= dict.fromkeys(stored.files, height * stored.columns * 2)
+        for name, size in expected.items():
+            path = self.folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                found = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
+                raise CheckError(f"{path}: {found}, config.yaml implies {size} bytes; export again")
+        extra = sorted({path.name for path in self.folder.iterdir()} - expected.keys())
         if extra:
             raise CheckError(f"{self.folder / extra[0]}: no weight of this model; export again")
 
-    def _all(self) -> Iterator[tuple[str, Bits]]:
-        model = self.model
-        hidden, tp, rows = model["hidden_units"], model["tp"], model["embedding_size"]
-        padded = -(-rows // tp) * tp
-        embedding = [self._file(f"tok_embeddings.{rank}.weight", padded, hidden // tp) for rank in range(tp)]
-        yield EMBEDDING, self._unpadded_rows(np.concatenate(embedding, axis=1), rows)
-        output = [self._file(f"output.{rank}.weight", padded // tp, hidden) for rank in range(tp)]
-        yield OUTPUT, self._unpadded_rows(np.concatenate(output), model["vocab_size"])
-        yield FINAL_NORM, self._file("norm.weight", hidden)
-        for layer in range(model["num_layer"]):
-            for name, tensor in self._layer(layer):
-                yield f"model.layers.{layer}.{name}", tensor
 
-    def _layer(self, layer: int) -> Iterator[tuple[str, Bits]]:
-        hidden = self.model["hidden_units"]
-        yield "input_layernorm.weight", self._file(f"layers.{layer}.attention_norm.weight", hidden)
-        yield "post_attention_layernorm.weight", self._file(f"layers.{layer}.ffn_norm.weight", hidden)
-        heads = self.model["head_num"] * self.model["size_per_head"]
-        output = self._by_rank(layer, "attention.wo", "weight", heads // self.model["tp"], hidden)
-        yield "self_attn.o_proj.weight", np.concatenate(output).T
-        for name, matrix in zip("qkv", self._qkv(layer, "weight", hidden), strict=True):
-            yield f"self_attn.{name}_proj.weight", matrix.T
-        if self.model["attn_bias"]:
-            for name, row in zip("qkv", self._qkv(layer, "bias", 1), strict=True):
-                yield f"self_attn.{name}_proj.bias", row[0]
-            copies = np.stack(self._by_rank(layer, "attention.wo", "bias", hidden))
-            if not (copies == copies[:1]).all():
-                raise ValueError(f"the ranks' output biases of layer {layer} differ")
-            yield "self_attn.o_proj.bias", copies[0]
-        yield from self._mlp(layer, hidden)
-
-    def _mlp(self, layer: int, hidden: int) -> Iterator[tuple[str, Bits]]:
-        inner = self.model["inter_size"][layer]
-        columns = inner // self.model["tp"]
-        for file, name in (("w1", "gate_proj"), ("w3", "up_proj")):
-            parts = self._by_rank(layer, f"feed_forward.{file}", "weight", hidden, columns)
-            yield f"mlp.{name}.weight", np.concatenate(parts, axis=1).T
-        parts = self._by_rank(layer, "feed_forward.w2", "weight", columns, hidden)
-        yield "mlp.down_proj.weight", np.concatenate(parts).T
-
-    def _qkv(self, layer: int, kind: str, rows: int) -> tuple[Bits, Bits, Bits]:
-        size, tp = self.model["size_per_head"], self.model["tp"]
-        query, kv = self.model["head_num"] * size // tp, self.model["kv_head_num"] * size // tp
-        by_rank = self._by_rank(layer, "attention.w_qkv", kind, rows, query + 2 * kv)
-        q, k, v = layout.unfuse_qkv(by_rank, query, kv)
-        return layout.deinterleave(q, size), layout.deinterleave(k, size), v
-
-    def _by_rank(self, layer: int, name: str, kind: str, *shape: int) -> list[Bits]:
-        return [self._file(f"layers.{layer}.{name}.{rank}.{kind}", *shape) for rank in range(self.model["tp"])]
-
-    def _unpadded_rows(self, matrix: Bits, rows: int) -> Bits:
-        return layout.unpad_columns(matrix.T, rows).T
-
-    def _file(self, name: str, *shape: int) -> Bits:
-        path = self.folder / name
-        expected = int(np.prod(shape)) * 2
-        if not path.is_file() or path.stat().st_size != expected:
-            found = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
-            raise CheckError(f"{path}: {found}, config.yaml implies {expected} bytes; export again")
-        self._read.add(name)
-        return np.fromfile(path, np.uint16).reshape(shape)
+def _read(file: int, place: int, rows: int, width: int, columns: int) -> Bits:
+    """[rows, width] numbers from `place` on, of a file whose rows have `columns`."""
+    result = np.empty((rows, width), np.uint16)
+    whole = width == columns
+    for i, piece in enumerate([result] if whole else result):
+        content, offset = piece.data.cast("B"), 2 * (place + i * columns)
+        while content:
+            size = os.preadv(file, [content], offset)
+            if not size:
+                raise CheckError("a weight file became shorter while it was read; export again")
+            content, offset = content[size:], offset + size
+    return result

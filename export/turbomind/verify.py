@@ -1,6 +1,7 @@
 """What is compared of a TurboMind folder: every number in its files, and what a model made of them says."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ from export.cast import Bits
 from export.hf import Model
 from export.language_model import load_tensors
 from export.progress import progress_bar
-from export.turbomind import layout
-from export.turbomind.llama import EMBEDDING, OUTPUT
+from export.turbomind.layout import repeat_heads
+from export.turbomind.matrices import EMBEDDING, OUTPUT
 from export.turbomind.reader import TurbomindReader
 from export.verify import compare_continuations, continuations, refuse_difference, trained_model
+from export.weights import BLOCK, Weights
 from pipelines.artifacts import Json
 from pipelines.errors import CheckError
 from pipelines.schema import ExportVerify
@@ -21,14 +23,16 @@ from pipelines.schema import ExportVerify
 def verify_turbomind(model: Model, folder: Path, table: ExportVerify) -> Json:
     """Check a TurboMind folder by reading it with a plain reader; returns what was compared.
 
+    Numbers are compared a block of rows at a time; the comparison of logits loads the model.
+
     Raises:
         CheckError: at the first difference, naming it.
     """
-    found: dict[str, Json] = {"tensors_equal": _compare_turbomind(model, folder)}
+    reader = TurbomindReader(folder)
+    found: dict[str, Json] = {"tensors_equal": _compare(model.weights, reader)}
     if table.greedy_tokens:
-        reader = TurbomindReader(folder)
         config = reader.hf_config(model.weights.shapes)
-        tensors = ((name, tensor) for name, tensor in _as_trained(model, reader) if name in model.weights.shapes)
+        tensors = _as_trained(model.weights, reader)
         served = load_tensors(config, tensors, model.weights.dtype, str(folder))
         exported = continuations(model, served, table.greedy_tokens)
         del served
@@ -37,40 +41,92 @@ def verify_turbomind(model: Model, folder: Path, table: ExportVerify) -> Json:
     return found
 
 
-def _compare_turbomind(model: Model, folder: Path) -> int:
-    weights, seen = model.weights, 0
+@dataclass(frozen=True)
+class _Origin:
+    """Rows of a tensor of the checkpoint that a tensor of the folder holds, with more around them."""
+
+    tensor: str | None
+    """None where the folder holds zeros that no tensor has."""
+    first: int
+    rows: int
+    columns: int
+
+
+def _compare(weights: Weights, reader: TurbomindReader) -> int:
+    seen: set[str] = set()
     with progress_bar("checking turbomind", weights.nbytes, "B") as progress:
-        for name, tensor in _as_trained(model, TurbomindReader(folder)):
-            if name in weights.shapes:
-                expected = weights.tensor(name)
-                seen += 1
-                progress(tensor.nbytes)
-            elif name == OUTPUT:
-                expected = weights.tensor(EMBEDDING)
-            else:
-                expected = np.zeros_like(tensor)  # the output bias that the engine wants and the model lacks
-            refuse_difference(tensor, expected, f"{folder}: {name}")
-    if seen != len(weights.shapes):
-        raise CheckError(f"{folder}: {seen} of {len(weights.shapes)} tensors; export again")
-    return seen
+        for name, stored in reader.stored.items():
+            rows, columns = stored.shape
+            origin = _origin(weights, name, (rows, columns))
+            unit = reader.model["size_per_head"] if name.endswith(_HEADS) else 1
+            step = max(1, BLOCK // (columns * unit)) * unit
+            for start in range(0, rows, step):
+                stop = min(start + step, rows)
+                expected = _expected(weights, origin, (start, stop), (rows, columns), unit)
+                refuse_difference(reader.rows(name, start, stop), expected, f"{reader.folder}: {name}")
+                progress(expected.nbytes)
+            seen |= {origin.tensor} if origin.tensor else set()
+    if missing := sorted(weights.shapes.keys() - seen):
+        raise CheckError(f"{reader.folder}: {missing[0]} is not in it; export again")
+    return len(seen)
 
 
-def _as_trained(model: Model, reader: TurbomindReader) -> Iterator[tuple[str, Bits]]:
-    """The reader's tensors without the padding and the repeated heads that tensor parallelism asked for."""
-    for name, tensor in reader.tensors():
-        try:
-            yield name, _reduced(name, tensor, model.weights.shapes.get(name, tensor.shape), reader)
-        except ValueError as error:
-            raise CheckError(f"{reader.folder}: {name}: {error}; export again") from error
+_HEADS = (".k_proj.weight", ".v_proj.weight", ".k_proj.bias", ".v_proj.bias")  # which ranks may have copies of
 
 
-def _reduced(name: str, tensor: Bits, shape: tuple[int, ...], reader: TurbomindReader) -> Bits:
-    if tensor.shape == shape:
-        return tensor
-    if ".k_proj." in name or ".v_proj." in name:
-        columns = tensor.T if tensor.ndim == 2 else tensor[None]
-        heads = layout.unrepeat_heads(columns, reader.model["size_per_head"], columns.shape[1] // shape[0])
-        return heads.T if tensor.ndim == 2 else heads[0]
-    if ".down_proj." in name:
-        return layout.unpad_columns(tensor, shape[1])
-    return layout.unpad_columns(tensor.T, shape[0]).T
+def _origin(weights: Weights, name: str, stored: tuple[int, int]) -> _Origin:
+    shapes = weights.shapes
+    if name == OUTPUT and name not in shapes:
+        name = EMBEDDING
+    if name in shapes:
+        rows, *columns = shapes[name]
+        return _Origin(name, 0, rows, columns[0] if columns else 1)
+    for part, index in (("gate_proj", 0), ("up_proj", 1)):
+        fused = name.replace(part, "gate_up_proj")
+        if fused != name and fused in shapes:
+            rows, inputs = shapes[fused]
+            return _Origin(fused, index * rows // 2, rows // 2, inputs)
+    return _Origin(None, 0, *stored)  # the output bias that the engine wants and the model lacks
+
+
+def _expected(weights: Weights, origin: _Origin, rows: tuple[int, int], stored: tuple[int, int], unit: int) -> Bits:
+    """Rows start..stop as the folder has to have them: with repeated heads, or zeros below and to the right."""
+    start, stop = rows
+    if origin.tensor is None:
+        return np.zeros((stop - start, stored[1]), np.uint16)
+    if unit > 1 and stored[0] > origin.rows:
+        times = stored[0] // origin.rows
+        first, last = start // (unit * times), -(-stop // (unit * times))
+        heads = repeat_heads(_read(weights, origin, first * unit, last * unit), unit, times)
+        return heads[start - first * times * unit : stop - first * times * unit]
+    expected = np.zeros((stop - start, stored[1]), np.uint16)
+    last = min(stop, origin.rows)
+    if start < last:
+        expected[: last - start, : origin.columns] = _read(weights, origin, start, last)
+    return expected
+
+
+def _read(weights: Weights, origin: _Origin, start: int, stop: int) -> Bits:
+    assert origin.tensor is not None
+    first, columns = origin.first, origin.columns
+    return weights.read(origin.tensor, (first + start) * columns, (first + stop) * columns).reshape(-1, columns)
+
+
+def _as_trained(weights: Weights, reader: TurbomindReader) -> Iterator[tuple[str, Bits]]:
+    """The tensors as the model has them: without padding and copies, and those that it has as one joined again."""
+    halves: dict[str, Bits] = {}
+    for name, stored in reader.stored.items():
+        origin = _origin(weights, name, stored.shape)
+        if origin.tensor is None or (name == OUTPUT and origin.tensor != name):
+            continue
+        whole = reader.tensor(name)
+        if name.endswith(_HEADS) and len(whole) > origin.rows:
+            size = reader.model["size_per_head"]
+            whole = whole.reshape(origin.rows // size, -1, size, whole.shape[1])[:, 0].reshape(origin.rows, -1)
+        part = whole[: origin.rows, : origin.columns]
+        if origin.tensor == name:
+            yield name, part.reshape(weights.shapes[name])
+        elif origin.tensor in halves:
+            yield origin.tensor, np.concatenate([halves.pop(origin.tensor), part])
+        else:
+            halves[origin.tensor] = part

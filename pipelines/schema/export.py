@@ -34,6 +34,8 @@ class TurbomindExport(Table):
     """Number format of the weights."""
     model_name: str | None = None
     """Name under which it is served; by default run.name."""
+    session_len: PositiveInt | None = None
+    """Longest text in tokens, prompt and answer together; by default what the model was made for."""
     chat_template: str = "base"
     """LMDeploy's name of a built-in chat template."""
 
@@ -69,6 +71,9 @@ class Export(Table):
     checkpoint that packtrain, DeepSpeed or torch.distributed.checkpoint wrote, or of safetensors."""
     targets: list[Literal["hf", "turbomind", "adapter"]] = Field(default=["hf"], min_length=1)
     """A Hugging Face directory, TurboMind weights, a PEFT directory of the adapter alone (adapter), or several."""
+    merge_base: Literal["original", "dequantized"] = "original"
+    """What an adapter trained on 4 bits is merged into: the model as it was, or the 4-bit numbers unpacked, which
+    training multiplied with. The export says how far either is from what was trained."""
     hf: HfExport = HfExport()
     turbomind: TurbomindExport = TurbomindExport()
     verify: ExportVerify = ExportVerify()

@@ -69,9 +69,14 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def random_tensors(config: dict[str, Any], seed: int = 7) -> Tensors:
-    """Weights that depend on the seed alone: integer arithmetic, so that digests of them last."""
+    """Weights of a Llama-style model that depend on the seed alone."""
+    return filled(shapes(config), seed)
+
+
+def filled(shapes_: dict[str, tuple[int, ...]], seed: int = 7) -> Tensors:
+    """Tensors of those shapes that depend on the seed alone: integer arithmetic, so that digests of them last."""
     tensors: Tensors = {}
-    for index, (name, shape) in enumerate(shapes(config).items()):
+    for index, (name, shape) in enumerate(shapes_.items()):
         count = int(np.prod(shape))
         mixed = (np.arange(count, dtype=np.uint64) + np.uint64((seed * 1000 + index) << 32)) * np.uint64(
             0x9E3779B97F4A7C15

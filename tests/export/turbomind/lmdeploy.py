@@ -17,14 +17,30 @@ from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.numpy import save_file
 
 from export.hf import Model, write_hf
 from pipelines.checkpoints import Checkpoint
-from tests.export.tiny import random_tensors, write_checkpoint
-from tests.export.turbomind.test_folder import CASES, GOLDEN, MODELS, digest
+from pipelines.llama_layouts import KEY
+from tests.export.tiny import Tensors, write_checkpoint
+from tests.export.turbomind.models import CASES, EVERY, UNLIKE_LMDEPLOY, model_tensors
+from tests.export.turbomind.test_folder import GOLDEN, digest
 
-_CONVERTERS = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
+_CONVERTERS = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "InternLM2ForCausalLM": "internlm2",
+    "BaiChuanForCausalLM": "baichuan",
+    "MixtralForCausalLM": "mixtral",
+    "ChatGLMModel": "glm4",
+}
+_MODULES = (
+    *(f"source_model.{name}" for name in ("llama", "qwen", "internlm2", "baichuan", "mixtral", "glm4")),
+    "target_model.fp",
+)
 
 
 class _Registry:
@@ -57,7 +73,7 @@ def _import_converter(unpacked: Path) -> None:
         sys.modules[name] = ModuleType(name)
         vars(sys.modules[name]).update(parts)
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
-    for module in ("source_model.llama", "source_model.qwen", "target_model.fp"):
+    for module in (*_MODULES, "target_model.fp"):
         import_module(f"{deploy}.{module}")
 
 
@@ -80,19 +96,63 @@ def _convert(source: Path, target: Path, dtype: str, tp: int) -> None:
     ).export()
 
 
+def _write_source(folder: Path, config: dict[str, Any]) -> None:
+    """The model as LMDeploy's converter wants it, in `hf`."""
+    tensors = model_tensors(config)
+    if config["model_type"] == "glm":
+        _write_chatglm(folder / "hf", config, tensors)
+        return
+    model = Model.of(Checkpoint(write_checkpoint(folder / "step-00000001", config, tensors)), "float32")
+    write_hf(model.as_it_came() if KEY in config else model, folder / "hf", 10**9)
+
+
+def _write_chatglm(folder: Path, config: dict[str, Any], tensors: Tensors) -> None:
+    """The same model under the names of glm-4-9b, for which LMDeploy has no other."""
+    renamed = {
+        "transformer.embedding.word_embeddings.weight": tensors["model.embed_tokens.weight"],
+        "transformer.encoder.final_layernorm.weight": tensors["model.norm.weight"],
+        "transformer.output_layer.weight": tensors["lm_head.weight"],
+    }
+    for layer in range(config["num_hidden_layers"]):
+        theirs, ours = f"transformer.encoder.layers.{layer}", f"model.layers.{layer}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            renamed[f"{theirs}.{norm}.weight"] = tensors[f"{ours}.{norm}.weight"]
+        for kind in ("weight", "bias"):
+            parts = [tensors[f"{ours}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
+            renamed[f"{theirs}.self_attention.query_key_value.{kind}"] = np.concatenate(parts)
+        renamed[f"{theirs}.self_attention.dense.weight"] = tensors[f"{ours}.self_attn.o_proj.weight"]
+        renamed[f"{theirs}.mlp.dense_h_to_4h.weight"] = tensors[f"{ours}.mlp.gate_up_proj.weight"]
+        renamed[f"{theirs}.mlp.dense_4h_to_h.weight"] = tensors[f"{ours}.mlp.down_proj.weight"]
+    save_file(renamed, folder / "model.safetensors")
+    settings = {
+        "architectures": ["ChatGLMModel"],
+        "hidden_size": config["hidden_size"],
+        "num_layers": config["num_hidden_layers"],
+        "layernorm_epsilon": config["rms_norm_eps"],
+        "rope_ratio": config["rope_parameters"]["rope_theta"] / 10000.0,
+        "num_attention_heads": config["num_attention_heads"],
+        "multi_query_attention": True,
+        "multi_query_group_num": config["num_key_value_heads"],
+        "ffn_hidden_size": config["intermediate_size"],
+        "padded_vocab_size": config["vocab_size"],
+        "add_qkv_bias": True,
+        "seq_length": config["max_position_embeddings"],
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
 def main(unpacked: Path) -> None:
     """Convert every case and store the digests."""
     _import_converter(unpacked)
     found: dict[str, str] = {}
     for name, dtype, tp in CASES:
-        if name == "llama_biased":
+        if name in UNLIKE_LMDEPLOY:
             continue
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            tensors = random_tensors(MODELS[name])
-            checkpoint = Checkpoint(write_checkpoint(folder / "step-00000001", MODELS[name], tensors))
             (folder / "hf").mkdir()
-            write_hf(Model.of(checkpoint, "float32"), folder / "hf", 10**9)
+            _write_source(folder, EVERY[name])
             _convert(folder / "hf", folder / "turbomind", dtype, tp)
             files = {path.name: path.read_bytes() for path in (folder / "turbomind").iterdir()}
             found[f"{name} {dtype} {tp}"] = digest(files)

@@ -41,11 +41,12 @@ def _layer(
         f"{ours}.attention_norm.weight": hf[f"{theirs}.input_layernorm.weight"],
         f"{ours}.ffn_norm.weight": hf[f"{theirs}.post_attention_layernorm.weight"],
     }
-    hidden, size = config["hidden_size"], config["head_dim"]
-    heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
-    query_rows = [_rotated(head, j, size) for head in range(heads) for j in range(size)]
+    hidden, heads, kv = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
+    size = config.get("head_dim", hidden // heads)
+    place = (lambda head, j, size: head * size + j) if config["model_type"] == "glm" else _rotated
+    query_rows = [place(head, j, size) for head in range(heads) for j in range(size)]
     copies = [head for head in range(kv) for _ in range(max(1, tp // kv))]
-    key_rows = [_rotated(head, j, size) for head in copies for j in range(size)]
+    key_rows = [place(head, j, size) for head in copies for j in range(size)]
     value_rows = [head * size + j for head in copies for j in range(size)]
     for rank in range(tp):
         columns: list[torch.Tensor] = []
@@ -64,18 +65,38 @@ def _layer(
             files[f"{ours}.attention.w_qkv.{rank}.bias"] = torch.stack(biases)
             zeros = torch.zeros(hidden, dtype=kind)
             files[f"{ours}.attention.wo.{rank}.bias"] = hf.get(f"{theirs}.self_attn.o_proj.bias", zeros)
-        files |= _mlp(config, hf, layer, rank, tp, kind)
+        files |= _mlps(config, hf, layer, rank, tp)
+    if config["model_type"] == "mixtral":
+        router = hf[f"{theirs}.block_sparse_moe.gate.weight"]
+        files[f"{ours}.moe_ffn.gate.weight"] = torch.stack([router[:, i] for i in range(hidden)])
     return files
 
 
-def _mlp(
-    config: dict[str, Any], hf: dict[str, torch.Tensor], layer: int, rank: int, tp: int, kind: torch.dtype
+def _mlps(
+    config: dict[str, Any], hf: dict[str, torch.Tensor], layer: int, rank: int, tp: int
 ) -> dict[str, torch.Tensor]:
-    theirs, ours = f"model.layers.{layer}.mlp", f"layers.{layer}.feed_forward"
-    inner, zeros = config["intermediate_size"], torch.zeros(config["hidden_size"], dtype=kind)
+    theirs, ours, inner = f"model.layers.{layer}", f"layers.{layer}", config["intermediate_size"]
+    if config["model_type"] == "mixtral":
+        files: dict[str, torch.Tensor] = {}
+        for expert in range(config["num_local_experts"]):
+            names = [f"{theirs}.block_sparse_moe.experts.{expert}.{name}.weight" for name in ("w1", "w3", "w2")]
+            gate, up, down = (hf[name] for name in names)
+            files |= _mlp(gate, up, down, f"{ours}.moe_ffn.experts.{expert}", rank, tp)
+        return files
+    if config["model_type"] == "glm":
+        both = hf[f"{theirs}.mlp.gate_up_proj.weight"]
+        gate, up = both[:inner], both[inner:]
+    else:
+        gate, up = (hf[f"{theirs}.mlp.{name}_proj.weight"] for name in ("gate", "up"))
+    return _mlp(gate, up, hf[f"{theirs}.mlp.down_proj.weight"], f"{ours}.feed_forward", rank, tp)
+
+
+def _mlp(
+    gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, ours: str, rank: int, tp: int
+) -> dict[str, torch.Tensor]:
+    inner, zeros = gate.shape[0], torch.zeros_like(gate[0])
     share = -(-inner // tp)
     mine = range(rank * share, (rank + 1) * share)
-    gate, up, down = (hf[f"{theirs}.{name}_proj.weight"] for name in ("gate", "up", "down"))
     return {
         f"{ours}.w1.{rank}.weight": torch.stack([gate[i] if i < inner else zeros for i in mine], dim=1),
         f"{ours}.w3.{rank}.weight": torch.stack([up[i] if i < inner else zeros for i in mine], dim=1),

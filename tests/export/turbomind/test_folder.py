@@ -9,47 +9,32 @@ import numpy as np
 import pytest
 import yaml
 
-import export.turbomind.llama
+import export.turbomind.writer
 from export.cast import Dtype
 from export.hf import Model
+from export.turbomind import geometry
+from export.turbomind.config import config_yaml, session_len
 from export.turbomind.folder import write_turbomind
 from export.turbomind.geometry import Unservable
 from export.turbomind.reader import TurbomindReader
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError
 from pipelines.schema import TurbomindExport
-from tests.export.tiny import LLAMA, MISTRAL, QWEN2, Tensors, random_tensors, write_checkpoint
+from tests.export.tiny import LLAMA, MISTRAL, Tensors, write_checkpoint
+from tests.export.turbomind.models import CASES, EVERY, GLM, MODELS, UNLIKE_LMDEPLOY, model_tensors
 from tests.export.turbomind.reference import weight_files
 
 GOLDEN = Path(__file__).with_name("golden.json")
-EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 64, "num_hidden_layers": 2}
-"""Heads for any tensor-parallel size; the MLP of 88 and the vocabulary of 259 do not divide and are padded."""
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 256,
-}
-MODELS: dict[str, dict[str, Any]] = {
-    "llama": LLAMA | EIGHT | {"intermediate_size": 90},
-    "llama_tied": LLAMA | EIGHT | {"tie_word_embeddings": True},
-    "llama3": LLAMA | EIGHT | {"rope_parameters": LLAMA3},
-    "llama_biased": LLAMA | EIGHT | {"attention_bias": True},
-    "linear": LLAMA | EIGHT | {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4}},
-    "dynamic": LLAMA | EIGHT | {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
-    "yarn": LLAMA | EIGHT | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}},
-    "mistral": MISTRAL | EIGHT | {"head_dim": 128},
-    "qwen2": QWEN2 | EIGHT | {"hidden_size": 512, "num_hidden_layers": 1},
-    "qwen2_tied": QWEN2 | EIGHT | {"hidden_size": 512, "num_hidden_layers": 1, "tie_word_embeddings": True},
-}
-CASES = [(name, dtype, tp) for name in MODELS for dtype in ("bfloat16", "float16") for tp in (1, 2, 4, 8)]
+
+
+@pytest.fixture(autouse=True)
+def _tiny_glm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geometry, "GLM_LAYERS", GLM["num_hidden_layers"])
 
 
 def write(folder: Path, config: dict[str, Any], dtype: Dtype, tp: int) -> tuple[Path, Tensors]:
     """A folder of the seeded model with that config; returns its weights' directory and the model's weights."""
-    tensors = random_tensors(config)
+    tensors = model_tensors(config)
     checkpoint = Checkpoint(write_checkpoint(folder / "step-00000001", config, tensors, ranks=2))
     out = folder / "turbomind"
     out.mkdir()
@@ -62,11 +47,11 @@ def write(folder: Path, config: dict[str, Any], dtype: Dtype, tp: int) -> tuple[
 def test_every_byte_is_as_a_second_writer_and_lmdeploy_write_it(
     tmp_path: Path, name: str, dtype: Dtype, tp: int
 ) -> None:
-    weights, tensors = write(tmp_path, MODELS[name], dtype, tp)
+    weights, tensors = write(tmp_path, EVERY[name], dtype, tp)
     found = {path.name: path.read_bytes() for path in weights.iterdir()}
     settings = found.pop("config.yaml")
-    assert found == weight_files(MODELS[name], tensors, tp, dtype)
-    if name != "llama_biased":  # LMDeploy's converter writes these biases but not that there are any
+    assert found == weight_files(EVERY[name], tensors, tp, dtype)
+    if name not in UNLIKE_LMDEPLOY:
         assert digest({**found, "config.yaml": settings}) == json.loads(GOLDEN.read_bytes())[f"{name} {dtype} {tp}"]
 
 
@@ -77,25 +62,39 @@ def digest(files: dict[str, bytes]) -> str:
 
 
 def test_small_blocks_give_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export.turbomind.llama, "BLOCK", 5 * 64 + 1)
+    monkeypatch.setattr(export.turbomind.writer, "BAND", 5 * 64 + 1)
     weights, tensors = write(tmp_path, MODELS["llama"], "bfloat16", 4)
     found = {path.name: path.read_bytes() for path in weights.iterdir() if path.name != "config.yaml"}
     assert found == weight_files(MODELS["llama"], tensors, 4, "bfloat16")
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("tp", [1, 8])
+@pytest.mark.parametrize("name", [*MODELS, "glm", "mixtral"])
+@pytest.mark.parametrize("tp", [1, 4])
 def test_reading_gives_the_tensors_back(tmp_path: Path, name: str, tp: int) -> None:
-    weights, tensors = write(tmp_path, MODELS[name], "float16", tp)
-    found = dict(TurbomindReader(weights.parents[1]).tensors())
-    if name == "qwen2" or name == "qwen2_tied":
-        assert not found.pop("model.layers.0.self_attn.o_proj.bias").any()
-    if MODELS[name]["tie_word_embeddings"]:
+    weights, tensors = write(tmp_path, EVERY[name], "float16", tp)
+    reader = TurbomindReader(weights.parents[1])
+    found = {key: reader.tensor(key) for key in reader.stored}
+    if name in ("qwen2", "qwen2_tied", "glm"):
+        for layer in range(EVERY[name]["num_hidden_layers"]):
+            assert not found.pop(f"model.layers.{layer}.self_attn.o_proj.bias").any()
+    if EVERY[name]["tie_word_embeddings"]:
         np.testing.assert_array_equal(found.pop("lm_head.weight"), found["model.embed_tokens.weight"])
+    for layer in range(EVERY[name]["num_hidden_layers"] if name == "glm" else 0):
+        mlp = f"model.layers.{layer}.mlp"
+        halves = [found.pop(f"{mlp}.{part}_proj.weight") for part in ("gate", "up")]
+        found[f"{mlp}.gate_up_proj.weight"] = np.concatenate(halves)
     assert set(found) == set(tensors)
     if tp == 1:  # nothing is padded or repeated
         for key, tensor in tensors.items():
-            np.testing.assert_array_equal(found[key], tensor.astype(np.float16).view(np.uint16))
+            np.testing.assert_array_equal(found[key].reshape(tensor.shape), tensor.astype(np.float16).view(np.uint16))
+
+
+def test_rows_can_be_read_a_few_at_a_time(tmp_path: Path) -> None:
+    weights, _ = write(tmp_path, EVERY["llama"], "float16", 4)
+    reader = TurbomindReader(weights.parents[1])
+    for name, stored in reader.stored.items():
+        rows = [reader.rows(name, start, min(start + 7, stored.shape[0])) for start in range(0, stored.shape[0], 7)]
+        np.testing.assert_array_equal(np.concatenate(rows), reader.tensor(name))
 
 
 @pytest.mark.parametrize(
@@ -109,14 +108,14 @@ def test_a_missing_or_short_file_is_named(tmp_path: Path, damage: Any, finding: 
     weights, _ = write(tmp_path, LLAMA | {"hidden_size": 32}, "bfloat16", 2)
     damage(weights / "layers.1.ffn_norm.weight")
     with pytest.raises(CheckError, match=rf"layers\.1\.ffn_norm\.weight: {finding}"):
-        list(TurbomindReader(weights.parents[1]).tensors())
+        TurbomindReader(weights.parents[1])
 
 
 def test_a_file_too_many_is_named(tmp_path: Path) -> None:
     weights, _ = write(tmp_path, LLAMA, "bfloat16", 1)
     (weights / "layers.2.ffn_norm.weight").touch()
     with pytest.raises(CheckError, match=r"layers\.2\.ffn_norm\.weight: no weight of this model"):
-        list(TurbomindReader(weights.parents[1]).tensors())
+        TurbomindReader(weights.parents[1])
 
 
 def test_a_sliding_window_bounds_the_context_that_is_served(tmp_path: Path) -> None:
@@ -129,9 +128,34 @@ def test_a_sliding_window_bounds_the_context_that_is_served(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changed", "tp", "finding"),
     [
-        ({"architectures": ["Qwen3ForCausalLM"]}, 1, "no LMDeploy release reads its query and key norms back"),
-        ({"architectures": ["MixtralForCausalLM"]}, 1, "packtrain does not write its TurboMind folder yet"),
-        ({"architectures": ["Gemma3ForCausalLM"]}, 1, "LMDeploy 0.7.3, .* does not know it; .* the hf export"),
+        (
+            {"architectures": ["Qwen3ForCausalLM"]},
+            1,
+            "query and key norms, which no .* loads the hf export itself",
+        ),
+        (
+            {"architectures": ["Qwen3MoeForCausalLM"]},
+            1,
+            "query and key norms, which no .* loads the hf export itself",
+        ),
+        (
+            {"architectures": ["Qwen2MoeForCausalLM"]},
+            1,
+            "a shared expert, which no .* loads the hf export itself",
+        ),
+        ({"architectures": ["DeepseekV2ForCausalLM"]}, 1, "latent attention, which no .* PyTorch engine"),
+        ({"architectures": ["GptOssForCausalLM"]}, 1, "newer than LMDeploy 0.7.3, .* loads the hf export itself"),
+        ({"architectures": ["Glm4ForCausalLM"]}, 1, "newer than LMDeploy 0.7.3, .* PyTorch engine"),
+        ({"architectures": ["Gemma3ForCausalLM"]}, 1, "LMDeploy 0.7.3, .* does not know it; .* PyTorch engine"),
+        ({"architectures": ["Phi3ForCausalLM"]}, 1, "LMDeploy 0.7.3, .* does not know it; .* PyTorch engine"),
+        (GLM | {"num_hidden_layers": 3}, 1, "ChatGLMModel models of 2 layers alone, this one has 3"),
+        (GLM | {"head_dim": 64}, 1, "heads of 128 numbers, this ChatGLMModel has 64"),
+        (
+            GLM | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            1,
+            "rotates 64 numbers of each, this model 128",
+        ),
+        ({"num_attention_heads": 8, "hidden_size": 100}, 8, "^does not divide 8 .*; use 1 or 2 or 4$"),
         ({"head_dim": 32}, 1, "heads of 64 and 128 numbers, this LlamaForCausalLM has 32"),
         ({"num_attention_heads": 6, "num_key_value_heads": 3}, 4, r"^does not divide 6 .*; use 1$"),
         ({"num_attention_heads": 12, "num_key_value_heads": 2}, 8, r"^does not divide 12 .*; use 1 or 2 or 4$"),
@@ -157,16 +181,38 @@ def test_a_sliding_window_bounds_the_context_that_is_served(tmp_path: Path) -> N
     ],
 )
 def test_what_no_engine_would_serve_right_is_refused_with_the_reason(
-    tmp_path: Path, changed: dict[str, Any], tp: int, finding: str
+    changed: dict[str, Any], tp: int, finding: str
 ) -> None:
+    config = LLAMA | changed
+
+    def settings() -> bytes:
+        sizes = geometry.Geometry.of(geometry.architecture_of(config), config, {}, tp)
+        return config_yaml(sizes, config, TurbomindExport(), "tiny")
+
     with pytest.raises(Unservable, match=finding) as caught:
-        write(tmp_path, LLAMA | changed, "bfloat16", tp)
+        settings()
     assert caught.value.key == ("export.targets" if tp == 1 else "export.turbomind.tp")
+
+
+def test_nothing_is_written_of_a_model_that_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unservable, match="heads of 64 and 128"):
+        write(tmp_path, LLAMA | {"head_dim": 32}, "bfloat16", 1)
     assert not list((tmp_path / "turbomind").iterdir())
 
 
-def test_biases_of_the_mlp_are_refused(tmp_path: Path) -> None:
-    tensors = random_tensors(LLAMA) | {"model.layers.0.mlp.gate_proj.bias": np.zeros(88, np.float32)}
-    checkpoint = Checkpoint(write_checkpoint(tmp_path / "step-00000001", LLAMA, tensors))
-    with pytest.raises(Unservable, match="no place for biases of the MLP"):
-        write_turbomind(Model.of(checkpoint, "bfloat16"), tmp_path / "out", TurbomindExport(), "tiny")
+def test_a_longer_text_than_the_model_was_made_for_is_refused() -> None:
+    table = TurbomindExport(session_len=1000)
+    with pytest.raises(Unservable, match="was made for 512 tokens; use 512 or less") as caught:
+        session_len(LLAMA, table)
+    assert caught.value.key == "export.turbomind.session_len"
+    assert session_len(LLAMA | {"max_position_embeddings": 2048}, table) == 1000
+    assert session_len(MODELS["dynamic"], table) == 1000  # which stretches positions as far as it is asked to
+
+
+@pytest.mark.parametrize(
+    ("tensor", "finding"),
+    [("mlp.gate_proj.bias", "no place for biases of the MLP"), ("self_attn.q_norm.weight", "query and key norms back")],
+)
+def test_tensors_that_have_no_place_are_refused(tensor: str, finding: str) -> None:
+    with pytest.raises(Unservable, match=finding):
+        geometry.Geometry.of("LlamaForCausalLM", LLAMA, {f"model.layers.0.{tensor}": (88,)}, 1)

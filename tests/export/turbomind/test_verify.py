@@ -7,18 +7,25 @@ import pytest
 import yaml
 
 from export.hf import Model
+from export.turbomind import geometry
 from export.turbomind.folder import write_turbomind
 from export.turbomind.verify import verify_turbomind
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError
 from pipelines.schema import ExportVerify, TurbomindExport
-from tests.export.tiny import LLAMA, QWEN2, random_tensors, write_checkpoint
+from tests.export.tiny import LLAMA, QWEN2, write_checkpoint
+from tests.export.turbomind.models import EVERY, GLM, MIXTRAL, model_tensors
 
 WEIGHTS = Path("triton_models") / "weights"
 
 
+@pytest.fixture(autouse=True)
+def _tiny_glm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geometry, "GLM_LAYERS", GLM["num_hidden_layers"])
+
+
 def turbomind(folder: Path, config: dict[str, Any], tp: int) -> tuple[Model, Path]:
-    checkpoint = write_checkpoint(folder / "step-00000001", config, random_tensors(config), ranks=3)
+    checkpoint = write_checkpoint(folder / "step-00000001", config, model_tensors(config), ranks=3)
     exported, out = Model.of(Checkpoint(checkpoint), "bfloat16"), folder / "turbomind"
     out.mkdir()
     write_turbomind(exported, out, TurbomindExport.model_validate({"tp": tp}), "tiny")
@@ -51,6 +58,10 @@ ROPE = {"rope_theta": 10000.0, "factor": 4.0}
             },
             1,
         ),
+        (EVERY["internlm2"], 4),
+        (EVERY["internlm"], 2),
+        (MIXTRAL | {"intermediate_size": 56}, 4),  # which PyTorch has a kernel for
+        (GLM, 4),
     ],
 )
 def test_a_turbomind_folder_gives_the_logits_of_the_checkpoint(tmp_path: Path, config: dict[str, Any], tp: int) -> None:
@@ -65,10 +76,14 @@ def test_a_turbomind_folder_gives_the_logits_of_the_checkpoint(tmp_path: Path, c
     [
         ("norm.weight", 0, r"model\.norm\.weight differs .* in 1 of 512"),
         ("layers.1.attention.w_qkv.3.weight", 0, r"layers\.1\.self_attn\.q_proj\.weight differs .* in 1 of"),
-        ("layers.0.attention.w_qkv.1.weight", 2 * 64 * 2, "repeated heads differ"),
-        ("layers.0.feed_forward.w1.7.weight", -2, "the padding is not zero"),
-        ("output.7.weight", -2, "the padding is not zero"),
-        ("layers.1.attention.wo.2.bias", 0, "the ranks' output biases of layer 1 differ"),
+        ("layers.0.attention.w_qkv.1.weight", 2 * 64 * 2, r"v_proj\.weight differs .* in 1 of"),
+        ("layers.0.feed_forward.w1.7.weight", -2, r"gate_proj\.weight differs .* in 1 of"),
+        ("output.7.weight", -2, r"lm_head\.weight differs .* in 1 of"),
+        (
+            "layers.1.attention.wo.2.bias",
+            0,
+            r"the ranks' copies of \S+\.1\.self_attn\.o_proj\.bias differ",
+        ),
     ],
 )
 def test_one_changed_bit_in_a_turbomind_file_is_found(tmp_path: Path, name: str, place: int, finding: str) -> None:
