@@ -441,6 +441,27 @@ def verify(paths: tuple[Path, ...], as_json: bool) -> None:
     show({"verified": result}, "\n".join(lines), as_json=as_json)
 
 
+@main.command(short_help="One HTML page about a run.")
+@click.argument("path", metavar="FILE|RUN", type=click.Path(path_type=Path))
+@click.option(
+    "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Override one key of FILE, in TOML syntax."
+)
+@click.option("-o", "--out", metavar="HTML", type=click.Path(path_type=Path), help="By default RUN/report.html.")
+@json_output
+def report(path: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Write one HTML page about a run: data, mix, packing, curves, throughput, answers, export, provenance.
+
+    Named by the pipeline FILE or by its directory, work/NAME. The page holds all it shows and loads nothing. The run
+    may be unfinished, or going on.
+    """
+    from pipelines.report.write import summary, write
+
+    if path.is_dir() and overrides:
+        raise click.UsageError("--set changes a pipeline file, and this is a run's directory")
+    found = write(path, out) if path.is_dir() else write(read(path, overrides), out)
+    show(found, summary(found), as_json=as_json)
+
+
 @main.command(short_help="Talk to an export or a checkpoint.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--prompt", help="Answer this one prompt and end.")

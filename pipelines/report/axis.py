@@ -1,0 +1,110 @@
+"""An axis: from numbers to places along it, and where its ticks are."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.report.numerals import short
+
+Numbers = npt.NDArray[np.float64]
+
+DECADES = 1.5
+"""A range over more of them is easier to read on a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A stretch of numbers, linear or logarithmic."""
+
+    low: float
+    high: float
+    logarithmic: bool = False
+
+    @classmethod
+    def over(
+        cls, values: Iterable[float] | Numbers, *, logarithmic: bool | None = False, whole: bool = False
+    ) -> "Axis":
+        """An axis that shows all of the values, with room around them.
+
+        Args:
+            logarithmic: None chooses it where they are positive and span more than DECADES.
+            whole: without room: it begins and ends with them.
+        """
+        found = np.asarray(list(values) if not isinstance(values, np.ndarray) else values, np.float64)
+        found = found[np.isfinite(found)]
+        if not found.size:
+            return cls(0.0, 1.0)
+        low, high = float(found.min()), float(found.max())
+        if logarithmic is None:
+            logarithmic = low > 0 and math.log10(high / low) > DECADES
+        if logarithmic and low <= 0:
+            positive = found[found > 0]
+            if not positive.size:
+                return cls(min(low, 0.0), 1.0)
+            low = float(positive.min())
+        if logarithmic:
+            room = (high / low) ** 0.04 if high > low else 2.0
+            return cls(low / room, high * room, logarithmic=True)
+        if high == low:
+            room = abs(low) / 2 or 1.0
+            return cls(low - room, high + room)
+        room = 0.0 if whole else (high - low) * 0.04
+        # What is never negative should not seem to be.
+        return cls(max(low - room, 0.0) if low >= 0 else low - room, high + room)
+
+    def place(self, values: Numbers | float) -> Numbers:
+        """0 to 1 along the axis; what lies outside of it is put at its end."""
+        found = np.asarray(values, np.float64)
+        if self.logarithmic:
+            found = np.log(np.maximum(found, self.low))
+            low, high = math.log(self.low), math.log(self.high)
+        else:
+            low, high = self.low, self.high
+        return np.clip((found - low) / (high - low), 0.0, 1.0)
+
+    def ticks(self, most: int = 6) -> list[float]:
+        """Round numbers along it, rising: at most so many, and two at least."""
+        found = self._decades(most) if self.logarithmic else self._steps(most)
+        return found if len(found) > 1 or not self.logarithmic else self._steps(most)
+
+    def labels(self, most: int = 6) -> list[tuple[float, str]]:
+        """The ticks and what is written there."""
+        ticks = self.ticks(most)
+        return [(tick, tick_label(tick, ticks)) for tick in ticks]
+
+    def _steps(self, most: int) -> list[float]:
+        step = _nice((self.high - self.low) / most)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [number * step for number in range(first, last + 1)]
+
+    def _decades(self, most: int) -> list[float]:
+        low, high = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+        for parts in ((1, 2, 5), (1, 3), (1,)):
+            found = [part * 10.0**power for power in range(low, high + 1) for part in parts]
+            found = [one for one in found if self.low <= one <= self.high]
+            if len(found) <= most:
+                return found
+        return found[:: -(-len(found) // most)]
+
+
+def tick_label(tick: float, ticks: list[float]) -> str:
+    """A tick in as few characters as tell it from the others."""
+    if tick == 0:
+        return "0"
+    if abs(tick) < 1e-3:
+        mantissa, exponent = f"{tick:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    if abs(tick) >= 1000:
+        labels = [short(one) for one in ticks if one]
+        return short(tick) if len(set(labels)) == len(labels) else f"{tick:,.6g}"
+    return f"{tick:.6g}"
+
+
+def _nice(step: float) -> float:
+    """The next 1, 2 or 5 times a power of ten that is not below."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(power * part for part in (1, 2, 5, 10) if power * part >= step * (1 - 1e-9))
