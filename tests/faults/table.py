@@ -1,0 +1,39 @@
+"""What was injected and what became of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Tally:
+    """One kind of fault."""
+
+    fault: str
+    injected: int = 0
+    lost: list[str] = field(default_factory=list)
+    """What was not as it had to be, a line each."""
+    note: str = ""
+    """What was measured beside."""
+
+    def add(self, finding: str | None) -> None:
+        """One more fault, and what it cost if it did."""
+        self.injected += 1
+        if finding:
+            self.lost.append(finding)
+
+    @property
+    def survived(self) -> int:
+        return self.injected - len(self.lost)
+
+
+def table(tallies: Sequence[Tally]) -> str:
+    """All of them for a terminal, the losses below."""
+    width = max((len(one.fault) for one in tallies), default=5)
+    lines = [f"{'fault':{width}}  {'injected':>8}  {'survived':>8}  {'lost':>4}  note"]
+    lines += [
+        f"{one.fault:{width}}  {one.injected:8,}  {one.survived:8,}  {len(one.lost):4,}  {one.note}".rstrip()
+        for one in tallies
+    ]
+    for one in tallies:
+        lines += [f"LOST  {one.fault}: {finding}" for finding in one.lost[:20]]
+    return "\n".join(lines)
