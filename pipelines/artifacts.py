@@ -9,9 +9,10 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -202,12 +203,19 @@ def _locked(folder: Path, kind: int) -> Iterator[None]:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(f"{folder}: another packtrain process works here; wait for it or stop it") from error
+            file.seek(0)
+            holder = file.read().strip() or "not known which"
+            raise BusyError(
+                f"{folder}: another packtrain process works here ({holder}); wait for it or stop it"
+            ) from error
         except OSError as error:
             raise MachineError(
                 f"{folder}: cannot be locked ({error.strerror}); mount its file system with locks, or set run.work_dir "
                 "elsewhere"
             ) from error
+        with suppress(OSError):  # who is told of a holder may not know which; a full disk is the stage's to tell
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
 
 

@@ -108,7 +108,10 @@ def test_a_second_process_is_told_that_the_place_is_busy(tmp_path: Path) -> None
     holder = context.Process(target=_hold, args=(tmp_path, held, done))
     holder.start()
     held.get(timeout=60)
-    with pytest.raises(BusyError, match="another packtrain process"), exclusive(tmp_path):
+    with (
+        pytest.raises(BusyError, match=rf"another packtrain process .* \(process {holder.pid} on "),
+        exclusive(tmp_path),
+    ):
         pass
     with pytest.raises(BusyError, match="another packtrain process"), shared(tmp_path):
         pass
