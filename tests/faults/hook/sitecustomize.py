@@ -86,4 +86,4 @@ if "FAULT" in os.environ:
 if "FAULT_CLOCK" in os.environ:
     _set_clock(float(os.environ["FAULT_CLOCK"]))
 if "FAULT_SHUFFLE" in os.environ:
-    os.scandir = _Shuffled  # type: ignore[misc,assignment]
+    os.scandir = _Shuffled  # type: ignore[assignment]
