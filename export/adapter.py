@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import safe_open
 
+from export.dequantized import Dequantized
 from export.hf import Model
 from export.merge import OriginalBase, open_base
 from export.model_card import adapter_card
@@ -106,8 +107,12 @@ def load_adapter(base: Path, folder: Path) -> Any:
     return model.eval()
 
 
-def load_trained_adapter(base: Path, model: Model) -> Any:
-    """The same as the trainer has it: every tensor of the checkpoint under the trainer's own name."""
+def load_trained_adapter(base: Path, model: Model, packed: Dequantized | None = None) -> Any:
+    """The same as the trainer has it: every tensor of the checkpoint under the trainer's own name.
+
+    Args:
+        packed: the base as it was in 4 bits; by default as its files are.
+    """
     import torch
 
     from export.language_model import as_tensor
@@ -118,7 +123,7 @@ def load_trained_adapter(base: Path, model: Model) -> Any:
     config = peft.get_peft_config({"peft_type": kind, **settings})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trained = peft.inject_adapter_in_model(config, _as_large(_float32(base), model.config["vocab_size"]))
+        trained = peft.inject_adapter_in_model(config, _as_large(_float32(base, packed), model.config["vocab_size"]))
     parameters: dict[str, nn.Parameter] = dict(trained.named_parameters())
     with torch.no_grad():
         for name in model.weights.shapes:
@@ -144,16 +149,22 @@ def _as_large(base: Any, rows: int) -> Any:
     return base
 
 
-def _float32(base: Path) -> Any:
+def _float32(base: Path, packed: Dequantized | None = None) -> Any:
     import torch
 
     from export.language_model import load_folder, load_tensors
 
     files = open_base(base)
-    if not isinstance(files, OriginalBase):
-        return load_folder(base).to(torch.float32)
-    tensors = ((name, files.whole(name).view(np.uint32)) for name in files.shapes)
-    return load_tensors(llama_config(files.config), tensors, "float32", str(base))
+    if isinstance(files, OriginalBase):
+        tensors = ((name, files.whole(name).view(np.uint32)) for name in files.shapes)
+        loaded = load_tensors(llama_config(files.config), tensors, "float32", str(base))
+    else:
+        loaded = load_folder(base).to(torch.float32)
+    if packed is not None:
+        with torch.no_grad():
+            for name in packed.packed:
+                loaded.get_parameter(name).copy_(torch.from_numpy(packed.whole(name)))
+    return loaded
 
 
 def _library() -> Any:

@@ -11,11 +11,13 @@ from export.model_card import model_card
 from export.model_config import exported_config, exported_generation_config, read_config
 from export.original_layout import OriginalWeights, originally
 from export.progress import progress_bar
-from export.safetensors_stream import write_model
+from export.safetensors_stream import Digests, write_model
 from export.source import Source
 from export.weights import Weights
 from pipelines.artifacts import Json, canonical_json, write_atomic
 from pipelines.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
+
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,11 @@ def _weights(
     return form.published(Weights(checkpoint, dtype, base, form.float32(dtype))), form.settings
 
 
-def write_hf(model: Model, folder: Path, max_shard_size: int) -> Mapping[str, str]:
+def write_hf(model: Model, folder: Path, max_shard_size: int) -> Digests:
     """Write a directory that plain Transformers loads, holding one block of a tensor in memory at a time.
 
     Returns:
-        The SHA-256 of every tensor's numbers, by name, as they were computed.
+        The digests of every block of numbers, as they were computed.
     """
     with progress_bar("writing hf", model.weights.nbytes, "B") as progress:
         digests = write_model(folder, model.weights, max_shard_size, progress)
@@ -133,4 +135,4 @@ def write_card(model: Model, folder: Path, merging: Json = None) -> None:
         original=original,
         merging=merging,
     )
-    write_atomic(folder / "README.md", card.encode("utf-8"))
+    write_atomic(folder / CARD, card.encode("utf-8"))

@@ -71,6 +71,11 @@ class Base:
             return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
         return np.asarray(values, np.float32)
 
+    def whole(self, name: str) -> Float32:
+        """A tensor in its shape."""
+        shape = self.shapes[name]
+        return self.read(name, 0, int(np.prod(shape, dtype=np.int64))).reshape(shape)
+
 
 class OriginalBase(Base):
     """The same of a model in the layout of InternLM, InternLM2 or Baichuan, read as the Llama that was trained."""
@@ -95,11 +100,6 @@ class OriginalBase(Base):
         first, last = start // width * width, -(-stop // width) * width
         rows = self._joined(name, first, last).reshape(-1, width)
         return unit_rows(rows).reshape(-1)[start - first : stop - first]
-
-    def whole(self, name: str) -> Float32:
-        """One of Llama's tensors in its shape."""
-        shape = self.shapes[name]
-        return self.read(name, 0, int(np.prod(shape, dtype=np.int64))).reshape(shape)
 
     def _joined(self, name: str, start: int, stop: int) -> Float32:
         width = int(np.prod(self.shapes[name][1:], dtype=np.int64))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from export.adapter import write_adapter
 from export.destination import refuse_foreign_files, staged
 from export.hand_off import hand_off, names
-from export.hf import Model, write_hf
+from export.hf import CARD, Model, write_card, write_hf
+from export.job import Job
 from export.merge import check_base
 from export.plan import FORMAT_VERSION, Plan, model_name
 from export.source import Source
@@ -16,7 +17,7 @@ from export.summary import EVALUATION, facts, summary
 from export.turbomind.folder import settings_of, write_turbomind
 from export.turbomind.geometry import Unservable
 from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, write_atomic
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, MachineError
 from pipelines.schema import Pipeline
 
 if TYPE_CHECKING:
@@ -41,22 +42,24 @@ def run(pipeline: Pipeline) -> None:
         log.info("export: nothing to do, %s is current for %s", plan.home, plan.checkpoint.name)
         return
     with exclusive(plan.home):
-        checkpoint = plan.source
-        _refuse(pipeline, plan, checkpoint)
+        job = Job(pipeline, plan, plan.source)
+        job.refuse_base()
         if plan.base is not None:
-            check_base(checkpoint, plan.base)
+            check_base(job.checkpoint, plan.base)
+        _refuse(job)
         questions = _questions(pipeline)
-        checkpoint.verify()
+        job.checkpoint.verify()
         (plan.home / MANIFEST).unlink(missing_ok=True)
         for target in plan.targets:
             if not plan.is_done(target):
-                _write(pipeline, plan, checkpoint, target)
+                _write(job, target)
         evaluation = _evaluate(pipeline, plan, questions)
-        _complete(plan, checkpoint, evaluation, _hand_off(pipeline, plan, checkpoint))
+        _complete(plan, job.checkpoint, evaluation, _hand_off(job))
 
 
-def _refuse(pipeline: Pipeline, plan: Plan, checkpoint: Source) -> None:
+def _refuse(job: Job) -> None:
     """What can be known to fail, before any work."""
+    pipeline, plan, checkpoint = job.pipeline, job.plan, job.checkpoint
     if next((checkpoint.model).rglob("*.py"), None):
         _refuse_code(pipeline)
     for target in plan.targets:
@@ -66,16 +69,16 @@ def _refuse(pipeline: Pipeline, plan: Plan, checkpoint: Source) -> None:
         if pipeline.export.eval:
             raise ConfigError(f"{where}: export.eval asks the model with Transformers; remove the table, or use auto")
         try:
-            Model.of(checkpoint, plan.dtype, plan.base).as_it_came()
+            job.model("hf").as_it_came()
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
-    if pipeline.export.eval and not Model.of(checkpoint, plan.dtype, plan.base).chats:
+    if pipeline.export.eval and not job.model("hf").chats:
         where = pipeline.cite("export.eval")
         raise ConfigError(f"{where}: the model has no chat template to ask it with; remove the table")
     if "turbomind" in plan.targets:
         table = pipeline.export.turbomind
         try:
-            settings_of(Model.of(checkpoint, table.weight_type, plan.base), table, model_name(pipeline))
+            settings_of(job.model("turbomind"), table, model_name(pipeline))
         except Unservable as error:
             raise ConfigError(f"{pipeline.cite(error.key)}: {error}") from error
 
@@ -102,15 +105,12 @@ def _questions(pipeline: Pipeline) -> "list[Question]":
     return read_questions(pipeline.export.eval.file)
 
 
-def _write(pipeline: Pipeline, plan: Plan, checkpoint: Source, target: str) -> None:
+def _write(job: Job, target: str) -> None:
     from export.turbomind.verify import verify_turbomind
     from export.verify import verify_adapter, verify_hf
 
-    table = pipeline.export
-    if target == "adapter":
-        model = Model.of(checkpoint, "float32")
-    else:
-        model = Model.of(checkpoint, plan.dtype if target == "hf" else table.turbomind.weight_type, plan.base)
+    pipeline, plan, checkpoint = job.pipeline, job.plan, job.checkpoint
+    table, model = pipeline.export, job.model(target)
     if target == "hf" and table.hf.layout == "original":
         model = model.as_it_came()
     with staged(plan.home / target) as folder:
@@ -124,6 +124,8 @@ def _write(pipeline: Pipeline, plan: Plan, checkpoint: Source, target: str) -> N
         else:
             write_turbomind(model, folder, table.turbomind, model_name(pipeline))
             about = {"verified": verify_turbomind(model, folder, table.verify)}
+        if job.was_in_four_bits and target == next(name for name in plan.targets if name != "adapter"):
+            about["merging"] = _measure(job, model, folder)
         about |= {
             "dtype": model.weights.dtype,
             "parameters": model.weights.parameters,
@@ -136,6 +138,22 @@ def _write(pipeline: Pipeline, plan: Plan, checkpoint: Source, target: str) -> N
         _manifest(target, plan.targets[target], plan, _records(folder), about).write(folder)
     count = f"{model.weights.parameters:,}"
     log.info("export: %s written, %s parameters in %s, and read back equal", target, count, model.weights.dtype)
+
+
+def _measure(job: Job, model: Model, folder: Path) -> Json:
+    """What merging onto either base comes to, also told by the model card; None where it cannot be known here."""
+    from export.merge_report import measure
+
+    try:
+        found = measure(job, model, logits=job.pipeline.export.verify.greedy_tokens > 0)
+    except MachineError as error:
+        if job.pipeline.export.merge_base == "dequantized":
+            raise
+        log.info("export: how far the merged model is from the trained one is not measured: %s", error)
+        return None
+    if (folder / CARD).is_file():
+        write_card(model, folder, found)
+    return found
 
 
 def _evaluate(pipeline: Pipeline, plan: Plan, questions: "list[Question]") -> Json:
@@ -152,16 +170,15 @@ def _evaluate(pipeline: Pipeline, plan: Plan, questions: "list[Question]") -> Js
     return {key: value for key, value in result.items() if key != "answers"}
 
 
-def _hand_off(pipeline: Pipeline, plan: Plan, checkpoint: Source) -> list[str]:
+def _hand_off(job: Job) -> list[str]:
     """Write what evaluates the exports elsewhere, and take away what would evaluate an earlier one."""
-    table = pipeline.export
+    pipeline, plan, table = job.pipeline, job.plan, job.pipeline.export
     written: dict[str, bytes] = {}
     for target in plan.targets:
         if target == "turbomind":
-            model = Model.of(checkpoint, table.turbomind.weight_type, plan.base)
-            written |= hand_off(model, target, name=model_name(pipeline), tp=table.turbomind.tp)
+            written |= hand_off(job.model(target), target, name=model_name(pipeline), tp=table.turbomind.tp)
         elif target == "hf" and table.hf.layout != "original":
-            written |= hand_off(Model.of(checkpoint, plan.dtype, plan.base), target, name=pipeline.run.name)
+            written |= hand_off(job.model(target), target, name=pipeline.run.name)
     for name in names():
         if name in written:
             write_atomic(plan.home / name, written[name])
@@ -174,10 +191,12 @@ def _complete(plan: Plan, checkpoint: Source, evaluation: Json, beside: list[str
     """The manifest over all targets: without it, the next run looks at each of them again."""
     records: list[FileRecord] = []
     verified: dict[str, Json] = {}
+    merging: dict[str, Json] = {}
     for target in plan.targets:
         manifest = Manifest.read(plan.home / target)
         assert manifest is not None  # just written, or found current
         verified[target] = manifest.facts["verified"]
+        merging[target] = manifest.facts.get("merging")
         own = FileRecord.of(plan.home, plan.home / target / MANIFEST)
         within = [replace(record, path=f"{target}/{record.path}") for record in manifest.files]
         records += sorted([own, *within], key=lambda record: record.path)
@@ -187,6 +206,7 @@ def _complete(plan: Plan, checkpoint: Source, evaluation: Json, beside: list[str
     about = {
         "evaluation": evaluation,
         "loss": checkpoint.manifest.facts["loss"],
+        "merging": next(filter(None, merging.values()), None),
         "step": checkpoint.step,
         "verified": verified,
         "versions": dict(plan.versions),

@@ -4,8 +4,8 @@ The other side of each comparison is the checkpoint: its tensors after the state
 saved it, its tokenizer's probe conversations as prep rendered them.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,31 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from export.adapter import WEIGHTS, load_adapter, load_trained_adapter, stored_tensors
-from export.cast import Bits
+from export.blocks import THREADS, Block, blocks_of, each
+from export.cast import WIDTH, Bits
 from export.hf import Model
 from export.language_model import Continuation, continue_greedily, load_folder, load_tensors
 from export.model_config import read_config
 from export.original_layout import OriginalWeights
 from export.progress import progress_bar
-from export.weights import BLOCK, Weights
+from export.safetensors_stream import FORMAT, Digests
+from export.weights import Weights
 from pipelines.artifacts import Json
 from pipelines.errors import CheckError
+from pipelines.file_ranges import FileRanges
 from pipelines.probes import Probes
+from pipelines.safetensors_header import Entry, read_header
 from pipelines.schema import ExportVerify
 
 PROMPTS = 4
 """Probe prompts that are continued."""
 
 
-def verify_hf(model: Model, folder: Path, table: ExportVerify, written: Mapping[str, str] | None = None) -> Json:
+def verify_hf(model: Model, folder: Path, table: ExportVerify, written: Digests | None = None) -> Json:
     """Check a Hugging Face directory; returns what was compared, for its manifest.
 
     Args:
-        written: SHA-256 of tensors as they were computed; the others are computed again.
+        written: digests of blocks as they were computed; others are computed again.
     Raises:
         CheckError: at the first difference, naming it.
     """
@@ -110,44 +114,42 @@ def _stored(folder: Path) -> Iterator[tuple[str, Bits]]:
                 yield name, tensor.view(torch.uint16 if tensor.element_size() == 2 else torch.uint32).numpy()
 
 
-def compare_safetensors(weights: Weights, folder: Path, written: Mapping[str, str] | None = None) -> int:
+def compare_safetensors(
+    weights: Weights, folder: Path, written: Digests | None = None, *, threads: int = THREADS
+) -> int:
     """Compare every number in a directory of safetensors with what it was written from; returns the tensors.
 
     Args:
-        written: SHA-256 of tensors as they were computed; one that the file has as well need not be computed again.
+        written: digests of blocks as they were computed; one that the file has as well is not computed again.
     Raises:
         CheckError: at the first difference, naming it.
     """
-    seen = 0
-    files = sorted(folder.glob("*.safetensors"))
+    known, ranges = written or {}, FileRanges()
+    entries: dict[str, tuple[Path, Entry]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in read_header(path).items():
+            kind = FORMAT[weights.dtype_of(name)] if name in weights.shapes else None
+            if entry.shape != weights.shapes.get(name) or entry.dtype != kind:
+                raise CheckError(f"{path}: {name} is {entry.dtype}{list(entry.shape)}; export again")
+            entries[name] = path, entry
+    if len(entries) != len(weights.shapes):
+        raise CheckError(f"{folder}: {len(entries)} of {len(weights.shapes)} tensors; export again")
     with progress_bar("checking hf", weights.nbytes, "B") as progress:
-        for path in files:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    tensor = file.get_tensor(name)
-                    shape = weights.shapes.get(name)
-                    if tuple(tensor.shape) != shape or tensor.dtype != getattr(torch, weights.dtype_of(name)):
-                        raise CheckError(f"{path}: {name} is {tensor.dtype}{list(tensor.shape)}; export again")
-                    flat = tensor.reshape(-1).view(torch.uint16 if tensor.element_size() == 2 else torch.uint32)
-                    computed = (written or {}).get(name)
-                    if computed is None or _digest(flat) != computed:
-                        for start in range(0, flat.numel(), BLOCK):
-                            found = flat[start : start + BLOCK].numpy()
-                            refuse_difference(found, weights.read(name, start, start + found.size), f"{path}: {name}")
-                        if computed is not None:
-                            raise CheckError(f"{path}: {name} was computed otherwise before; export again")
-                    progress(tensor.nbytes)
-                    seen += 1
-    if seen != len(weights.shapes):
-        raise CheckError(f"{folder}: {seen} of {len(weights.shapes)} tensors; export again")
-    return seen
 
+        def compare(block: Block) -> None:
+            path, entry = entries[block.name]
+            width = WIDTH[weights.dtype_of(block.name)]
+            found = np.empty(block.stop - block.start, np.uint16 if width == 2 else np.uint32)
+            ranges.read_bytes(path, entry.first + block.start * width, found)
+            if block not in known or sha256(found.data).digest() != known[block]:
+                expected = weights.read(block.name, block.start, block.stop)
+                refuse_difference(found, expected, f"{path}: {block.name}")
+                if block in known:
+                    raise CheckError(f"{path}: {block.name} was computed otherwise before; export again")
+            progress(found.nbytes)
 
-def _digest(flat: torch.Tensor) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, flat.numel(), BLOCK):
-        digest.update(flat[start : start + BLOCK].numpy().data)
-    return digest.hexdigest()
+        each(compare, blocks_of(weights, weights.shapes), 1 if weights.is_computed else threads)
+    return len(entries)
 
 
 def refuse_difference(found: Bits, expected: Bits, where: str) -> None:
@@ -175,10 +177,11 @@ def _compare_prompts(model: Model, folder: Path) -> int:
 
 def continuations(model: Model, loaded: Any, tokens: int) -> list[Continuation]:
     """What a loaded model says after each of the first probe prompts."""
-    return [continue_greedily(loaded, prompt, tokens) for prompt in _prompts(model)]
+    return [continue_greedily(loaded, prompt, tokens) for prompt in probe_prompts(model)]
 
 
-def _prompts(model: Model) -> list[Sequence[int]]:
+def probe_prompts(model: Model) -> list[Sequence[int]]:
+    """What models are asked to continue: prompts of the probe conversations, or plain numbers where there are none."""
     probes = Probes.read(model.checkpoint.tokenizer).probes[:PROMPTS]
     rows = model.config["vocab_size"]
     return [probe.prompt_ids for probe in probes] or [[id_ % rows for id_ in range(1, 17)]]

@@ -27,7 +27,11 @@ Facts of the manifest:
     weights_only   only where the optimizer was not saved, so that no run can continue: true
     adapter        only where an adapter was trained, and `parameters` are its own:
                    {"base": {"sha256": `digest_base` of the model below it}, "config": PEFT's configuration,
-                   "layers": adapted module -> {"rank", "scaling", "transposed", "dora"}}
+                   "layers": adapted module -> {"rank", "scaling", "transposed", "dora"}},
+                   and where the model below it was in 4 bits "four_bits": {"type": nf4 or fp4, "block": numbers with
+                   one scale, "scale_block": scales with one scale of their own, or null, "compute_dtype": what they
+                   were unpacked to, "matrices": name -> {"offset": added to every scale, "transposed": packed column
+                   by column, "sha256": of the packed bytes, the scales and the scales' scales}}
 
 A fragment is a flat run of one tensor's elements. Its key is `kind/name/first element`, for example
 `parameter/model.norm.weight/0` or `exp_avg/model.layers.0.mlp.up_proj.weight/8192`. `parameter` is the float32 master

@@ -21,6 +21,7 @@ from pipelines.errors import CheckError, ConfigError, MachineError
 from pipelines.schema import Lora, Pipeline
 from train.filling import empty_again
 from train.initial import Initial
+from train.quantize import is_transposed
 
 ADAPTER = "default"
 """PEFT's name for the only adapter."""
@@ -69,7 +70,8 @@ def adapter_facts(model: Any) -> Json:
                 "rank": module.r[ADAPTER],
                 "scaling": float(module.scaling[ADAPTER]),
                 "transposed": isinstance(module.get_base_layer(), nn.Embedding)
-                or bool(getattr(module, "fan_in_fan_out", False)),
+                or bool(getattr(module, "fan_in_fan_out", False))
+                or is_transposed(module.get_base_layer()),
                 "dora": bool(module.use_dora.get(ADAPTER)),
             }
     config = {
@@ -77,7 +79,8 @@ def adapter_facts(model: Any) -> Json:
         for key, value in model.peft_config[ADAPTER].to_dict().items()
         if key not in ("base_model_name_or_path", "inference_mode")
     }
-    return {"base": {"sha256": model.base_sha256}, "config": config, "layers": layers}
+    packed = {"four_bits": model.four_bits} if hasattr(model, "four_bits") else {}
+    return {"base": {"sha256": model.base_sha256}, "config": config, "layers": layers, **packed}
 
 
 def check_base(model: Any, checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -18,7 +19,7 @@ from train.attention import NAME
 from train.filling import fill_buffers, hollow
 from train.initial import InFiles, Initial, Source
 from train.original_weights import original_llama_config, original_rows
-from train.quantize import keep_packed, packing
+from train.quantize import keep_packed, packed_facts, packing, refuse_wrong_products
 from train.stored_tensors import StoredTensors
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ def load(pipeline: Pipeline, bare: PreTrainedModel) -> tuple[PreTrainedModel, In
         numbers = {name: _Read(rows or stored, name, tensor.shape) for name, tensor in state.items()}
         model = _loaded(stored, bare, numbers, **packing(pipeline))
         keep_packed(model)
+        refuse_wrong_products(model)
+        if not dist.is_initialized() or dist.get_rank() == 0:  # which writes the manifest of a checkpoint
+            model.four_bits = packed_facts(model)
         initial = Initial(None)
     else:
         model = _loaded(stored, bare, state, device_map={"": "meta"})

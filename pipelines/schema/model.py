@@ -74,8 +74,8 @@ class Lora(Table):
 
 
 class Quantization(Table):
-    """[model.quantization]: with [model.lora], keep the model below the adapter in 4 bits while training (QLoRA). An
-    export merges into the model as it was."""
+    """[model.quantization]: with [model.lora], keep the model below the adapter in 4 bits while training (QLoRA).
+    export.merge_base says what an export merges into."""
 
     load_in_4bit: bool = True
     """Four bits for every weight of a linear layer but the output; what bitsandbytes has otherwise is not offered."""

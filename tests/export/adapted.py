@@ -1,5 +1,6 @@
 """Tiny runs whose checkpoint is an adapter's: a base directory, PEFT's layers with random weights, a pipeline."""
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,22 @@ from pipelines.schema import Pipeline
 from tests.export.tiny import LLAMA, write_checkpoint
 from train.adapters import adapter_facts, add_adapter
 from train.fragments import shapes, tied
+from train.quantize import keep_packed, packed_facts, packing
 
 
-def adapted_pipeline(folder: Path, lora: dict[str, Any], **export: Any) -> Pipeline:
+def adapted_pipeline(
+    folder: Path, lora: dict[str, Any], quantization: dict[str, Any] | None = None, **export: Any
+) -> Pipeline:
     """A pipeline whose base is `folder`/base."""
+    packed = {} if quantization is None else {"quantization": quantization}
     return Pipeline.model_validate(
         {
             "schema_version": 1,
             "run": {"name": "tiny", "work_dir": "work"},
-            "model": {"name_or_path": "base", "lora": lora},
+            "model": {"name_or_path": "base", "lora": lora, **packed},
             "tokenizer": {"name_or_path": "tokenizer"},
             "prep": {"source": [{"name": "s", "path": "s.jsonl"}], "pack": {"capacity": 512}},
+            "train": {"global_batch_size": 1, "precision": "fp32", "optimizer": {"lr": Decimal("0.01")}},
             "export": export,
         },
         context={"base": folder},
@@ -30,9 +36,17 @@ def adapted_pipeline(folder: Path, lora: dict[str, Any], **export: Any) -> Pipel
 
 
 def write_adapted_run(
-    folder: Path, lora: dict[str, Any], config: dict[str, Any] = LLAMA, *, dtype: torch.dtype = torch.bfloat16
+    folder: Path,
+    lora: dict[str, Any],
+    config: dict[str, Any] = LLAMA,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    quantization: dict[str, Any] | None = None,
 ) -> tuple[Path, Any]:
     """A base below `folder`, stored in `dtype`, and a run with one checkpoint of an adapter on it.
+
+    Args:
+        quantization: [model.quantization], for a base in 4 bits.
 
     Returns:
         The checkpoint, and the adapted model as the trainer has it, in float32.
@@ -46,14 +60,19 @@ def write_adapted_run(
         for parameter in base.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     base.to(dtype).save_pretrained(folder / "base", max_shard_size="200KB")
-    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
-    add_adapter(adapted_pipeline(folder, lora), model)
+    settings = adapted_pipeline(folder, lora, quantization)
+    how = {} if quantization is None else packing(settings)
+    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32, **how)
+    if quantization is not None:
+        keep_packed(model)
+        model.four_bits = packed_facts(model)
+    add_adapter(settings, model)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     named = dict(model.named_parameters())
-    tensors = {name: named[name].detach().numpy() for name in shapes(model)}
+    tensors = {name: named[name].detach().float().numpy() for name in shapes(model)}
     checkpoint = step_folder(folder / "work" / "tiny" / "train" / "checkpoints", 3)
     write_checkpoint(checkpoint, config, tensors, ranks=2)
     manifest = Manifest.read(checkpoint)

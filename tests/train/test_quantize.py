@@ -16,7 +16,9 @@ from tests.train.test_run import undo
 from train.run import run
 
 LORA = {"r": 4, "lora_alpha": 8}
-MODEL: dict[str, Any] = {"scratch": LLAMA, "lora": LORA, "quantization": {}}
+SIZES = {**LLAMA, "hidden_size": 64, "intermediate_size": 64}
+"""Whole blocks in every row, as in published models."""
+MODEL: dict[str, Any] = {"scratch": SIZES, "lora": LORA, "quantization": {}}
 
 
 def packed(folder: Path, **how: Any) -> Path:
@@ -28,7 +30,7 @@ def packed(folder: Path, **how: Any) -> Path:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_zero_stage_trains_close_to_the_unpacked_model(stage: int, tmp_path: Path, shards: Path) -> None:
     whole = share(shards, tmp_path / "whole")
-    run(pipeline(whole, model={"scratch": LLAMA, "lora": LORA}, **SETTINGS))
+    run(pipeline(whole, model={"scratch": SIZES, "lora": LORA}, **SETTINGS))
     folder = packed(share(shards, tmp_path / "work"), deepspeed={"zero_stage": stage})
     losses, expected = ([row["loss"] for row in rows(one)] for one in (folder, whole))
     np.testing.assert_allclose(losses, expected, rtol=0.02)
@@ -67,6 +69,17 @@ def test_quantization_that_is_off_is_refused(tmp_path: Path, shards: Path) -> No
     folder = share(shards, tmp_path / "work")
     with pytest.raises(ConfigError, match="load_in_4bit = false: has no effect; remove the table"):
         run(pipeline(folder, model={**MODEL, "quantization": {"load_in_4bit": False}}))
+
+
+def test_products_that_are_wrong_on_this_processor_are_refused(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    right = functional.dequantize_4bit
+    monkeypatch.setattr(functional, "dequantize_4bit", lambda *given: right(*given) + 1)
+    folder = share(shards, tmp_path / "work")
+    with pytest.raises(MachineError, match=r"down_proj.weight: bitsandbytes unpacks a matrix with 72 columns wrongly"):
+        run(pipeline(folder, model={**MODEL, "scratch": {**SIZES, "intermediate_size": 72}}))
 
 
 def test_missing_library_is_named(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
