@@ -21,7 +21,7 @@ help:
 	@echo "make bench-plan          what \`packtrain plan\` says of memory beside what a step takes; JSON=1 likewise"
 	@echo "make clean               remove the runs below work/"
 
-setup: .venv/.ready
+setup: .venv/.ready .venv/transformers-4.56/.ready
 
 # torch first and alone, pinned without a build tag: each machine takes the build its index offers, and no
 # other package's range can pull a larger one.
@@ -32,6 +32,12 @@ setup: .venv/.ready
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	@touch $@
+
+# Tests load exports with the oldest Transformers that they are promised to load in. It lies apart; nothing else sees it.
+.venv/transformers-4.56/.ready: tests/export/transformers-4.56.txt .venv/.ready
+	@rm -rf $(@D)
+	@$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(@D) --requirement $<
 	@touch $@
 
 # The quickstart's data is generated, not stored, and made again when its generator or tokenizer changes.

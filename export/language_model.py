@@ -71,7 +71,8 @@ def model_class(config: Mapping[str, Any], origin: str, code: Path | None = None
     """
     try:
         if code is None:
-            settings = AutoConfig.for_model(**config)
+            with _quiet():
+                settings = AutoConfig.for_model(**config)
             return settings, MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
         settings = AutoConfig.from_pretrained(code, local_files_only=True, trust_remote_code=True)
         reference = config["auto_map"]["AutoModelForCausalLM"]

@@ -17,6 +17,15 @@ from pipelines.tokenizer_files import SpecialTokens
 
 _OF_A_MACHINE = ("_name_or_path", "transformers_version", "_attn_implementation", "_attn_implementation_autoset")
 _ROPE_PLACES = ("rope_theta", "partial_rotary_factor")
+_TRAINED_LENGTH = "original_max_position_embeddings"
+_OLD_SCALING = {"olmo": ("factor",), "olmo2": ("factor",), "phi3": ("short_factor", "long_factor")}
+"""Fields of `rope_scaling` beside its type in classes that once took no others."""
+_OLD_THETAS = {
+    "gemma3_text": ("rope_theta", "rope_local_base_freq"),
+    "gemma3n_text": ("rope_theta", "rope_local_base_freq"),
+    "modernbert-decoder": ("global_rope_theta", "local_rope_theta"),
+}
+"""Old keys for layers that see all tokens, and for those with a window, by model type."""
 
 
 def read_config(model: Path) -> dict[str, Any]:
@@ -78,11 +87,12 @@ def exported_generation_config(checkpoint: Source, special: SpecialTokens) -> di
 def rope_spellings(config: dict[str, Any]) -> dict[str, Any]:
     """Rotary embedding, old keys and new, from whichever `config` has; empty for a model without.
 
-    Kinds of layers with settings of their own (`rope_parameters` nested by layer type) have no old spelling.
+    Kinds of layers with settings of their own (`rope_parameters` nested by layer type) have an old spelling only in
+    classes that had two kinds then, and that with one scaling.
     """
     new = config.get("rope_parameters")
     if isinstance(new, dict) and any(isinstance(value, dict) for value in new.values()):
-        return {}
+        return _old_spelling_of_two(config.get("model_type"), new)
     if not new:
         old = config.get("rope_scaling") or {}
         new = {**old, "rope_type": old.get("rope_type", old.get("type", "default"))}
@@ -90,7 +100,25 @@ def rope_spellings(config: dict[str, Any]) -> dict[str, Any]:
         new |= {key: config[key] for key in _ROPE_PLACES if config.get(key) is not None}
         if "rope_theta" not in new:
             return {}
+    return {"rope_parameters": new, **_old_spelling(config.get("model_type"), new)}
+
+
+def _old_spelling(model_type: str | None, new: Mapping[str, Any]) -> dict[str, Any]:
     scaling = {key: value for key, value in new.items() if key not in _ROPE_PLACES}
-    scaled = scaling.get("rope_type", "default") != "default"
-    places = {key: new[key] for key in _ROPE_PLACES if key in new}
-    return {"rope_parameters": new, "rope_scaling": scaling if scaled else None, **places}
+    kind = scaling.get("rope_type", "default")
+    places: dict[str, Any] = {key: new[key] for key in _ROPE_PLACES if key in new}
+    if kind == "longrope" and _TRAINED_LENGTH in new:
+        places[_TRAINED_LENGTH] = new[_TRAINED_LENGTH]
+    fields = _OLD_SCALING.get(model_type or "")
+    if fields and scaling.keys() == {"rope_type", *fields, _TRAINED_LENGTH} & scaling.keys():
+        scaling = {"type": kind, **{key: scaling[key] for key in fields if key in scaling}}
+    return {"rope_scaling": scaling if kind != "default" else None, **places}
+
+
+def _old_spelling_of_two(model_type: str | None, new: Mapping[str, Any]) -> dict[str, Any]:
+    if model_type not in _OLD_THETAS or not {"full_attention", "sliding_attention"} <= new.keys():
+        return {}
+    of_full, of_sliding = _OLD_THETAS[model_type]
+    full, sliding = new["full_attention"], new["sliding_attention"]
+    scaling = _old_spelling(model_type, full)["rope_scaling"]
+    return {of_full: full["rope_theta"], of_sliding: sliding["rope_theta"], "rope_scaling": scaling}

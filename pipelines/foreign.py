@@ -279,6 +279,6 @@ ROWS = (
     ("LLaMA-Factory", "export_dir", "run.work_dir", "exports are in export/ below it"),
     ("LLaMA-Factory", "export_size", "export.hf.max_shard_size", "in bytes"),
     ("Transformers", "save_dtype output_dtype", "export.hf.dtype", ""),
-    ("axolotl", "save_safetensors", "export.hf.safe_serialization", ""),
+    ("axolotl", "save_safetensors", "", "safetensors files are all that is written; remove it"),
 )
 """Who uses the names, the names, our key or nothing, a note or nothing."""

@@ -131,7 +131,7 @@ DESCRIBED: Mapping[str, str] = {
     "train.log": "steps show_samples trackers per_source_loss",
     "train.runtime": "deterministic backend timeout_minutes env",
     "export": "checkpoint targets merge_base",
-    "export.hf": "dtype safe_serialization max_shard_size merge_lora include max_memory_bytes",
+    "export.hf": "dtype max_shard_size merge_lora",
     "export.turbomind": "mode model_name tp weight_type model_format group_size session_len chat_template",
     "export.verify": "logits max_abs_diff template_probe greedy_tokens",
 }
@@ -176,6 +176,10 @@ RETIRED: Mapping[str, str] = {
     "train.log.jsonl": "metrics.jsonl is always written",
     "train.parallel.audit": "the audit before the first step always runs",
     "train.eval.loss_on_eval": "the loss is evaluated wherever prep.eval holds samples out",
+    "export.hf.safe_serialization": "safetensors files are all that is written",
+    "export.hf.max_memory_bytes": "weights go through memory in blocks of 2^22 numbers, however large the model",
+    "export.hf.include": "tokenizer, template and generation_config.json belong to the model and to its check; the "
+    "model card and manifest.json can be deleted where they are not wanted",
 }
 """Keys of the design that were found to need no key, and why."""
 

@@ -1,4 +1,4 @@
-"""Tiny models of many architectures: the settings, and checkpoints of them with random weights."""
+"""Tiny models of many architectures, settings that their files spell in two ways, and checkpoints of them."""
 
 import json
 from pathlib import Path
@@ -8,22 +8,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.export.tiny import write_checkpoint
+from tests.train.sequence_parallel.architectures import ARCHITECTURES, GROUPED, Architecture, config_keys
 
-_SMALL: dict[str, Any] = {
-    "vocab_size": 264,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-_YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 16}
-_LLAMA3 = {
+ROWS = {"vocab_size": 264, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+"""Of the tokenizer that the checkpoints here have, and some to spare."""
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 5e5,
     "factor": 8.0,
@@ -31,70 +21,42 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-_SHORT = {"short_factor": [1.0, 1.25], "long_factor": [2.0, 3.0]}
-_EXPERTS: dict[str, Any] = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {"tie_word_embeddings": True, "rope_parameters": _LLAMA3},
-    "qwen2": {"tie_word_embeddings": True, "sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1},
-    "qwen3": {"rope_parameters": _YARN},
-    "mistral": {"sliding_window": 8},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen2_moe": {**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 24},
-    "qwen3_moe": {**_EXPERTS, "num_experts": 4, "norm_topk_prob": True},
-    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
-    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
-    "gemma3_text": {
-        "sliding_window": 8,
-        "query_pre_attn_scalar": 8,
-        "rope_parameters": {
-            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
-        },
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-    "phi3": {
-        "pad_token_id": 0,
-        "original_max_position_embeddings": 16,
-        "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.5, **_SHORT},
-    },
-    "glm4": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-    "deepseek_v3": {
-        **_EXPERTS,
-        "n_routed_experts": 4,
-        "n_group": 2,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-        "num_key_value_heads": 4,
-        "q_lora_rank": 16,
-        "kv_lora_rank": 16,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 8,
-        "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
-    },
-    "gpt_oss": {
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "sliding_window": 8,
-        "rope_parameters": {**_YARN, "truncate": False},
-    },
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.5,
+    "short_factor": [1.0, 1.25],
+    "long_factor": [2.0, 3.0],
 }
-"""Settings by model type, beside those that all share."""
+HALF = {"rope_type": "default", "rope_theta": 3e4, "partial_rotary_factor": 0.5}
+BY_KIND = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+}
+SPELLED_IN_TWO_WAYS: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    "gemma3_text": {"rope_parameters": BY_KIND},
+    "glm4": {"rope_parameters": HALF},
+    "gpt_oss": {"rope_parameters": {**YARN, "truncate": False}},
+    "llama": {"rope_parameters": LLAMA3, "tie_word_embeddings": True},
+    "olmo2": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+    "phi3": {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16, "num_attention_heads": 6},
+    "qwen2": {"tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen3": {"rope_parameters": YARN},
+}
+"""Settings beside those of the tiny models, by type."""
 
 
 def build(model_type: str, **settings: Any) -> Any:
     """A model with random weights, float32, in which no tensor is constant."""
     torch.manual_seed(11)
-    known = AutoConfig.for_model(model_type).to_dict()
-    common = {key: value for key, value in _SMALL.items() if key in known or key.endswith("token_id")}
-    config = AutoConfig.for_model(model_type, **{**common, **ARCHITECTURES.get(model_type, {}), **settings})
+    keys = config_keys(model_type, ARCHITECTURES.get(model_type, Architecture(GROUPED)).keys)
+    config = AutoConfig.for_model(**{**keys, **ROWS, **SPELLED_IN_TWO_WAYS.get(model_type, {}), **settings})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    kept = model.state_dict().keys()
+    stored = model.state_dict().keys()
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if name in kept:
+            if name in stored:
                 tensor.add_(torch.randn_like(tensor) * 0.05)
     return model.eval()
 
@@ -103,7 +65,7 @@ def save(model: Any, folder: Path, **how: Any) -> Path:
     """A checkpoint of a model as the trainer writes it."""
     config = json.loads(model.config.to_json_string(use_diff=True))
     config["architectures"] = [type(model).__name__]
-    kept = model.state_dict().keys()
+    stored = model.state_dict().keys()
     parameters = {name: tensor.detach().numpy() for name, tensor in model.named_parameters()}
-    buffers: dict[str, Any] = {name: buffer.numpy() for name, buffer in model.named_buffers() if name in kept}
+    buffers: dict[str, Any] = {name: buffer.numpy() for name, buffer in model.named_buffers() if name in stored}
     return write_checkpoint(folder, config, parameters, buffers=buffers, **how)
