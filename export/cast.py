@@ -39,7 +39,46 @@ def cast(values: Float32, dtype: Dtype) -> Bits:
     return bits
 
 
-@njit(cache=True)
+def rounded(values: Float32, dtype: Dtype) -> tuple[Bits, bool, int]:
+    """`cast`, and what is to be known of the result, in one pass over the numbers.
+
+    Returns:
+        [n] bit patterns; whether all are finite; how many numbers other than zero were rounded to zero.
+    """
+    if dtype == "float16":
+        bits = cast(values, dtype)
+        return bits, all_finite(bits, dtype), vanished(values, bits)
+    words = values.view(np.uint32)
+    if dtype == "float32":
+        return words, not bool(_has_infinite(words)), 0
+    bits = np.empty(values.size, np.uint16)
+    infinite, lost = _to_bfloat16_counted(words, bits)
+    return bits, not infinite, lost
+
+
+@njit(cache=True, nogil=True)
+def _has_infinite(words: npt.NDArray[np.uint32]) -> bool:
+    found = np.uint32(0)
+    for i in range(words.size):
+        found |= np.uint32((words[i] & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
+    return bool(found)
+
+
+@njit(cache=True, nogil=True)
+def _to_bfloat16_counted(words: npt.NDArray[np.uint32], bits: npt.NDArray[np.uint16]) -> tuple[bool, int]:
+    infinite, lost = np.uint32(0), np.uint32(0)  # of as many bits as the words, so that vectors hold both
+    for i in range(words.size):
+        word = words[i]
+        result = (word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        size = word & np.uint32(0x7FFFFFFF)
+        result = np.uint32(0x7FC0) if size > np.uint32(0x7F800000) else result
+        bits[i] = np.uint16(result)
+        infinite |= np.uint32((result & np.uint32(0x7F80)) == np.uint32(0x7F80))
+        lost += np.uint32((result & np.uint32(0x7FFF)) == 0) & np.uint32(size != 0)
+    return infinite != 0, int(lost)
+
+
+@njit(cache=True, nogil=True)
 def _to_bfloat16(words: npt.NDArray[np.uint32], bits: npt.NDArray[np.uint16]) -> None:
     for i in range(words.size):
         word = words[i]

@@ -4,54 +4,83 @@ A file is the header's length (8 bytes, little-endian), a JSON header of names, 
 the raw numbers. A model is one file, or several with an index of which name is where.
 """
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
+from export.blocks import THREADS, Block, blocks_of, each
 from export.cast import WIDTH, Bits
 from export.weights import Weights
 from pipelines.artifacts import canonical_json, write_atomic
 
-_FORMAT = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+FORMAT = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+"""What files call the number formats."""
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+Digests = Mapping[Block, bytes]
+"""SHA-256 of numbers as they were computed."""
+
 
 def write_model(
-    folder: Path, weights: Weights, max_shard_size: int, progress: Callable[[int], object]
-) -> Mapping[str, str]:
-    """Write all weights below `folder`, in as many files as needed.
+    folder: Path,
+    weights: Weights,
+    max_shard_size: int,
+    progress: Callable[[int], object],
+    *,
+    threads: int = THREADS,
+    digests: bool = True,
+) -> Digests:
+    """Write all weights below `folder`, in as many files as needed; the same bytes at any number of threads.
 
     Args:
         max_shard_size: bytes of numbers in a file; a larger tensor has a file of its own.
         progress: told the bytes written since it was told last.
+        digests: whether what is written is to be compared with the files later.
     Returns:
-        The SHA-256 of every tensor's numbers by name, taken before they were written.
+        The digests of every block of numbers, taken before they were written.
     """
-    digests: dict[str, str] = {}
     dtypes = {name: weights.dtype_of(name) for name in weights.shapes}
     sizes = {name: weights.size(name) * WIDTH[dtypes[name]] for name in weights.shapes}
     shards = plan_shards(sizes, max_shard_size)
     names = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
+    taken: dict[Block, bytes] = {}
     for file_name, shard in zip(names, shards, strict=True):
-        write_file(
-            folder / file_name,
-            dtypes,
-            {name: weights.shapes[name] for name in shard},
-            (block for name in shard for block in _digested(name, weights, digests)),
-            progress,
-        )
+        with (folder / file_name).open("wb") as file:
+            header, length = _header(dtypes, {name: weights.shapes[name] for name in shard})
+            file.write(header)
+            file.truncate(len(header) + length)
+            file.flush()
+            places = dict(zip(shard, accumulate((sizes[name] for name in shard), initial=len(header)), strict=False))
+
+            def write(block: Block, file: int = file.fileno(), places: Mapping[str, int] = places) -> None:
+                bits = np.ascontiguousarray(weights.read(block.name, block.start, block.stop))
+                if digests:
+                    taken[block] = sha256(bits.data).digest()
+                _write_at(file, bits, places[block.name] + block.start * bits.itemsize)
+                progress(bits.nbytes)
+
+            each(write, blocks_of(weights, shard), 1 if weights.is_computed else threads)
     if len(shards) > 1:
         index = {
             "metadata": {"total_parameters": weights.parameters, "total_size": weights.nbytes},
             "weight_map": {name: file for file, shard in zip(names, shards, strict=True) for name in shard},
         }
         write_atomic(folder / INDEX, canonical_json(index))
-    return digests
+    return taken
+
+
+def _write_at(file: int, bits: Bits, offset: int) -> None:
+    content = bits.data.cast("B")
+    while content:  # a disk that is nearly full takes a part, and says so at the next
+        written = os.pwrite(file, content, offset)
+        content, offset = content[written:], offset + written
 
 
 def plan_shards(sizes: Mapping[str, int], max_shard_size: int) -> list[list[str]]:
@@ -96,21 +125,13 @@ def write_file(
     assert written == expected, f"{path}: {written} bytes of numbers, the header says {expected}"
 
 
-def _digested(name: str, weights: Weights, digests: dict[str, str]) -> Iterator[Bits]:
-    digest = hashlib.sha256()
-    for block in weights.blocks(name):
-        digest.update(np.ascontiguousarray(block).data)
-        yield block
-    digests[name] = digest.hexdigest()
-
-
 def _header(dtype: str | Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> tuple[bytes, int]:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
         own = dtype if isinstance(dtype, str) else dtype[name]
         start, end = end, end + math.prod(shape) * WIDTH[own]
-        entries[name] = {"dtype": _FORMAT[own], "shape": list(shape), "data_offsets": [start, end]}
+        entries[name] = {"dtype": FORMAT[own], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)  # the numbers stay aligned when the file is mapped
     return len(text).to_bytes(8, "little") + text, end

@@ -1,6 +1,7 @@
 """A checkpoint's weights as bit patterns of the exported format, range by range, so that no model has to fit memory."""
 
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.cast import WIDTH, Bits, Dtype, all_finite, cast, vanished
+from export.cast import WIDTH, Bits, Dtype, all_finite, rounded, vanished
 from export.merge import Base, Merged
 from export.source import Source
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError, ConfigError
 
-BLOCK = 1 << 22
-"""Elements read, rounded and written at once: 16 MiB of float32."""
+BLOCK = 1 << 20
+"""Elements read, rounded and written at once: 4 MiB of float32, which processors have a cache for."""
 
 
 class Weights:
@@ -43,6 +44,7 @@ class Weights:
         """Of every tensor by name: parameters, then what the model stores beside them (persistent buffers)."""
         self.vanished = 0
         """Numbers read so far that are not zero and too small for the format."""
+        self._counting = threading.Lock()
         self._checkpoint = checkpoint
 
     def size(self, name: str) -> int:
@@ -68,8 +70,13 @@ class Weights:
         """Bytes of all tensors."""
         return sum(self.size(name) * WIDTH[self.dtype_of(name)] for name in self.shapes)
 
+    @property
+    def is_computed(self) -> bool:
+        """Whether numbers are merged as they are read, which costs more than reading, and memory for each reader."""
+        return self.trained._merged is not None
+
     def read(self, name: str, start: int, stop: int) -> Bits:
-        """Elements start..stop of the flattened tensor.
+        """Elements start..stop of the flattened tensor, for any thread.
 
         Raises:
             CheckError: if a number is not finite, or not in the exported format.
@@ -78,13 +85,16 @@ class Weights:
         dtype = self.dtype_of(name)
         if self._merged is not None:
             values, bits = self._merged.read(name, start, stop, dtype)
-        elif name in self._buffers:
-            values = self._buffers[name].reshape(-1)[start:stop]
-            bits = cast(values, dtype)
+            finite, lost = all_finite(bits, dtype), vanished(values, bits)
         else:
-            values = self._checkpoint.read("parameter", name, start, stop)
-            bits = cast(values, dtype)
-        if not all_finite(bits, dtype):
+            buffer = self._buffers.get(name)
+            values = (
+                self._checkpoint.read("parameter", name, start, stop)
+                if buffer is None
+                else buffer.reshape(-1)[start:stop]
+            )
+            bits, finite, lost = rounded(values, dtype)
+        if not finite:
             if not np.isfinite(values).all():
                 raise CheckError(
                     f"{self._checkpoint.folder}: {name} holds NaN or infinity, so training diverged; "
@@ -94,7 +104,9 @@ class Weights:
                 f"{self._checkpoint.folder}: {name} holds {float(np.abs(values).max()):g}, beyond the range of "
                 f"{dtype}; export bfloat16 or float32"
             )
-        self.vanished += vanished(values, bits)
+        if lost:
+            with self._counting:
+                self.vanished += lost
         return bits
 
     def blocks(self, name: str) -> Iterator[Bits]:

@@ -4,7 +4,6 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ class FileRanges:
     """Files that are read from, by any number of threads at once."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Path, FileIO] = OrderedDict()
+        self._open: OrderedDict[Path, _Open] = OrderedDict()
         self._lock = threading.Lock()
 
     def read_bytes(self, path: Path, first: int, out: npt.NDArray[Any]) -> None:
@@ -40,7 +39,7 @@ class FileRanges:
         try:
             file = self._file(path)
             while done < len(view):
-                got = os.preadv(file.fileno(), [view[done:]], first + done)
+                got = os.preadv(file.descriptor, [view[done:]], first + done)
                 if not got:
                     break
                 done += got
@@ -62,11 +61,22 @@ class FileRanges:
         else:
             np.left_shift(bits, np.uint32(16), out=flat.view(np.uint32))
 
-    def _file(self, path: Path) -> FileIO:
-        # One that leaves while another thread reads from it is closed when that lets go of it.
+    def _file(self, path: Path) -> "_Open":
         with self._lock:
-            file = self._open.pop(path, None) or FileIO(path)
+            file = self._open.pop(path, None) or _Open(path)
             self._open[path] = file
             if len(self._open) > _MOST_OPEN:
                 self._open.popitem(last=False)
             return file
+
+
+class _Open:
+    """A file that is closed when the last thread lets go of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
