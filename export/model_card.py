@@ -95,7 +95,7 @@ Trained with packtrain: {checkpoint.step:,} optimizer steps over {checkpoint.pac
 |---|---|
 | Architecture | `{architecture}` |
 | Vocabulary | {config["vocab_size"]:,} |
-| Numbers | {weights.dtype}, each rounded once from the float32 training state |
+| Numbers | {weights.dtype}, each rounded once from the float32 training state{_kept(weights)} |
 | Stop tokens | {stop} |
 | Checkpoint | `{checkpoint.manifest.identity}` |
 
@@ -116,6 +116,11 @@ def _merging(merging: Json) -> str:
         worst = f"{one['worst']['relative']:.2%} in `{one['worst']['matrix']}`"
         rows.append(f"| {name} | {one['relative']:.3%} | {worst} | {logits} |")
     return _MERGING.format(type=merging["type"], rows="\n".join(rows))
+
+
+def _kept(weights: Weights) -> str:
+    kept = sum(weights.dtype_of(name) != weights.dtype for name in weights.shapes)
+    return f"; {kept:,} of the tensors in float32, with which the model computes" if kept else ""
 
 
 def adapter_card(
