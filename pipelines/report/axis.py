@@ -92,16 +92,23 @@ class Axis:
 
 
 def tick_label(tick: float, ticks: list[float]) -> str:
-    """A tick in as few characters as tell it from the others."""
+    """A tick in as few characters as tell it from the others, all written alike."""
     if tick == 0:
         return "0"
-    if abs(tick) < 1e-3:
+    most = max(map(abs, ticks))
+    if abs(tick) < 1e-3 or most < 1e-2:
         mantissa, exponent = f"{tick:.2e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    if abs(tick) >= 1000:
-        labels = [short(one) for one in ticks if one]
-        return short(tick) if len(set(labels)) == len(labels) else f"{tick:,.6g}"
-    return f"{tick:.6g}"
+        return f"{_trimmed(mantissa)}e{int(exponent)}"
+    if most >= 10_000:
+        labels = [_trimmed(short(one)) for one in ticks if one]
+        return _trimmed(short(tick)) if len(set(labels)) == len(labels) else f"{tick:,.6g}"
+    return f"{tick:,.6g}"
+
+
+def _trimmed(label: str) -> str:
+    """Without zeros at the end of a fraction: 10.0k is 10k."""
+    digits = label.rstrip("kMBT")
+    return (digits.rstrip("0").rstrip(".") if "." in digits else digits) + label[len(digits) :]
 
 
 def _nice(step: float) -> float:

@@ -230,10 +230,11 @@ def share_bar(realised: float, asked: float | None, most: float) -> Markup:
     """
     wide = 1000 / most if most else 0.0
     line = [] if asked is None else [element("path", d=f"M{asked * wide:.1f} 0v20", class_="asked")]
+    whole = element("rect", x=0, y=4, width=1000, height=12, class_="whole")
     bar = element("rect", x=0, y=4, width=f"{realised * wide:.1f}", height=12, class_="c0")
     said = f"realised {percent(realised)}" + ("" if asked is None else f", asked {percent(asked)}")
     return element(
-        "svg", element("title", said), bar, *line,
+        "svg", element("title", said), whole, bar, *line,
         viewBox="0 0 1000 20", preserveAspectRatio="none", class_="share", role="img", aria_label=said,
     )  # fmt: skip
 
@@ -260,7 +261,7 @@ def _labels(x: Axis, y: Axis, *, last: str) -> list[Markup]:
     ]
     below = [
         element("span", label, class_="x", style=f"left:{100 * float(x.place(tick)):.2f}%")
-        for tick, label in x.labels(5)
+        for tick, label in x.labels()
     ]
     return [*beside, *below, element("span", last, class_="unit")]
 

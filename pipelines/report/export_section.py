@@ -21,7 +21,7 @@ def export_section(run: Run) -> Markup:
         said = "has begun, and nothing is written yet" if run.has("export") else "has not run"
         return section("Export", element("p", f"Export {said}."))
     columns = [
-        Column("target", "name"), Column("of step", _NUMBER), Column("numbers", _NUMBER), Column("format"),
+        Column("target", "name"), Column("of step", _NUMBER), Column("numbers", _NUMBER), Column("format", "word"),
         Column("size", _NUMBER), Column("verified after writing", "wide"),
     ]  # fmt: skip
     rows = [[name, *_target(one)] for name, one in run.targets.items()]

@@ -191,12 +191,19 @@ class Metrics:
             values.append(row.get(name))
         for name, value in (row.get("loss_by_source") or {}).items():
             if value is not None:
-                self.by_source.setdefault(name, Edges()).add(value)
-                at, values = self._source_values.setdefault(name, ([], []))
-                at.append(step)
-                values.append(value)
+                self._of_source(name, step, value)
         if len(self._at) == _CHUNK:
             self._flush()
+
+    def _of_source(self, name: str, step: int, loss: float) -> None:
+        if name not in self.by_source:
+            self.by_source[name] = Edges()
+        if name not in self._source_values:
+            self._source_values[name] = ([], [])
+        self.by_source[name].add(loss)
+        steps, losses = self._source_values[name]
+        steps.append(step)
+        losses.append(loss)
 
     def _answer(self, row: Json) -> None:
         key = (row["prompt"], row.get("system") or "")

@@ -55,7 +55,8 @@ def _stages(found: list[Stage]) -> list[Markup]:
         )
         for stage in found
     ]  # fmt: skip
-    return [element("p", parts[0], raw(" &middot; "), parts[1], raw(" &middot; "), parts[2], class_="lead")]
+    dot = element("span", " \u00b7 ", class_="dot")
+    return [element("p", parts[0], dot, parts[1], dot, parts[2], class_="lead")]
 
 
 def _tiles(found: dict[str, Json], run: Run) -> Markup:

@@ -19,6 +19,7 @@ REJECTS = 20
 """That are shown."""
 
 _NUMBER = "n"
+_WHOLE = 0.3  # largest share from which on bars are of the whole mix rather than of that share
 
 
 def prep_section(run: Run) -> Markup:
@@ -53,14 +54,14 @@ def _packing(facts: Json) -> str:
 def _lengths(run: Run) -> Markup:
     shown, names = _few(run.lengths.by_source)
     known = [np.flatnonzero(counts) for counts in shown]
-    if not known:
+    if run.prep is None or not known:
         return Markup("")
     low, high = min(int(one[0]) for one in known), max(int(one[-1]) for one in known)
     logarithmic = low > 0 and bool(np.log10(high / low) > DECADES)
     borders = edges(low, high, logarithmic=logarithmic)
-    return Histogram(
-        "Lengths of samples in the packs", borders, binned(shown, borders), names, "sample", logarithmic=logarithmic
-    ).html()
+    strategy = run.prep.facts.get("settings", {}).get("prep", {}).get("pack", {}).get("strategy")
+    title = "Lengths of samples in the packs" + (", as the packs cut them" if strategy == "concat_split" else "")
+    return Histogram(title, borders, binned(shown, borders), names, "sample", logarithmic=logarithmic).html()
 
 
 def _fill(run: Run) -> Markup:
@@ -100,11 +101,12 @@ def _mix(facts: Json) -> Markup:
         # Sources with a weight share what they come to together; the others are given what they were asked for.
         wanted.append(float(Fraction(weight) / weighted) * given / whole if weight and whole else None)
     most = max([*(one["share"] for one in sources), *(share for share in wanted if share is not None)], default=1.0)
+    most = 1.0 if most > _WHOLE else most
     for one, share in zip(sources, wanted, strict=True):
         rows.append(
             [
                 one["name"], share_bar(one["share"], share, most), _asked(asked.get(one["name"], {}), share),
-                percent(one["share"]), count(one["samples"]), count(one["tokens"]), f"{one['passes']:g}",
+                percent(one["share"]), count(one["samples"]), count(one["tokens"]), f"{one['passes']:.2f}",
             ]
         )  # fmt: skip
     columns = [

@@ -12,7 +12,7 @@ class Column:
 
     heading: str
     kind: str = ""
-    """`n` for numbers, `name`, `wide`, or as it comes."""
+    """`n` for numbers, `word` for what is not to be broken, `name`, `wide`, or as it comes."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-POINTS = 400
+POINTS = 240
 """At most, and never less than half of them once there were as many values."""
 
 Numbers = npt.NDArray[np.float64]

@@ -77,7 +77,7 @@ def _by_source(metrics: Metrics) -> Iterator[Markup]:
         if last:
             row += [real(found[name]) if name in found else "" for found in (first, last)]
         rows.append(row)
-    yield element("h3", "Loss by source")
+    yield element("h3", "Loss of each source, at the beginning and at the end")
     yield element(
         "p", "Means of the steps in which a source has a loss token, each step counting the same.", class_="note"
     )
@@ -106,7 +106,9 @@ def _how(run: Run) -> Iterator[tuple[str, object]]:
             yield (
                 f"last {'start' if when == 'started' else 'end'}",
                 element(
-                    "span", element("time", record[when], datetime=record[when]), " by this machine's clock (run.json)"
+                    "span",
+                    element("time", record[when], datetime=record[when]),
+                    " by the clock of the machine (run.json)",
                 ),
             )
 

@@ -70,7 +70,7 @@ def headline(run: Run) -> dict[str, Json]:
         "tokens_per_s": metrics.tokens_per_s,
         "mfu": metrics.mfu,
         "training_seconds": metrics.seconds or None,
-        "verified": sorted(name for name, one in run.targets.items() if "verified" in one.facts),
+        "verified": sorted(name for name, one in run.targets.items() if one.facts.get("verified")),
         "accuracy": (evaluation(run) or {}).get("accuracy"),
     }
 
@@ -89,7 +89,8 @@ def trained_parameters(run: Run) -> int | None:
     """Numbers that are trained; of an adapter its own."""
     if not run.checkpoints:
         return None
-    return sum(math.prod(shape) for shape in run.checkpoints[-1].facts.get("parameters", {}).values())
+    shapes = run.checkpoints[-1].facts.get("parameters", {})
+    return sum(int(math.prod(shape)) for shape in shapes.values())
 
 
 def last_step(run: Run) -> int | None:
@@ -100,7 +101,8 @@ def last_step(run: Run) -> int | None:
 
 def total_steps(run: Run) -> int | None:
     """Optimizer steps of the whole training, which the first checkpoint knows."""
-    return int(run.checkpoints[-1].facts["total_steps"]) if run.checkpoints else None
+    found = run.checkpoints[-1].facts.get("total_steps") if run.checkpoints else None
+    return None if found is None else int(found)
 
 
 def evaluation(run: Run) -> Mapping[str, Json] | None:
@@ -131,11 +133,12 @@ def _train(run: Run) -> Stage:
 
 
 def _export(run: Run) -> Stage:
-    names = ", ".join(run.targets)
+    verified = {name for name, one in run.targets.items() if one.facts.get("verified")}
+    names = ", ".join(name if name in verified else f"{name} (not verified)" for name in run.targets)
     if run.export:
-        return Stage("export", True, f"finished and verified: {names}")
+        return Stage("export", True, f"finished{' and verified' if verified else ''}: {names}")
     if names:
-        return Stage("export", False, f"not finished: {names} written and verified")
+        return Stage("export", False, f"not finished: {names} written")
     return Stage("export", False, "begun, not finished" if run.has("export") else "has not run")
 
 
@@ -162,9 +165,9 @@ def _of_training(run: Run) -> Iterator[str]:
     metrics = run.metrics
     if metrics.skipped:
         skipped = count(len(metrics.skipped), "step")
-        yield f"{skipped} skipped, as the gradient was not finite: {_steps(metrics.skipped)}"
-    if metrics.nonfinite:
-        yield f"the loss of {count(len(metrics.nonfinite), 'step')} was not finite: {_steps(metrics.nonfinite)}"
+        yield f"{skipped} skipped, as loss or gradient was not finite: {_steps(metrics.skipped)}"
+    if taken := sorted({*metrics.nonfinite} - {*metrics.skipped}):
+        yield f"the loss of {count(len(taken), 'step')} was not finite: {_steps(taken)}"
     if metrics.unreadable:
         yield f"{count(metrics.unreadable, 'line')} of metrics.jsonl cannot be read"
     best, last = metrics.held_out.best, metrics.held_out.last
