@@ -81,7 +81,7 @@ def test_a_form_that_cannot_be_gathered_is_refused(tmp_path: Path, monkeypatch: 
 
 def test_regions_are_what_pytorch_makes_of_tensors() -> None:
     numbers = torch.arange(4 * 6 * 5).reshape(4, 6, 5)
-    region = Region.whole("experts", (4, 6, 5))
+    region: Any = Region.whole("experts", (4, 6, 5))
 
     def elements(found: Any, start: int, stop: int) -> list[int]:
         runs = (found if isinstance(found, Joined) else Joined((found,))).runs(start, stop)
