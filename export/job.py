@@ -66,3 +66,8 @@ class Job:
             return Model.of(self.checkpoint, "float32")
         dtype = self.plan.dtype if target == "hf" else self.pipeline.export.turbomind.weight_type
         return Model.of(self.checkpoint, dtype, self.base)
+
+    def written(self, target: str) -> Model:
+        """The same in the layout that the target is written in."""
+        original = target == "hf" and self.pipeline.export.hf.layout == "original"
+        return self.model(target).as_it_came() if original else self.model(target)

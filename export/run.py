@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.adapter import write_adapter
+from export.checks import check_target
 from export.destination import refuse_foreign_files, staged
 from export.hand_off import hand_off, names
 from export.hf import CARD, Model, write_card, write_hf
 from export.job import Job
 from export.merge import check_base
 from export.plan import FORMAT_VERSION, Plan, model_name
+from export.safetensors_stream import Digests
 from export.source import Source
 from export.summary import EVALUATION, facts, summary
 from export.turbomind.folder import settings_of, write_turbomind
@@ -106,30 +108,25 @@ def _questions(pipeline: Pipeline) -> "list[Question]":
 
 
 def _write(job: Job, target: str) -> None:
-    from export.turbomind.verify import verify_turbomind
-    from export.verify import verify_adapter, verify_hf
-
     pipeline, plan, checkpoint = job.pipeline, job.plan, job.checkpoint
-    table, model = pipeline.export, job.model(target)
-    if target == "hf" and table.hf.layout == "original":
-        model = model.as_it_came()
+    table, model = pipeline.export, job.written(target)
     with staged(plan.home / target) as folder:
+        written: Digests = {}
         if target == "hf":
             written = write_hf(model, folder, table.hf.max_shard_size)
-            about = {"verified": verify_hf(model, folder, table.verify, written)}
         elif target == "adapter":
             assert plan.base is not None  # Plan.of refuses the target without
             write_adapter(model, plan.base, folder)
-            about = {"verified": verify_adapter(model, plan.base, folder, table.verify)}
         else:
             write_turbomind(model, folder, table.turbomind, model_name(pipeline))
-            about = {"verified": verify_turbomind(model, folder, table.verify)}
+        vanished = model.weights.vanished  # before the checks read numbers again
+        about: dict[str, Json] = {"verified": check_target(job, target, model, folder, written)}
         if job.was_in_four_bits and target == next(name for name in plan.targets if name != "adapter"):
             about["merging"] = _measure(job, model, folder)
         about |= {
             "dtype": model.weights.dtype,
             "parameters": model.weights.parameters,
-            "rounded_to_zero": model.weights.vanished,
+            "rounded_to_zero": vanished,
             "step": checkpoint.step,
             "versions": dict(plan.versions),
         }

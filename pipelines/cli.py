@@ -199,11 +199,30 @@ def export() -> None:
 @json_output
 def export_run(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Write the newest checkpoint of the pipeline FILE in the forms its users load, and check them."""
+    from export.checks import record
     from export.run import facts, run, summary
 
     pipeline = read(file, overrides)
     run(pipeline)
+    record(pipeline.home / "export", file, overrides)
     show(facts(pipeline), summary(pipeline), as_json=as_json)
+
+
+@export.command(name="verify", short_help="Check an export again that is there.")
+@click.argument("place", metavar="FILE|DIR", type=click.Path(path_type=Path))
+@click.option("overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Override one key, in TOML syntax.")
+@json_output
+def export_verify(place: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check the export of the pipeline FILE again, or that in DIR: digests, every number, logits and prompts.
+
+    It is compared with the checkpoint it was made from, which has to be there, and no file changes. Exit 4 at the
+    first difference. With export.verify.greedy_tokens = 0 no model is loaded.
+    """
+    from export.checks import check_again, recorded, summary
+
+    file, given = recorded(place) if place.is_dir() else (place, ())
+    found = check_again(read(file, (*given, *overrides)))
+    show({"verified": found}, summary(found), as_json=as_json)
 
 
 @export.command(name="import-internevo", short_help="An InternEvo checkpoint as a Hugging Face directory.")
@@ -335,6 +354,67 @@ def check(
     show(report.as_json(), "\n".join([*lines, report.summary()]), as_json=as_json)
     if code := exit_code(report.findings, strict=strict):
         click.get_current_context().exit(code)
+
+
+def as_token(_ctx: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """PACK:POSITION as numbers."""
+    if text is None:
+        return None
+    pack, colon, position = text.partition(":")
+    if not (colon and pack.isdecimal() and position.isdecimal()):
+        raise click.BadParameter(f"expected PACK:POSITION, both from 0, such as 3:17; found {text!r}")
+    return int(pack), int(position)
+
+
+@main.command(short_help="Show packs or samples, with what is trained marked; trace a token.")
+@pipeline_file
+@click.option("packs", "--pack", multiple=True, type=click.IntRange(min=0), help="This pack, from 0; repeatable.")
+@click.option("--shard", type=click.IntRange(min=0), help="--pack counts within this shard, from 0.")
+@click.option("held_out", "--eval", is_flag=True, help="The packs that are held out.")
+@click.option("from_sources", "--samples", is_flag=True, help="Samples of the sources, also where there are shards.")
+@click.option("records", "--sample", multiple=True, metavar="SOURCE:RECORD", help="This record, from 1; or SOURCE/PATH:RECORD.")
+@click.option("token", "--token", metavar="PACK:POSITION", callback=as_token, help="Trace this token to its record.")
+@click.option("--count", default=3, show_default=True, type=click.IntRange(min=1), help="Packs, or samples a source.")
+@click.option("lines", "--lines", default=40, show_default=True, type=click.IntRange(min=8), help="Of a pack, at most.")
+@click.option("page", "--html", type=click.Path(path_type=Path), help="Write a page of whole packs here.")
+@json_output
+def preview(
+    file: Path,
+    overrides: tuple[str, ...],
+    packs: tuple[int, ...],
+    shard: int | None,
+    held_out: bool,
+    from_sources: bool,
+    records: tuple[str, ...],
+    token: tuple[int, int] | None,
+    count: int,
+    lines: int,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what the pipeline FILE trains on: packs of its shards, or samples of its sources where there are none yet.
+
+    What is trained is green, or between marks. --token says where one token came from, down to the bytes of its file;
+    exit 4 where its record does not give it again. Packs and tokens count from 0, records from 1.
+    """
+    from prep.preview import Wanted, show_packs, show_samples, show_token
+
+    if (packs or shard is not None or held_out) and (records or from_sources):
+        raise click.UsageError("--pack, --shard and --eval are about shards, --sample and --samples about sources")
+    if token is not None and (packs or shard is not None or records or from_sources):
+        raise click.UsageError("--token names its pack itself")
+    pipeline = read(file, overrides)
+    part: Literal["train", "eval"] = "eval" if held_out else "train"
+    wanted = Wanted(count=count, lines=lines, width=terminal_width(), colour=wants_colour(sys.stdout), page=page)
+    if token is not None:
+        found = show_token(pipeline, *token, part, wanted)
+    elif records or from_sources or not (packs or shard is not None or held_out or has_shards(pipeline)):
+        found = show_samples(pipeline, records, wanted)
+    else:
+        found = show_packs(pipeline, packs, shard, part, wanted)
+    show(found.facts, found.text, as_json=as_json)
+    if found.exit_code:
+        click.get_current_context().exit(found.exit_code)
 
 
 @main.command(short_help="Download the model and the tokenizer of a pipeline.")
@@ -502,6 +582,38 @@ def init(name: str, folder: Path, as_json: bool) -> None:
         )
     what = f"{len(written)} files written" if written else "nothing to do"
     show({"written": [str(path) for path in written]}, f"{folder / name}.toml: {what}", as_json=as_json)
+
+
+@main.command(short_help="A config of another trainer as a pipeline, with an account of every key.")
+@click.argument("trainer", type=click.Choice(["xtuner", "internevo", "axolotl", "llamafactory"]))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("out", "-o", "--out", metavar="OUT", type=click.Path(path_type=Path), help="Where to write the TOML.")
+@click.option("--gpus", type=click.IntRange(min=1), help="Of the whole run, which the config does not say.")
+@json_output
+def migrate(
+    trainer: Literal["xtuner", "internevo", "axolotl", "llamafactory"],
+    file: Path,
+    out: Path | None,
+    gpus: int | None,
+    as_json: bool,
+) -> None:
+    """Write the config FILE of TRAINER as a pipeline TOML.
+
+    Python configs are read as syntax and never run. Standard error has what became of every key: mapped, so here
+    without a key, dropped for a reason, or for you to decide. Without -o the TOML goes to standard output.
+    """
+    from pipelines.migrate import migration
+
+    found = migration.migrate(trainer, file, gpus=gpus)
+    if out is not None:
+        migration.write(found, out)
+    if as_json:
+        show({**found.facts(), "toml": found.toml, "out": None if out is None else str(out)}, "", as_json=True)
+        return
+    click.echo(found.report(), err=True)
+    click.echo(
+        f"{out}: {sum(line.verdict == 'decide' for line in found.lines)} keys to decide" if out else found.toml.rstrip()
+    )
 
 
 @main.command(short_help="Versions, devices, and what is missing.")

@@ -47,7 +47,8 @@ class ExportVerify(Table):
     """Largest difference accepted between the logits of the export and of the checkpoint's weights, both in the
     exported format. The weights themselves are always compared bit for bit."""
     greedy_tokens: NonNegativeInt = 16
-    """Length of the greedy continuations whose tokens and logits are compared; 0 turns it off."""
+    """Length of the greedy continuations whose tokens and logits are compared; 0 leaves them out, and then no model is
+    loaded, whose size would have to fit the memory."""
 
 
 class ExportEval(Table):
