@@ -98,7 +98,8 @@ def test_regions_are_what_pytorch_makes_of_tensors() -> None:
     of_both(lambda tensor: torch.chunk(torch.chunk(tensor, 2, dim=1)[1].contiguous(), 4, dim=0)[2].squeeze(0))
     of_both(lambda tensor: torch.transpose(torch.split(tensor, [1, 5], dim=1)[1], 1, 2))
     of_both(lambda tensor: torch.cat([torch.chunk(tensor, 2, dim=0)[1], tensor], dim=0))
-    assert list(torch.chunk(region, 4)[2].squeeze(0).runs(0, 30)) == [("experts", 60, 90)]
+    third: Any = torch.chunk(region, 4)[2]
+    assert list(third.squeeze(0).runs(0, 30)) == [("experts", 60, 90)]
     with pytest.raises(NotImplementedError, match="side by side"):
         torch.cat([region, region], dim=1)
 
