@@ -101,8 +101,8 @@ def tick_label(tick: float, ticks: list[float]) -> str:
         return f"{_trimmed(mantissa)}e{int(exponent)}"
     if most >= 10_000:
         labels = [_trimmed(short(one)) for one in ticks if one]
-        return _trimmed(short(tick)) if len(set(labels)) == len(labels) else f"{tick:,.6g}"
-    return f"{tick:,.6g}"
+        return _trimmed(short(tick)) if len(set(labels)) == len(labels) else f"{tick:,.10g}"
+    return f"{tick:,.10g}"
 
 
 def _trimmed(label: str) -> str:
