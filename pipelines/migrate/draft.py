@@ -1,6 +1,7 @@
 """The pipeline that a config becomes, key by key, with where each came from."""
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipelines.toml_file import Written, toml_file
 from pipelines.toml_text import KeyPath, spell_key, spell_value, value_at
 
 _ITSELF: Any = object()
+_THROUGH = "through "
 
 
 class Draft:
@@ -35,14 +37,14 @@ class Draft:
         self.config = config
         self.trainer = trainer
         self.name = name
-        self.keys: dict[KeyPath, Written] = {}
+        self.keys: dict[KeyPath, Written] = {("schema_version",): Written(1)}
         self.notes: list[str] = []
         """What to know that is about no single key of theirs."""
 
     def put(self, key: str, value: Any, comment: str = "") -> None:
-        """Write a key that no key of theirs says; not where it is the default here."""
+        """Write a key that no key of theirs says; not where it is written, or is the default here."""
         if not _is_default(_path(key), value):
-            self.keys[_path(key)] = Written(value, comment)
+            self.keys.setdefault(_path(key), Written(value, comment))
 
     def ask(self, key: str, value: Any, why: str) -> None:
         """Write a key that the user has to set, with something that stands for it."""
@@ -62,16 +64,20 @@ class Draft:
         if node is None:
             return
         value = plain(node) if value is _ITSELF else value
-        if _holds_unread(value):
+        if value is None:
+            self.same(node, "not set")
+            return
+        if not _is_known(value):
             self.decide(node, f"{_shown(value)} is not known; set {key} to what it comes to")
             return
         if _is_default(_path(key), value) and not keep:
-            _find(node, Finding("same", (key,), note or f"{key} = {_spelt(value)} is the default"))
+            told = f"{key} = {_spelt(value)} is the default" + (f"; {note}" if note else "")
+            _find(node, Finding("same", (key,), told))
             return
         earlier = self.keys.get(_path(key))
         comment = f"was: {node.key}" + (f"; {note}" if note else "")
         if earlier and earlier.value == value and earlier.comment.startswith("was: "):
-            comment = f"{earlier.comment}, {node.key}"
+            comment = earlier.comment if node.key in earlier.comment else f"{earlier.comment}, {node.key}"
         self.keys[_path(key)] = Written(value, comment)
         _find(node, Finding("mapped", (key,), note))
 
@@ -128,9 +134,8 @@ class Draft:
                 assert user.finding is not None
                 if user.finding.verdict == verdict:
                     note = user.finding.note if verdict in ("dropped", "decide") else ""
-                    leaf.finding = Finding(
-                        verdict, user.finding.keys, f"through {user.key}" + (f": {note}" if note else "")
-                    )
+                    told = f"{_THROUGH}{user.key}" + (f": {note}" if note else "")
+                    leaf.finding = Finding(verdict, user.finding.keys, told)
                     return True
         return False
 
@@ -143,8 +148,12 @@ class Draft:
         while problems := list(_problems(self.keys)):
             if not sum(self._give_up(path, finding) for path, finding in problems):
                 raise ConfigError(*(f"{self.name}: {spell_key(path)}: {finding}" for path, finding in problems))
-        asked = [leaf for leaf in self.config.leaves() if leaf.finding and leaf.finding.verdict == "decide"]
-        decisions = [f"{leaf.key}: {leaf.finding.note}" for leaf in asked if leaf.finding] + self.notes
+        asked = [(leaf.key, leaf.finding) for leaf in self.config.leaves() if leaf.finding]
+        decisions = [
+            f"{key}: {finding.note}"
+            for key, finding in asked
+            if finding.verdict == "decide" and not finding.note.startswith(_THROUGH)
+        ] + self.notes
         head = [f"From {self.name}, a config of {self.trainer}, by `packtrain migrate`."]
         if decisions:
             head += ["To decide:", *(f"- {one}" for one in decisions)]
@@ -153,10 +162,10 @@ class Draft:
     def _give_up(self, path: KeyPath, finding: str) -> bool:
         """Leave out a key that the schema refuses; whose it was, the user has to decide."""
         if path not in self.keys:
-            if (key := find(path)) and key.required and key.field.examples:
-                self.ask(spell_key(path), key.field.examples[0], f"{self.name} does not say it")
-                return True
-            return False
+            if path not in _NEEDED:
+                return False
+            self.ask(*_NEEDED[path], f"{self.name} does not say it")
+            return True
         value = self.keys.pop(path).value
         for leaf in self.config.leaves():
             if leaf.finding and spell_key(path) in leaf.finding.keys:
@@ -181,10 +190,10 @@ def to(key: str, convert: Conversion | None = None, note: str = "", *, keep: boo
             draft.same(node, "not set")
             return
         if callable(convert):
-            value = value if _holds_unread(value) else convert(value)
+            value = convert(value) if _is_known(value) else value
         elif convert is not None:
             named = value.last if isinstance(value, Symbol) else value
-            if named not in convert:
+            if not isinstance(named, Hashable) or named not in convert:
                 draft.decide(node, f"{_shown(value)} has no counterpart; see {key}")
                 return
             value = convert[named]
@@ -229,6 +238,16 @@ def known_elsewhere(node: Node) -> Finding:
     return Finding("decide", (), f"{text}; {found.note}" if found.note else text)
 
 
+_NEEDED: Mapping[KeyPath, tuple[str, Any]] = {
+    ("model",): ("model.name_or_path", "models/base"),
+    ("prep", "pack"): ("prep.pack.capacity", 32_768),
+    ("prep", "pack", "capacity"): ("prep.pack.capacity", 32_768),
+    ("train", "global_batch_size"): ("train.global_batch_size", 64),
+    ("train", "optimizer"): ("train.optimizer.lr", 2e-5),
+    ("train", "optimizer", "lr"): ("train.optimizer.lr", 2e-5),
+    ("tokenizer", "name_or_path"): ("tokenizer.name_or_path", "tokenizer"),
+}
+"""Keys that a pipeline has to have, by what is missing without them, and what stands for them."""
 _STRONGEST: tuple[Verdict, ...] = ("mapped", "decide", "same", "dropped")
 
 
@@ -275,12 +294,16 @@ def _is_number(value: Any, default: Any) -> bool:
     return numbers and float(value) == float(default)
 
 
-def _holds_unread(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds_unread, value.values()))
-    if isinstance(value, list):
-        return any(map(_holds_unread, value))
-    return isinstance(value, Symbol | Unread)
+def _is_known(value: Any) -> bool:
+    """Whether TOML can say it."""
+    match value:
+        case dict():
+            return all(map(_is_known, value.values()))
+        case list():
+            return all(map(_is_known, value))
+        case float():
+            return math.isfinite(value)
+    return value is not None and not isinstance(value, Symbol | Unread)
 
 
 def _shown(value: Any) -> str:
@@ -305,9 +328,12 @@ def _problems(keys: Mapping[KeyPath, Written]) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _written(keys: Mapping[KeyPath, Written], path: KeyPath, document: Any) -> KeyPath:
+    """The key that a complaint is about, or else the first of its table; what is missing is itself."""
     for end in range(len(path), 0, -1):
         if path[:end] in keys:
             return path[:end]
+    if path in _NEEDED and tuple(_NEEDED[path][0].split(".")) not in keys:
+        return path
     try:
         value_at(document, path)
     except KeyError:

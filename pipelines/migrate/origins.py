@@ -10,6 +10,9 @@ from pipelines.toml_file import Written
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _DATA_FILE = re.compile(r"\.(jsonl?|parquet|arrow|csv|tsv|txt|bin)(\.(gz|zst))?$")
 
+_FOLDERS = frozenset(("model", "models", "data", "dataset", "datasets", "ckpts", "checkpoints", "outputs", "saves"))
+"""Names that nobody's repositories are under, and many people's files are."""
+
 
 def map_model(draft: Draft, node: Node | None, table: str, *, source: str = "huggingface") -> None:
     """name_or_path and source of [model] or [tokenizer], from what a config names.
@@ -24,7 +27,7 @@ def map_model(draft: Draft, node: Node | None, table: str, *, source: str = "hug
     if node is None or not isinstance(value, str):
         draft.map(node, f"{table}.name_or_path")  # says what is not known of it
         return
-    if _REPOSITORY.fullmatch(value) and not _DATA_FILE.search(value):
+    if _REPOSITORY.fullmatch(value) and not _is_local(value):
         draft.map(node, f"{table}.name_or_path", value, keep=True)
         draft.put(f"{table}.source", source, f'a repository; "local" if {value} is a directory of yours')
     else:
@@ -76,7 +79,8 @@ def run_name(draft: Draft, text: str) -> None:
 
 
 def _is_local(value: str) -> bool:
-    return value.startswith(("/", "./", "../", "~", ".")) or bool(_DATA_FILE.search(value)) or value.count("/") != 1
+    first = value.partition("/")[0]
+    return first in _FOLDERS or bool(_DATA_FILE.search(value)) or not _REPOSITORY.fullmatch(value)
 
 
 def _begins(value: str) -> str:

@@ -127,7 +127,8 @@ class _Reader:
         """What a statement that is not followed may bind has no known value any more."""
         for node in ast.walk(statement):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store | ast.Del):
-                self.names[node.id] = Node((node.id,), statement.lineno, Unread(_text(statement)))
+                finding = Finding("decide", (), "is bound by code, which is not run; set what it comes to")
+                self.names[node.id] = Node((node.id,), statement.lineno, Unread(_text(statement)), finding=finding)
 
     def _value(self, expression: ast.expr, path: tuple[str | int, ...]) -> Node:
         node = Node(path, getattr(expression, "lineno", 1))

@@ -12,6 +12,7 @@ from pipelines.batches_elsewhere import batch
 from pipelines.migrate.config_tree import Finding, Node, Symbol
 from pipelines.migrate.draft import Draft, Rule, asks, drops, known_elsewhere, only, same, to
 from pipelines.migrate.origins import add_source, map_data, map_model, run_name, stem
+from pipelines.migrate.trainer_arguments import short
 from pipelines.schema import MapName
 from pipelines.toml_file import Written
 
@@ -58,12 +59,13 @@ def _model(draft: Draft) -> None:
         draft.same(tokenizer, "the tokenizer is the model's")
     else:
         map_model(draft, tokenizer, "tokenizer", source=source)
-    draft.rules(config.at("model"), MODEL)
-    draft.put("train.activation_checkpointing", "full", "XTuner's default")
     if config.at("model.lora.type"):
         draft.rules(config.at("model.lora"), LORA)
         if ("model", "lora", "r") not in draft.keys:
             draft.keys[("model", "lora", "r")] = Written(8, "PEFT's default")
+    draft.rules(config.at("model"), MODEL)
+    if config.at("model.use_activation_checkpointing") is None:
+        draft.put("train.activation_checkpointing", "full", "XTuner's default")
 
 
 def _hub(resource: Node | None) -> str:
@@ -182,7 +184,10 @@ def _hugging_face(draft: Draft, dataset: Node) -> bool:
             _template(draft, template, index)
     if loader is not None:
         draft.rules(loader, LOADER)
-    packs = dataset.at("pack_to_max_length")
+    packs, most = dataset.at("pack_to_max_length"), dataset.at("max_dataset_length")
+    if most is not None and most.get("") is not None:
+        note = "the first of the hash order, there a random draw"
+        draft.map(most, f"prep.source.{indices[0]}.samples", note=note)
     draft.rules(dataset, HUGGING_FACE)
     if ("prep", "pack", "capacity") not in draft.keys:
         draft.ask("prep.pack.capacity", 2048, "the config has no max_length")
@@ -361,9 +366,10 @@ def _warm_up(draft: Draft, stage: Node, epochs: Any) -> None:
 def _shape(draft: Draft, stage: Node) -> None:
     lowest, share = stage.at("eta_min"), stage.at("eta_min_ratio")
     rate = draft.config.get("optim_wrapper.optimizer.lr")
-    draft.map(lowest, "train.scheduler.min_lr")
+    value = lowest.get("") if lowest else None
+    draft.map(lowest, "train.scheduler.min_lr", short(value) if isinstance(value, float) else value)
     if share is not None and isinstance(value := share.get(""), int | float) and isinstance(rate, int | float):
-        draft.map(share, "train.scheduler.min_lr", value * rate)
+        draft.map(share, "train.scheduler.min_lr", short(value * rate))
     top = stage.at("T_max")
     if top is not None and stage.at("end") is None and stage.get("begin"):
         draft.same(top, "the last step has min_lr; there it ended a little above, as T_max counts the warm-up")
@@ -372,6 +378,9 @@ def _shape(draft: Draft, stage: Node) -> None:
 def _hook(draft: Draft, hook: Node) -> None:
     kind = _last(hook.get("type"))
     if kind == "EvaluateChatHook":
+        template = hook.get("prompt_template")
+        if isinstance(template, Symbol) and ("template", "name") not in draft.keys:
+            draft.map(hook.at("prompt_template"), "template.name", template.last)
         draft.rules(hook, CHAT)
     elif kind == "DatasetInfoHook":
         draft.same(hook.at("type"), "train.log.show_samples shows them")
@@ -523,7 +532,7 @@ HUGGING_FACE: Mapping[str, Rule] = {
     "type": same("prep"),
     "tokenizer": same("[tokenizer]"),
     "max_length": to("prep.pack.capacity", keep=True),
-    "max_dataset_length": to("prep.max_samples", note="the first of the hash order, there a random draw"),
+    "max_dataset_length": same("not set"),
     "split": only("train", "the whole source", "give the split's file"),
     "remove_unused_columns": drops("a map reads the keys that it names"),
     "rename_maps": asks("write it as prep.source.columns = { new = old }"),
