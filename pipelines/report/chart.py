@@ -54,13 +54,16 @@ class Chart:
     """What they are."""
     note: str = ""
     """A sentence below the title."""
+    last_step: int = 0
+    """Where the axis of steps ends at least, so that charts beside each other have the same."""
     _x: Axis = field(init=False)
     _y: Axis = field(init=False)
 
     def __post_init__(self) -> None:
         steps = [edge for line in self.lines for edge in (line.values.first, line.values.last)]
+        ends = [1, self.last_step] if self.last_step else []
         heights = [one for line in self.lines for one in self._extent(line)]
-        object.__setattr__(self, "_x", Axis.over(np.concatenate([*steps, [*self.marks]]), whole=True))
+        object.__setattr__(self, "_x", Axis.over(np.concatenate([*steps, [*self.marks], ends]), whole=True))
         object.__setattr__(self, "_y", Axis.over(np.concatenate([*heights, []]), logarithmic=self.logarithmic))
 
     def html(self) -> Markup:

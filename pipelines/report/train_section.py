@@ -37,29 +37,35 @@ def train_section(run: Run) -> Markup:
 
 
 def _charts(metrics: Metrics) -> Iterator[Markup]:
-    series, held_out = metrics.series, metrics.held_out
+    series, held_out, last = metrics.series, metrics.held_out, metrics.last_step
     loss = [Line.of("training loss", series["loss"], band=True)]
     if len(held_out.series):
         loss.append(Line.of("held-out loss", held_out.series, dots=True))
-    yield Chart(
-        "Loss", loss, marks=metrics.nonfinite, marked="not finite", note="Mean over the loss tokens of each batch."
-    ).html()
-    yield _sources("Loss by source", metrics.loss_series)
-    yield _sources("Held-out loss by source", held_out.by_source, dots=True)
-    yield Chart("Learning rate", [Line.of("learning rate", series["lr"])], logarithmic=False).html()
     norm = [Line.of("gradient norm", series["grad_norm"], band=True)]
-    yield Chart("Gradient norm, before clipping", norm, marks=metrics.skipped, marked="skipped steps").html()
     speed = [Line.of("tokens/s", series["tokens_per_s"], band=True)]
-    yield Chart("Throughput of all ranks, tokens/s", speed, logarithmic=False).html()
+    found = [
+        Chart(
+            "Loss", loss, marks=metrics.nonfinite, marked="not finite", last_step=last,
+            note="Mean over the loss tokens of each batch.",
+        ),
+        *_sources("Loss by source", metrics.loss_series, last),
+        *_sources("Held-out loss by source", held_out.by_source, last, dots=True),
+        Chart("Learning rate", [Line.of("learning rate", series["lr"])], logarithmic=False, last_step=last),
+        Chart(
+            "Gradient norm, before clipping", norm, marks=metrics.skipped, marked="skipped steps", last_step=last
+        ),
+        Chart("Throughput of all ranks, tokens/s", speed, logarithmic=False, last_step=last),
+    ]  # fmt: skip
+    return (chart.html() for chart in found)
 
 
-def _sources(title: str, found: Mapping[str, Thinned], *, dots: bool = False) -> Markup:
+def _sources(title: str, found: Mapping[str, Thinned], last: int, *, dots: bool = False) -> Iterator[Chart]:
     if len(found) < 2:
-        return Markup("")
+        return
     shown = sorted(found, key=lambda name: -len(found[name]))[:SOURCES]
     note = "" if len(shown) == len(found) else f"The {len(shown)} of {len(found)} sources that are in most steps."
     lines = [Line.of(name, one, dots=dots) for name, one in found.items() if name in shown]
-    return Chart(title, lines, note=note).html()
+    yield Chart(title, lines, note=note, last_step=last)
 
 
 def _by_source(metrics: Metrics) -> Iterator[Markup]:
