@@ -372,7 +372,9 @@ def as_token(_ctx: click.Context, _option: click.Parameter, text: str | None) ->
 @click.option("--shard", type=click.IntRange(min=0), help="--pack counts within this shard, from 0.")
 @click.option("held_out", "--eval", is_flag=True, help="The packs that are held out.")
 @click.option("from_sources", "--samples", is_flag=True, help="Samples of the sources, also where there are shards.")
-@click.option("records", "--sample", multiple=True, metavar="SOURCE:RECORD", help="This record, from 1; or SOURCE/PATH:RECORD.")
+@click.option(
+    "records", "--sample", multiple=True, metavar="SOURCE:RECORD", help="This record, from 1; or SOURCE/PATH:RECORD."
+)
 @click.option("token", "--token", metavar="PACK:POSITION", callback=as_token, help="Trace this token to its record.")
 @click.option("--count", default=3, show_default=True, type=click.IntRange(min=1), help="Packs, or samples a source.")
 @click.option("lines", "--lines", default=40, show_default=True, type=click.IntRange(min=8), help="Of a pack, at most.")
@@ -397,6 +399,11 @@ def preview(
     What is trained is green, or between marks. --token says where one token came from, down to the bytes of its file;
     exit 4 where its record does not give it again. Packs and tokens count from 0, records from 1.
     """
+    import shutil
+
+    from pipelines.artifacts import Manifest
+    from pipelines.preview import COLUMNS
+    from pipelines.terminal import wants_colour
     from prep.preview import Wanted, show_packs, show_samples, show_token
 
     if (packs or shard is not None or held_out) and (records or from_sources):
@@ -405,10 +412,12 @@ def preview(
         raise click.UsageError("--token names its pack itself")
     pipeline = read(file, overrides)
     part: Literal["train", "eval"] = "eval" if held_out else "train"
-    wanted = Wanted(count=count, lines=lines, width=terminal_width(), colour=wants_colour(sys.stdout), page=page)
+    width = shutil.get_terminal_size((COLUMNS, 0)).columns if sys.stdout.isatty() else COLUMNS
+    wanted = Wanted(count=count, lines=lines, width=width, colour=wants_colour(sys.stdout), page=page)
+    by_shards = packs or shard is not None or held_out or Manifest.read(pipeline.home / "prep") is not None
     if token is not None:
         found = show_token(pipeline, *token, part, wanted)
-    elif records or from_sources or not (packs or shard is not None or held_out or has_shards(pipeline)):
+    elif records or from_sources or not by_shards:
         found = show_samples(pipeline, records, wanted)
     else:
         found = show_packs(pipeline, packs, shard, part, wanted)

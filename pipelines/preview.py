@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.artifacts import Json
-from pipelines.shards import Pack, ShardReader
+from pipelines.shards import Pack
 from pipelines.terminal import columns, printable
 from pipelines.token_text import TokenText
 
@@ -23,36 +23,43 @@ _NEWLINE = "\u21b5"
 
 
 class Preview:
-    """Packs of a prep directory as text, in so many lines each.
+    """Packs as text, in so many lines each.
 
     Args:
-        reader: of the directory, or of what it holds out.
-        folder: the directory, whose tokenizer directory says what the tokens are.
+        files: the input files of the manifest, which packs' samples are from.
+        tokenizer: a directory whose tokenizer.json says what the tokens are.
         colour: trained text is green; without, it stands between marks.
         lines: of a pack, its title not counted; longer ones are shortened in the middle of samples.
         width: columns of a line.
     """
 
     def __init__(
-        self, reader: ShardReader, folder: Path, *, colour: bool, lines: int = LINES, width: int = COLUMNS
+        self,
+        files: Sequence[Mapping[str, Json]],
+        tokenizer: Path,
+        *,
+        colour: bool,
+        lines: int = LINES,
+        width: int = COLUMNS,
     ) -> None:
-        self._files: Sequence[Mapping[str, Json]] = reader.manifest.facts.get("files", ())
+        self._files = files
         self._colour, self._lines, self._width = colour, max(lines, 2 * _LINES_OF_A_SAMPLE), width
-        self._tokens: TokenText | None = None
-        self._why_ids = "no tokenizer beside the shards"
+        self.tokens: TokenText | None = None
+        self.why_ids = ""
+        """Why there are no texts, or nothing."""
         try:
-            self._tokens = TokenText(folder / "tokenizer")
+            self.tokens = TokenText(tokenizer)
         except FileNotFoundError:
-            pass
+            self.why_ids = "no tokenizer beside the shards"
         except ValueError as error:
-            self._why_ids = str(error)
+            self.why_ids = str(error)
 
     def of(self, pack: Pack, title: str) -> str:
         """Title, samples and a last line; several lines without a line feed at the end."""
         samples = [_Sample.of(pack, index) for index in range(pack.segments.size - 1)]
         trained = "green" if self._colour else f"between {_OPENS} and {_CLOSES}"
         counts = f"{_tokens(pack.tokens.size, int(np.count_nonzero(pack.loss)))} in {_many(len(samples), 'sample')}"
-        ids = "" if self._tokens else f"; token ids, as there is {self._why_ids}"
+        ids = "" if self.tokens else f"; token ids, as there is {self.why_ids}"
         return "\n".join([f"{title}: {counts}; what is trained is {trained}{ids}", *self._body(pack, samples), "└"])
 
     def _body(self, pack: Pack, samples: Sequence["_Sample"]) -> Iterator[str]:
@@ -91,7 +98,7 @@ class Preview:
 
     def _wrapped(self, pack: Pack, part: range, borders: Sequence[int]) -> Iterator["_Line"]:
         ids = pack.tokens[part.start : part.stop].tolist()
-        texts = self._tokens.of(ids) if self._tokens else [f"{id_} " for id_ in ids]
+        texts = self.tokens.of(ids) if self.tokens else [f"{id_} " for id_ in ids]
         line, used, room = _Line(), 0, self._width - 2
         for at, text in zip(part, texts, strict=True):
             if at in borders:

@@ -20,7 +20,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -226,6 +226,16 @@ class ShardReader:
                 self._folder, self._files[number], packs=end - first, attention=self._attention
             )
         return self._shards[number][index - first]
+
+    def place(self, index: int) -> tuple[str, int]:
+        """The shard of a pack, as the manifest lists it, and which of its packs it is, from 0."""
+        number = bisect_right(self._firsts, index) - 1
+        return self._files[number].path, index - self._firsts[number]
+
+    @property
+    def packs_per_shard(self) -> list[int]:
+        """[shards] packs of each."""
+        return [end - first for first, end in pairwise(self._firsts)]
 
     def __iter__(self) -> Iterator[Pack]:
         return (self[index] for index in range(len(self)))

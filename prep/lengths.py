@@ -1,7 +1,8 @@
 """The lengths of all samples, kept beside the shards so that packs can be planned again without tokenizing.
 
-`lengths.npz` holds what `Samples` holds except where the tokens are. It is no part of the artefact: a run without it
-gives the same bytes, later.
+`lengths.npz` holds what `Samples` holds except where the tokens are, and which records each chunk of the inputs has, so
+that one of them is found again without reading all before it. It is no part of the artefact: a run without it gives the
+same bytes, later.
 """
 
 import json
@@ -26,10 +27,31 @@ def keep(folder: Path, tokenized: Tokenized, job: Job) -> None:
     told = json.dumps({"tokens": job.tokens, "of_records": job.records, **counts}).encode()
     temporary = folder / f".{FILE}.tmp"
     with temporary.open("wb") as file:
-        np.savez(file, told=np.frombuffer(told, np.uint8), **arrays)
+        np.savez(file, told=np.frombuffer(told, np.uint8), chunks=tokenized.chunks, **arrays)
         sync_file(file.fileno())
     temporary.replace(folder / FILE)
     sync_directory(folder)
+
+
+def chunk_of(folder: Path, file: int, record: int) -> tuple[int, int, int] | None:
+    """Begin and end of the chunk that holds a record of an input file, and the records before it; None if unknown.
+
+    Args:
+        folder: of the shards.
+        file: index of the input file in the manifest.
+        record: from 0.
+    """
+    try:
+        with np.load(folder / FILE, allow_pickle=False) as arrays:
+            chunks = arrays["chunks"]
+    except (OSError, ValueError, KeyError):
+        return None
+    own = chunks[chunks[:, 0] == file]
+    before = np.cumsum(own[:, 3]) - own[:, 3]
+    number = int(np.searchsorted(before, record, side="right")) - 1
+    if number < 0 or record >= before[number] + own[number, 3]:
+        return None
+    return int(own[number, 1]), int(own[number, 2]), int(before[number])
 
 
 def kept(job: Job) -> Tokenized | None:

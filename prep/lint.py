@@ -18,7 +18,7 @@ from prep.chunk import Rules, chunks_of, outcomes
 from prep.formats.fault import RecordFault
 from prep.inputs import Input
 from prep.job import rules_of
-from prep.order import inputs_in_order
+from prep.order import inputs_read_only
 from prep.rendering import check_rendering, exports_chat, renders_chats, template_of
 from prep.store import LOSS_BIT, Marked
 from prep.template import Template
@@ -57,7 +57,7 @@ class _Lint:
         if pipeline.tokenizer_dir.is_dir() and not any(tokenizer_problems(pipeline)):
             tokenizer = self._tried(lambda: open_tokenizer(pipeline))
         if not any(prep_problems(pipeline)):
-            inputs = self._tried(lambda: inputs_in_order(_without_writing(pipeline)))
+            inputs = self._tried(lambda: inputs_read_only(pipeline))
         if tokenizer is not None:
             self._tokenizer(tokenizer)
         if inputs is not None:
@@ -220,12 +220,3 @@ def _generation_stops(folder: Path) -> list[int]:
     except (OSError, ValueError, AttributeError):
         return []
     return stops if isinstance(stops, list) else [] if stops is None else [stops]
-
-
-def _without_writing(pipeline: Pipeline) -> Pipeline:
-    """The same pipeline, that does not write the data order where there is none."""
-    order = pipeline.prep.order
-    if order.mode != "write" or order.file.exists():
-        return pipeline
-    prep = pipeline.prep.model_copy(update={"order": order.model_copy(update={"mode": "scan"})})
-    return pipeline.model_copy(update={"prep": prep})

@@ -48,6 +48,15 @@ def inputs_in_order(pipeline: Pipeline) -> list[Input]:
     return [input_of(pipeline, found[line]) for line in sorted(listed, key=lambda line: found[line].source)]
 
 
+def inputs_read_only(pipeline: Pipeline) -> list[Input]:
+    """`inputs_in_order` for who only looks: a file that mode "write" would write is not written."""
+    order = pipeline.prep.order
+    if order.mode == "write" and not order.file.exists():
+        order = order.model_copy(update={"mode": "scan"})
+        pipeline = pipeline.model_copy(update={"prep": pipeline.prep.model_copy(update={"order": order})})
+    return inputs_in_order(pipeline)
+
+
 def write_order(pipeline: Pipeline) -> int:
     """Write data_order.txt from the files on disk, in code point order; returns how many there are.
 

@@ -52,7 +52,7 @@ def resample(pipeline: Pipeline, count: int) -> Json:
     segments = Segments(folder)
     facts = segments.manifest.facts
     tokenizer = open_tokenizer(pipeline)
-    _same_settings(pipeline, facts, tokenizer, folder)
+    same_settings(pipeline, facts, tokenizer, folder)
     sources = [one["source"] for one in facts["files"]]
     chosen = choose(segments.file, sources, count=count, key=int(segments.manifest.identity[:16], 16))
     by_file: dict[int, list[Segment]] = defaultdict(list)
@@ -76,7 +76,7 @@ def summary(result: Mapping[str, Any]) -> str:
     )
 
 
-def _same_settings(pipeline: Pipeline, facts: Mapping[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
+def same_settings(pipeline: Pipeline, facts: Mapping[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
     """Refuse a pipeline that is not the one the shards were made with."""
     now = json.loads(canonical_json(settings(pipeline)))
     if difference := _difference(now, facts["settings"], ""):

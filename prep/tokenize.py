@@ -38,6 +38,8 @@ class Tokenized:
     records: int
     backend: Mapping[str, str] = field(default_factory=dict)
     """Which library made the ids; they would be the same by another."""
+    chunks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 4), np.int64))
+    """[chunks, 4] of each its file, its begin and end in bounds of the format, and its records."""
 
 
 def tokenize(chunks: Sequence[Chunk], rules: Rules, folder: Path, *, execute: Execute) -> Tokenized:
@@ -125,6 +127,7 @@ def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> Tokenized:
     rejects: list[Mapping[str, Any]] = []
     backends: list[Mapping[str, str]] = []
     records = np.zeros(1 + max((chunk.file for chunk in chunks), default=-1), np.int64)
+    bounds_of = np.array([(chunk.file, chunk.begin, chunk.end, 0) for chunk in chunks], np.int64).reshape(-1, 4)
     # Columns of their final size, filled chunk by chunk: these are all that grows with the samples.
     bounds = np.cumsum([0, *(rows_of(target).shape[0] for target in targets)])
     samples = _columns(int(bounds[-1]), [tokens_of(target) for target in targets], records)
@@ -136,6 +139,7 @@ def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> Tokenized:
         place = {"source": chunk.input.name, "path": chunk.input.path}
         rejects += [{**place, **reject, "record": before + reject["record"]} for reject in counts["rejects"]]
         records[chunk.file] += counts["records"]
+        bounds_of[number, 3] = counts["records"]
         rows, here = rows_of(target), slice(bounds[number], bounds[number + 1])
         samples.record[here] = rows[:, 0] + before
         samples.start[here] = rows[:, 1]
@@ -146,7 +150,7 @@ def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> Tokenized:
         samples.offset[here] = np.cumsum(rows[:, 2]) - rows[:, 2]
     fast = (one for one in backends if one and Backend(**one).fast)
     backend = next(fast, backends[0] if backends else {})  # which made any of them, if one did
-    return Tokenized(samples, dropped, rejects, int(records.sum()), backend)
+    return Tokenized(samples, dropped, rejects, int(records.sum()), backend, bounds_of)
 
 
 def _columns(count: int, token_files: Sequence[Path], records: npt.NDArray[np.int64]) -> Samples:

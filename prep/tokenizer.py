@@ -201,6 +201,16 @@ class Tokenizer:
         """
         return self.encode_batch([text], [opens])[0]
 
+    def offsets(self, text: str, *, opens: bool = True) -> list[tuple[int, int]]:
+        """[tokens] begin and end of the characters that each token of `encode` stands for.
+
+        Tokens share a character that they are the bytes of. Where the library does not tell, as with special-token
+        text that it was kept from, each has all of the text.
+        """
+        ids = self.encode(text, opens=opens)
+        found, places = self._backend.offsets(text, prefixed=opens or self.prefix == "none")
+        return places if found == ids else [(0, len(text))] * len(ids)
+
     def encode_batch(self, texts: Sequence[str], opens: Sequence[bool] | None = None) -> list[list[int]]:
         """`encode` of many texts."""
         return self.encode_all(texts, opens).lists()
@@ -328,6 +338,10 @@ class _Backend(Protocol):
         """What a tokenizer.json of it holds, or None where there is none."""
         ...
 
+    def offsets(self, text: str, *, prefixed: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and begin and end of the characters that each stands for; all of the text where that is not known."""
+        ...
+
     def decode(self, ids: list[int]) -> str: ...
     def id_of(self, text: str) -> int | None: ...
 
@@ -375,6 +389,15 @@ class _Json:
     def encode(self, texts: Sequence[str], *, prefixed: bool) -> Encoded:
         tokenizer = self._prefixed if prefixed else self._bare
         return Encoded.of_lists([found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)])
+
+    def offsets(self, text: str, *, prefixed: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        found = (self._prefixed if prefixed else self._bare).encode(text, add_special_tokens=False)
+        places: list[tuple[int, int]] = []
+        end = 0
+        for first, last in found.offsets:  # whitespace that a post-processor trimmed off is of the token behind it
+            places.append((min(first, end), last))
+            end = max(end, last)
+        return found.ids, places
 
     def table(self) -> Mapping[str, Any]:
         # With the tokens that tokenizer_config.json adds.
@@ -507,6 +530,25 @@ class _SentencePiece:
             return Encoded.of_lists(processor.encode(list(texts), num_threads=1))
         return Encoded.of_lists([self._encode_with_added(text, prefixed) for text in texts])
 
+    def offsets(self, text: str, *, prefixed: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        at = 0
+        for part in filter(None, self._plain_pattern.split(text) if self._plain_pattern else [text]):
+            if part in self._plain_added:
+                ids.append(self._plain_added[part])
+                places.append((at, at + len(part)))
+                prefixed = self.prefix == "always"
+            else:
+                processor = self._prefixed if prefixed else self._bare
+                own = processor.encode(part)
+                ids += own
+                places += [
+                    (at + first, at + last) for first, last in _characters(part, processor.encode(part, out_type=str))
+                ]
+            at += len(part)
+        return ids, places
+
     def table(self) -> None:
         return None
 
@@ -536,6 +578,29 @@ class _SentencePiece:
 
     def id_of(self, text: str) -> int | None:
         return next((token.id for token in self.added if token.text == text), None)
+
+
+def _characters(text: str, pieces: Sequence[str]) -> list[tuple[int, int]]:
+    """Begin and end of the characters of each piece of sentencepiece; of all where it changed the text."""
+    parts = [
+        bytes.fromhex(piece[3:5]) if _BYTE.fullmatch(piece) else piece.replace("\u2581", " ").encode()
+        for piece in pieces
+    ]
+    encoded = text.encode()
+    whole = b"".join(parts)
+    shift = len(whole) - len(encoded)
+    if shift not in (0, 1) or whole[shift:] != encoded or (shift and whole[:1] != b" "):
+        return [(0, len(text))] * len(pieces)
+    ends = np.cumsum([0, *map(len, parts)]) - shift
+    starts = np.frombuffer(encoded, np.uint8) & 0xC0 != 0x80  # a character begins with each of these bytes
+    count = np.concatenate([[0], np.cumsum(starts)])  # characters that begin before a byte
+    return [
+        (int(count[first + 1]) - 1 if first < last else int(count[first]), int(count[last]))
+        for first, last in pairwise(ends.clip(0).tolist())
+    ]
+
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def _read_config(folder: Path, files: Mapping[str, bytes]) -> Mapping[str, Any]:

@@ -30,9 +30,7 @@ def write_tokenizer_files(tokenizer: Tokenizer, settings: schema.Template, folde
         chat: whether prep rendered conversations; without, the tokenizer's own template goes along if it has one.
     """
     make_directory(folder)
-    contents = dict(tokenizer.files)
-    if "tokenizer.json" not in contents:
-        contents.update(transformers_files(tokenizer.folder, contents))
+    contents = plain_files(tokenizer)
     if chat or tokenizer.chat_template is not None:
         template = Template(settings, tokenizer)
         if template.jinja is not None:
@@ -41,6 +39,14 @@ def write_tokenizer_files(tokenizer: Tokenizer, settings: schema.Template, folde
         Probes(template.stop_tokens, _probes(template) if template.jinja else ()).write(folder)
     for name, content in sorted(contents.items()):
         write_atomic(folder / name, content)
+
+
+def plain_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Contents by name of the tokenizer's files as plain Transformers loads them, with its own template."""
+    contents = dict(tokenizer.files)
+    if "tokenizer.json" not in contents:
+        contents.update(transformers_files(tokenizer.folder, contents))
+    return contents
 
 
 def _without_template(config: bytes) -> bytes:

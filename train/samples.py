@@ -19,8 +19,9 @@ def show_samples(plan: Plan, batches: Batches, first: int) -> None:
     if not positions:
         return
     width = shutil.get_terminal_size((COLUMNS, 0)).columns if sys.stderr.isatty() else COLUMNS
-    preview = Preview(batches.packs, plan.shards, colour=wants_colour(sys.stderr), width=width)
+    files, tokenizer = plan.prep.facts.get("files", ()), plan.shards / "tokenizer"
+    preview = Preview(files, tokenizer, colour=wants_colour(sys.stderr), width=width)
     for number, position in enumerate(positions, 1):
         index = batches.index(position)
-        title = f"sample {number} of {len(positions)}, pack {index + 1:,} of {len(batches.packs):,}"
+        title = f"sample {number} of {len(positions)}, pack {index}"  # as packtrain preview --pack takes it
         log.info("%s", preview.of(batches.packs[index], title))

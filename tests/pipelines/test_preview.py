@@ -14,7 +14,7 @@ from pipelines.shards import Pack, ShardReader
 from tests.prep.folders import byte_level
 from tests.train.runs import write_prep
 
-FACTS = {"files": [{"source": "chat", "path": "a/one.jsonl"}]}
+FILES = [{"source": "chat", "path": "a/one.jsonl"}]
 
 
 class Samples:
@@ -25,8 +25,6 @@ class Samples:
         byte_level(folder / "tokenizer")
         self.folder = folder
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
-        self.reader = ShardReader(folder)
-        self.reader.manifest = replace(self.reader.manifest, facts={**self.reader.manifest.facts, **FACTS})
 
     def pack(self, *samples: Sequence[tuple[str, bool]]) -> Pack:
         tokens: list[int] = []
@@ -43,7 +41,8 @@ class Samples:
         )
 
     def show(self, pack: Pack, *, colour: bool = False, lines: int = 40, width: int = 80) -> list[str]:
-        return Preview(self.reader, self.folder, colour=colour, lines=lines, width=width).of(pack, "pack").split("\n")
+        preview = Preview(FILES, self.folder / "tokenizer", colour=colour, lines=lines, width=width)
+        return preview.of(pack, "pack").split("\n")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +114,8 @@ def test_documents_that_are_not_samples_are_told_of(samples: Samples) -> None:
 def test_without_a_tokenizer_ids_are_shown(tmp_path: Path) -> None:
     write_prep(tmp_path / "prep")
     reader = ShardReader(tmp_path / "prep")
-    lines = Preview(reader, tmp_path / "prep", colour=False).of(reader[0], "pack").split("\n")
+    files = reader.manifest.facts["files"]
+    lines = Preview(files, tmp_path / "prep" / "tokenizer", colour=False).of(reader[0], "pack").split("\n")
     assert "; token ids, as there is " in lines[0]
     assert "not a tokenizer" in lines[0]
     assert re.fullmatch(r"├ .*1: \d+ tokens?, \d+ trained", lines[1])
