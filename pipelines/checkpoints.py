@@ -50,19 +50,23 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from pipelines.artifacts import MANIFEST, Json, Manifest, digest_file
 from pipelines.errors import CheckError, DataError
+from pipelines.file_ranges import FileRanges
+from pipelines.safetensors_header import read_header
 from pipelines.schema import Pipeline
 
 FORMAT_VERSION = 1
 STEP_NAME = re.compile(r"step-(\d{8})")
+_KEY = re.compile(r"([^/]+)/([^/]+)/(\d+)")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Fragment:
     """First element within the flattened tensor."""
     size: int
     """Elements."""
+    first: int
+    """Byte of the file that they begin at."""
 
 
 class Checkpoint:
@@ -96,6 +102,7 @@ class Checkpoint:
         }
         """Every trained parameter by name."""
         self._blocks: dict[str, Fragment] = {}
+        self._ranges = FileRanges()
         self._fragments = self._index()
 
     @property
@@ -205,9 +212,8 @@ class Checkpoint:
         for piece in self.fragments(kind, name):
             first, last = max(start, piece.start), min(stop, piece.start + piece.size)
             if first < last:
-                with safe_open(piece.path, framework="numpy") as file:
-                    part = file.get_slice(piece.key)[first - piece.start : last - piece.start]
-                values[first - start : last - start] = part
+                at = piece.first + (first - piece.start) * values.itemsize
+                self._ranges.read_bytes(piece.path, at, values[first - start : last - start])
         return values
 
     def tensors(self, kind: str = "parameter") -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
@@ -230,17 +236,16 @@ class Checkpoint:
             if not re.fullmatch(r"state-\d{5}-of-\d{5}\.safetensors", record.path):
                 continue
             path = self.folder / record.path
-            try:
-                with safe_open(path, framework="numpy") as file:
-                    for key in file.keys():  # noqa: SIM118 (not a mapping)
-                        kind, name, start = key.split("/")
-                        size = int(np.prod(file.get_slice(key).get_shape(), dtype=np.int64))
-                        if kind == "block":
-                            self._blocks[name] = Fragment(path, key, int(start), size)
-                        else:
-                            fragments[kind, name].append(Fragment(path, key, int(start), size))
-            except (OSError, ValueError, SafetensorError) as error:
-                raise CheckError(f"{path}: cannot be read ({error}); use another checkpoint") from error
+            for key, entry in read_header(path).items():
+                found = _KEY.fullmatch(key)
+                if found is None or (found[1] not in ("block", "buffer") and entry.dtype != "F32"):
+                    raise CheckError(f"{path}: {key} as {entry.dtype} is no fragment; use another checkpoint")
+                kind, name = found[1], found[2]
+                piece = Fragment(path, key, int(found[3]), prod(entry.shape), entry.first)
+                if kind == "block":
+                    self._blocks[name] = piece
+                else:
+                    fragments[kind, name].append(piece)
         return dict(fragments)
 
 

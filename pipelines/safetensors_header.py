@@ -42,7 +42,7 @@ def read_header(path: Path) -> dict[str, Entry]:
             header.pop("__metadata__", None)
             return {name: _entry(name, one, 8 + length, size) for name, one in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
+        raise CheckError(f"{path}: cannot be read ({error}); it is no whole safetensors file, copy it again") from error
 
 
 def _entry(name: str, said: Any, begin: int, size: int) -> Entry:
