@@ -26,7 +26,7 @@ def export_section(run: Run) -> Markup:
     ]  # fmt: skip
     rows = [[name, *_target(one)] for name, one in run.targets.items()]
     unfinished = [] if run.export else [element("p", "The stage has not come to its end.", class_="bad")]
-    return section("Export", *unfinished, table(columns, rows), *_answers(run))
+    return section("Export", *unfinished, table(columns, rows), *_merging(run), *_answers(run))
 
 
 def _target(one: Artefact) -> list[object]:
@@ -65,6 +65,29 @@ def _plain(value: Json) -> str:
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
     return real(value) if isinstance(value, float) else str(value)
+
+
+def _merging(run: Run) -> Iterator[Markup]:
+    """What merging an adapter came to that was trained on a model in 4 bits, onto either base."""
+    found = next(filter(None, (one.facts.get("merging") for one in run.targets.values())), None)
+    if not found:
+        return
+    yield element("h3", "The adapter, merged")
+    yield element(
+        "p", f"Trained on a model in 4 bits ({found['type']}), merged onto the {found['base']} base. Relative "
+        "differences from what was trained, for either base:",
+    )  # fmt: skip
+    columns = [
+        Column("base", "name"), Column("all matrices", _NUMBER), Column("worst matrix", _NUMBER), Column("which"),
+        Column("logits apart", _NUMBER),
+    ]  # fmt: skip
+    rows = []
+    for base in ("original", "dequantized"):
+        one = found[base]
+        logits = "not measured" if one["logits"] is None else real(one["logits"])
+        worst = one["worst"]
+        rows.append([base, f"{one['relative']:.3%}", f"{worst['relative']:.3%}", worst["matrix"], logits])
+    yield table(columns, rows)
 
 
 def _answers(run: Run) -> Iterator[Markup]:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -193,6 +194,19 @@ def test_an_export_without_its_end_is_said(tmp_path: Path) -> None:
     shutil.rmtree(home / "export")
     write_export(home / "export")
     assert "finished and verified: hf, turbomind" in read(home).text
+
+
+def test_what_merging_onto_either_base_came_to_is_shown(tmp_path: Path) -> None:
+    home = write_run(tmp_path)
+    target = Manifest.read(home / "export" / "hf")
+    assert target is not None
+    of_base = {"relative": 0.0123, "worst": {"relative": 0.5, "matrix": "model.layers.0.mlp.up_proj"}, "logits": None}
+    merging = {"base": "original", "type": "nf4", "original": of_base, "dequantized": {**of_base, "logits": 0.25}}
+    replace(target, facts={**target.facts, "merging": merging}).write(home / "export" / "hf")
+    text = read(home).text
+    assert "4 bits (nf4), merged onto the original base" in text
+    assert "original1.230%50.000%model.layers.0.mlp.up_projnot measured" in text
+    assert "dequantized1.230%50.000%model.layers.0.mlp.up_proj0.25" in text
 
 
 def test_many_sources_share_the_colours_there_are(tmp_path: Path) -> None:
