@@ -564,21 +564,27 @@ def chat(folder: Path, prompt: str | None, system: str, max_new_tokens: int) -> 
 
 
 @main.command()
+@click.argument("words", nargs=-1)
 @json_output
-def recipes(as_json: bool) -> None:
-    """List the ready pipelines."""
+def recipes(words: tuple[str, ...], as_json: bool) -> None:
+    """List the ready pipelines, or those with all WORDS in their name or text, such as `qwen3 lora`."""
     from pipelines.recipes import recipes as ready
 
-    found = ready()
-    show({"recipes": found}, "\n".join(f"{name:16} {what}" for name, what in found.items()), as_json=as_json)
+    found = ready(words)
+    width = max(map(len, found), default=0)
+    lines = [f"{name:{width}}  {what}" for name, what in found.items()]
+    show({"recipes": found}, "\n".join(lines or ["no recipe has all these words"]), as_json=as_json)
 
 
-@main.command(short_help="Copy a ready pipeline with its data.")
+@main.command(short_help="Copy a ready pipeline.")
 @click.argument("name")
 @click.argument("folder", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
 @json_output
 def init(name: str, folder: Path, as_json: bool) -> None:
-    """Copy the ready pipeline NAME into DIR, with its data; files that are already right stay untouched."""
+    """Copy the ready pipeline NAME into DIR as one file, the quickstart with its data.
+
+    What is already right stays untouched. The others name a model of a hub, and the place of data that is yours.
+    """
     from pipelines.recipes import copy, generate
 
     written = copy(name, folder)

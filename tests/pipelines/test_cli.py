@@ -14,7 +14,7 @@ from pipelines.cli import main
 from pipelines.config import load
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "pipelines").glob("*.toml"))
+RECIPES = sorted([*(ROOT / "pipelines").glob("*.toml"), *(ROOT / "pipelines" / "ready").glob("*.toml")])
 
 
 def packtrain(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
