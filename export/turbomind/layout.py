@@ -37,12 +37,13 @@ def repeat_heads(rows: Bits, head_size: int, times: int) -> Bits:
 def transposed(rows: Bits) -> Bits:
     """[out, in] -> [in, out], in a new array."""
     result = np.empty(rows.shape[::-1], rows.dtype)
-    _transpose(rows, result)
+    transpose(rows, result)
     return result
 
 
 @njit(cache=True)
-def _transpose(rows: Bits, result: Bits) -> None:
+def transpose(rows: Bits, result: Bits) -> None:
+    """Put rows [out, in] into a result [in, out]; both may be parts of larger arrays."""
     # Square by square: NumPy goes along one of the two orders and misses every cache in the other.
     height, width = rows.shape
     for top in range(0, height, _TILE):

@@ -4,7 +4,7 @@ The sizes come from config.yaml, as they do for the engine, and a file of anothe
 would not notice. A tensor is read by rows, so that memory holds as many of them as the caller wants.
 """
 
-import os
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from export.turbomind.geometry import GLM, MIXTRAL
 from export.turbomind.matrices import EMBEDDING, FINAL_NORM, OUTPUT
 from pipelines.errors import CheckError
 
+TILE = 1 << 23
+"""Numbers mapped at once."""
 _MODEL_TYPES = {"MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2", MIXTRAL: "mixtral", GLM: "glm"}
 _ROPE_KEYS = {
     "llama3": ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -128,7 +130,7 @@ class TurbomindReader:
             if begin < end:
                 left = rank * stored.inputs if stored.along == "in" else 0
                 part = result[begin + offset - first : end + offset - first, left : left + stored.inputs]
-                part[...] = self._part(stored, file, begin, end)
+                self._read(stored, file, begin, part)
         if stored.head_size:
             result = layout.deinterleave(result, stored.head_size)
         return result[start - first : stop - first]
@@ -139,17 +141,23 @@ class TurbomindReader:
 
     def _refuse_other_copies(self, name: str, first: int, last: int) -> None:
         stored = self.stored[name]
-        copies = [self._part(stored, file, first, last) for file in stored.files]
-        if not all(np.array_equal(copy, copies[0]) for copy in copies):
+        copies = np.empty((len(stored.files), last - first, stored.inputs), np.uint16)
+        for file, copy in zip(stored.files, copies, strict=True):
+            self._read(stored, file, first, copy)
+        if not (copies == copies[:1]).all():
             raise CheckError(f"{self.folder}: the ranks' copies of {name} differ; export again")
 
-    def _part(self, stored: Stored, file: str, begin: int, end: int) -> Bits:
-        """Rows begin..end of the share of a tensor that a file has."""
+    def _read(self, stored: Stored, file: str, begin: int, part: Bits) -> None:
+        """Fill `part` with the rows from `begin` on of the share of a tensor that a file has."""
+        height = stored.inputs if stored.transposed else stored.outputs
         with (self.folder / file).open("rb") as opened:
-            if not stored.transposed:
-                return _read(opened.fileno(), begin * stored.columns, end - begin, stored.columns, stored.columns)
-            place = stored.first + begin
-            return layout.transposed(_read(opened.fileno(), place, stored.inputs, end - begin, stored.columns))
+            if stored.transposed:
+                columns = slice(stored.first + begin, stored.first + begin + len(part))
+                for top, tile in _tiles(opened.fileno(), 0, height, stored.columns):
+                    layout.transpose(tile[:, columns], part[:, top : top + len(tile)])
+            else:
+                for top, tile in _tiles(opened.fileno(), begin, begin + len(part), stored.columns):
+                    part[top - begin : top - begin + len(tile)] = tile
 
     def _experts_of_config(self) -> dict[str, int]:
         if not self.model["expert_num"]:
@@ -226,15 +234,16 @@ class TurbomindReader:
             raise CheckError(f"{self.folder / extra[0]}: no weight of this model; export again")
 
 
-def _read(file: int, place: int, rows: int, width: int, columns: int) -> Bits:
-    """[rows, width] numbers from `place` on, of a file whose rows have `columns`."""
-    result = np.empty((rows, width), np.uint16)
-    whole = width == columns
-    for i, piece in enumerate([result] if whole else result):
-        content, offset = piece.data.cast("B"), 2 * (place + i * columns)
-        while content:
-            size = os.preadv(file, [content], offset)
-            if not size:
-                raise CheckError("a weight file became shorter while it was read; export again")
-            content, offset = content[size:], offset + size
-    return result
+def _tiles(file: int, begin: int, end: int, columns: int) -> Iterator[tuple[int, Bits]]:
+    """Rows begin..end of a file of rows of `columns` numbers, a few at a time, each with the number of its first.
+
+    They are mapped, which finds the numbers of a column in one sweep, until the caller takes the next.
+    """
+    step = max(1, TILE // columns)
+    for row in range(begin, end, step):
+        rows = min(step, end - row)
+        start = row * columns * 2
+        offset = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        size = rows * columns * 2
+        mapped = mmap.mmap(file, start - offset + size, offset=offset, access=mmap.ACCESS_READ)
+        yield row, np.frombuffer(mapped, np.uint16, rows * columns, start - offset).reshape(rows, columns)

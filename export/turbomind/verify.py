@@ -29,7 +29,7 @@ def verify_turbomind(model: Model, folder: Path, table: ExportVerify) -> Json:
         CheckError: at the first difference, naming it.
     """
     reader = TurbomindReader(folder)
-    found: dict[str, Json] = {"tensors_equal": _compare(model.weights, reader)}
+    found: dict[str, Json] = {"tensors_equal": compare(model.weights, reader)}
     if table.greedy_tokens:
         config = reader.hf_config(model.weights.shapes)
         tensors = _as_trained(model.weights, reader)
@@ -39,6 +39,10 @@ def verify_turbomind(model: Model, folder: Path, table: ExportVerify) -> Json:
         trained = continuations(model, trained_model(model), table.greedy_tokens)
         found["greedy"] = compare_continuations(exported, trained, table.max_abs_diff, folder)
     return found
+
+
+BAND = 1 << 24
+"""Numbers read back at once: 32 MiB."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +56,27 @@ class _Origin:
     columns: int
 
 
-def _compare(weights: Weights, reader: TurbomindReader) -> int:
+def compare(weights: Weights, reader: TurbomindReader) -> int:
+    """Compare every number of a folder with what it was written from; returns the tensors.
+
+    Raises:
+        CheckError: at the first difference, naming it.
+    """
     seen: set[str] = set()
     with progress_bar("checking turbomind", weights.nbytes, "B") as progress:
         for name, stored in reader.stored.items():
             rows, columns = stored.shape
             origin = _origin(weights, name, (rows, columns))
             unit = reader.model["size_per_head"] if name.endswith(_HEADS) else 1
-            step = max(1, BLOCK // (columns * unit)) * unit
+            step = max(1, BAND // (columns * unit)) * unit
             for start in range(0, rows, step):
                 stop = min(start + step, rows)
-                expected = _expected(weights, origin, (start, stop), (rows, columns), unit)
-                refuse_difference(reader.rows(name, start, stop), expected, f"{reader.folder}: {name}")
-                progress(expected.nbytes)
+                found = reader.rows(name, start, stop)
+                for first in range(start, stop, block := max(1, BLOCK // (columns * unit)) * unit):
+                    last = min(first + block, stop)
+                    expected = _expected(weights, origin, (first, last), (rows, columns), unit)
+                    refuse_difference(found[first - start : last - start], expected, f"{reader.folder}: {name}")
+                    progress(expected.nbytes)
             seen |= {origin.tensor} if origin.tensor else set()
     if missing := sorted(weights.shapes.keys() - seen):
         raise CheckError(f"{reader.folder}: {missing[0]} is not in it; export again")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,23 @@ import numpy as np
 import pytest
 import yaml
 
+import export.turbomind.reader
+import export.turbomind.verify
 import export.turbomind.writer
 from export.cast import Dtype
 from export.hf import Model
-from export.turbomind import geometry
+from export.turbomind import geometry, layout
 from export.turbomind.config import config_yaml, session_len
 from export.turbomind.folder import write_turbomind
 from export.turbomind.geometry import Unservable
 from export.turbomind.reader import TurbomindReader
+from export.turbomind.verify import compare
+from export.turbomind.writer import write_weights
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError
 from pipelines.schema import TurbomindExport
-from tests.export.tiny import LLAMA, MISTRAL, Tensors, write_checkpoint
-from tests.export.turbomind.models import CASES, EVERY, GLM, MODELS, UNLIKE_LMDEPLOY, model_tensors
+from tests.export.tiny import LLAMA, MISTRAL, Tensors, shapes, write_checkpoint
+from tests.export.turbomind.models import CASES, EIGHT, EVERY, GLM, MODELS, UNLIKE_LMDEPLOY, model_tensors
 from tests.export.turbomind.reference import weight_files
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -216,3 +221,35 @@ def test_a_longer_text_than_the_model_was_made_for_is_refused() -> None:
 def test_tensors_that_have_no_place_are_refused(tensor: str, finding: str) -> None:
     with pytest.raises(Unservable, match=finding):
         geometry.Geometry.of("LlamaForCausalLM", LLAMA, {f"model.layers.0.{tensor}": (88,)}, 1)
+
+
+class Counted:
+    """Weights of a model that no memory ever holds: numbers computed where they are asked for."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.shapes = shapes(config)
+        self.nbytes = 2 * sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    def read(self, name: str, start: int, stop: int) -> Any:
+        return (np.arange(start, stop, dtype=np.uint32) * np.uint32(len(name) | 1)).astype(np.uint16)
+
+
+def test_memory_holds_a_band_and_never_a_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LLAMA | EIGHT | {"hidden_size": 512, "intermediate_size": 8192, "num_hidden_layers": 1}
+    weights: Any = Counted(config)  # matrices of 8 MiB
+    sizes = geometry.Geometry.of("LlamaForCausalLM", config, weights.shapes, 2)
+    for module, band in ((export.turbomind.writer, 1 << 18), (export.turbomind.verify, 1 << 17)):
+        monkeypatch.setattr(module, "BAND", band)
+        monkeypatch.setattr(module, "BLOCK", 1 << 16)
+    folder = tmp_path / "triton_models" / "weights"
+    folder.mkdir(parents=True)
+    layout.transposed(np.zeros((2, 2), np.uint16)[:, 1:])  # compiled before memory is counted
+    tracemalloc.start()
+    try:
+        write_weights(folder, weights, sizes, int)
+        (folder / "config.yaml").write_bytes(config_yaml(sizes, config, TurbomindExport(), "tiny"))
+        assert compare(weights, TurbomindReader(tmp_path)) == len(weights.shapes)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 << 20
