@@ -14,6 +14,9 @@ Numbers = npt.NDArray[np.float64]
 DECADES = 1.5
 """A range over more of them is easier to read on a logarithmic axis."""
 
+_LONGEST = 30  # decades on an axis
+_MOST, _LEAST = 1e300, 1e-300  # so that ends and differences are finite, and steps between ticks above zero
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -22,38 +25,42 @@ class Axis:
     low: float
     high: float
     logarithmic: bool = False
+    counts: bool = False
+    """Of whole numbers, so that no tick stands between two of them."""
 
     @classmethod
     def over(
-        cls, values: Iterable[float] | Numbers, *, logarithmic: bool | None = False, whole: bool = False
+        cls, values: Iterable[float] | Numbers, *, logarithmic: bool | None = False, counts: bool = False
     ) -> "Axis":
         """An axis that shows all of the values, with room around them.
 
         Args:
-            logarithmic: None chooses it where they are positive and span more than DECADES.
-            whole: without room: it begins and ends with them.
+            logarithmic: None chooses it where they are positive and span more than DECADES; of what spans more than
+                _LONGEST, only the upper part has places of its own.
+            counts: they are whole numbers, and the axis begins and ends with them.
         """
-        found = np.asarray(list(values) if not isinstance(values, np.ndarray) else values, np.float64)
-        found = found[np.isfinite(found)]
+        found = np.asarray(values if isinstance(values, np.ndarray) else list(values), np.float64)
+        found = np.clip(found[np.isfinite(found)], -_MOST, _MOST)
         if not found.size:
             return cls(0.0, 1.0)
-        low, high = float(found.min()), float(found.max())
         if logarithmic is None:
-            logarithmic = low > 0 and math.log10(high / low) > DECADES
-        if logarithmic and low <= 0:
-            positive = found[found > 0]
-            if not positive.size:
-                return cls(min(low, 0.0), 1.0)
-            low = float(positive.min())
-        if logarithmic:
-            room = (high / low) ** 0.04 if high > low else 2.0
-            return cls(low / room, high * room, logarithmic=True)
-        if high == low:
-            room = abs(low) / 2 or 1.0
-            return cls(low - room, high + room)
-        room = 0.0 if whole else (high - low) * 0.04
+            logarithmic = bool(found.min() > 0) and math.log10(found.max()) - math.log10(found.min()) > DECADES
+        positive = found[found > 0]
+        if logarithmic and positive.size:
+            return cls._by_factors(positive)
+        low, high = float(found.min()), float(found.max())
+        room = 0.0 if counts else (high - low) * 0.04
+        if high - low < _LEAST:
+            room = abs(low) / 2 if abs(low) > _LEAST else 1.0
         # What is never negative should not seem to be.
-        return cls(max(low - room, 0.0) if low >= 0 else low - room, high + room)
+        return cls(max(low - room, 0.0) if low >= 0 else low - room, high + room, counts=counts)
+
+    @classmethod
+    def _by_factors(cls, values: Numbers) -> "Axis":
+        high = float(values.max())
+        low = max(float(values.min()), high / 10.0**_LONGEST)
+        room = (high / low) ** 0.04 if high > low else 2.0
+        return cls(low / room, high * room, logarithmic=True)
 
     def place(self, values: Numbers | float) -> Numbers:
         """0 to 1 along the axis; what lies outside of it is put at its end."""
@@ -77,6 +84,8 @@ class Axis:
 
     def _steps(self, most: int) -> list[float]:
         step = _nice((self.high - self.low) / most)
+        if self.counts:
+            step = max(step, 1.0)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [number * step for number in range(first, last + 1)]

@@ -63,7 +63,7 @@ class Chart:
         steps = [edge for line in self.lines for edge in (line.values.first, line.values.last)]
         ends = [1, self.last_step] if self.last_step else []
         heights = [one for line in self.lines for one in self._extent(line)]
-        object.__setattr__(self, "_x", Axis.over(np.concatenate([*steps, [*self.marks], ends]), whole=True))
+        object.__setattr__(self, "_x", Axis.over(np.concatenate([*steps, [*self.marks], ends]), counts=True))
         object.__setattr__(self, "_y", Axis.over(np.concatenate([*heights, []]), logarithmic=self.logarithmic))
 
     def html(self) -> Markup:
@@ -166,8 +166,8 @@ class Histogram:
         """The figure; nothing where nothing was counted."""
         if not self.heights.sum():
             return Markup("")
-        x = Axis(float(self.edges[0]), float(self.edges[-1]), self.logarithmic)
-        y = Axis(0.0, float(self.heights.sum(axis=0).max()) * 1.04)
+        x = Axis(float(self.edges[0]), float(self.edges[-1]), self.logarithmic, counts=True)
+        y = Axis(0.0, float(self.heights.sum(axis=0).max()) * 1.04, counts=True)
         grid = [element("line", x1=0, x2=_WIDTH, y1=at, y2=at, class_="grid") for at in _heights(y)]
         drawing = element(
             "svg", *grid, *self._bars(x, y),

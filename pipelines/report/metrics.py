@@ -23,28 +23,30 @@ _CHUNK = 4096  # rows between additions to the series
 
 @dataclass
 class Edges:
-    """The mean of a series over its first and its last EDGE steps, each weighted."""
+    """The weighted mean of a series over its first and its last steps: EDGE of them, or a fifth of a short run."""
 
+    _count: int = 0
     _first: list[tuple[float, float]] = field(default_factory=list)
     _last: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=EDGE))
 
     def add(self, value: float, weight: float = 1.0) -> None:
+        self._count += 1
         if len(self._first) < EDGE:
             self._first.append((value, weight))
         self._last.append((value, weight))
 
     @property
     def first(self) -> float | None:
-        return _mean(self._first)
+        return _mean(self._first[: self.steps])
 
     @property
     def last(self) -> float | None:
-        return _mean(self._last)
+        return _mean([*self._last][-self.steps :])
 
     @property
     def steps(self) -> int:
         """Steps that each mean is over."""
-        return len(self._last)
+        return min(EDGE, max(1, self._count // 5))
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,6 @@ def _row(line: bytes) -> Json:
     return row if isinstance(row, dict) and {"kind", "step"} <= row.keys() else None
 
 
-def _mean(weighted: "list[tuple[float, float]] | deque[tuple[float, float]]") -> float | None:
+def _mean(weighted: list[tuple[float, float]]) -> float | None:
     whole = sum(weight for _, weight in weighted)
     return sum(value * weight for value, weight in weighted) / whole if whole else None

@@ -147,7 +147,8 @@ def _talk(prompt: str, system: str, answers: Answers) -> Markup:
     parts += [element("pre", _cut(prompt), class_="prompt"), element("ol", *map(_answer, first))]
     if between:
         kept = "" if answers.count == len(shown) else f" of {answers.count - 2:,}"
-        parts.append(folded(f"{between}{kept} answers between", element("ol", *map(_answer, middle))))
+        noun = "answer" if between == 1 else "answers"
+        parts.append(folded(f"{between}{kept} {noun} between", element("ol", *map(_answer, middle))))
     return element("div", *parts, element("ol", *map(_answer, last)), class_="talk")
 
 

@@ -62,7 +62,7 @@ def headline(run: Run) -> dict[str, Json]:
         "total_steps": total_steps(run),
         "loss_first": metrics.loss.first,
         "loss_last": metrics.loss.last,
-        "loss_over_steps": metrics.loss.steps or None,
+        "loss_over_steps": metrics.loss.steps if metrics.steps else None,
         "held_out_loss_first": _loss(held_out.first),
         "held_out_loss_best": _loss(held_out.best),
         "held_out_loss_last": _loss(held_out.last),

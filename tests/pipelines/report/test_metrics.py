@@ -16,25 +16,28 @@ def written(folder: Path, lines: list[str]) -> Metrics:
 
 
 def test_sums_and_edges_are_those_of_the_rows(tmp_path: Path) -> None:
-    told = list(rows(100))
+    told = list(rows(150))
     found = written(tmp_path, [json.dumps(row) + "\n" for row in told])
     steps = [row for row in told if row["kind"] == "train"]
     losses = [row["loss"] for row in steps if row["loss"] is not None]
-    assert (found.steps, found.last_step, found.tokens) == (100, 100, 15_000_000)
+    assert (found.steps, found.last_step, found.tokens) == (150, 150, 22_500_000)
     assert found.tokens_per_s == pytest.approx(100_000)
     assert found.loss.first == pytest.approx(sum(losses[:EDGE]) / EDGE)
     assert found.loss.last == pytest.approx(sum(losses[-EDGE:]) / EDGE)
     assert found.mfu == pytest.approx(0.41)
-    assert found.skipped == found.nonfinite == [33, 34]
-    assert len(found.series["loss"]) == 98
+    assert found.skipped == found.nonfinite == [50, 51]
+    assert len(found.series["loss"]) == 148
     held_out = [row for row in told if row["kind"] == "eval"]
     assert (found.held_out.first, found.held_out.last) == (held_out[0], held_out[-1])
     assert found.held_out.best == min(held_out, key=lambda row: row["loss"])
 
 
 def test_the_mean_at_the_edges_weighs_steps_by_their_loss_tokens(tmp_path: Path) -> None:
-    lines = [f'{{"kind": "train", "step": {step}, "loss": {step}, "loss_tokens": {step}}}\n' for step in (1, 3)]
-    assert written(tmp_path, lines).loss.last == (1 * 1 + 3 * 3) / 4
+    lines = [f'{{"kind": "train", "step": {step}, "loss": {step}, "loss_tokens": {step}}}\n' for step in range(1, 13)]
+    found = written(tmp_path, lines).loss
+    assert found.steps == 2  # a fifth of so few
+    assert found.first == (1 * 1 + 2 * 2) / 3
+    assert found.last == (11 * 11 + 12 * 12) / 23
 
 
 def test_a_row_that_is_being_written_is_left_out_and_a_broken_one_is_counted(tmp_path: Path) -> None:
