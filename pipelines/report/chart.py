@@ -5,7 +5,8 @@ drawing, placed in percent. `page.js` shows values where the pointer is; without
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -56,15 +57,6 @@ class Chart:
     """A sentence below the title."""
     last_step: int = 0
     """Where the axis of steps ends at least, so that charts beside each other have the same."""
-    _x: Axis = field(init=False)
-    _y: Axis = field(init=False)
-
-    def __post_init__(self) -> None:
-        steps = [edge for line in self.lines for edge in (line.values.first, line.values.last)]
-        ends = [1, self.last_step] if self.last_step else []
-        heights = [one for line in self.lines for one in self._extent(line)]
-        object.__setattr__(self, "_x", Axis.over(np.concatenate([*steps, [*self.marks], ends]), counts=True))
-        object.__setattr__(self, "_y", Axis.over(np.concatenate([*heights, []]), logarithmic=self.logarithmic))
 
     def html(self) -> Markup:
         """The figure; nothing where there is no number to draw."""
@@ -80,6 +72,17 @@ class Chart:
             aria_hidden="true",
         )
         return _figure(self.title, self._note(), self._legend(), self._plot(drawing))
+
+    @cached_property
+    def _x(self) -> Axis:
+        edges = [edge for line in self.lines for edge in (line.values.first, line.values.last)]
+        ends = [1, self.last_step] if self.last_step else []
+        return Axis.over(np.concatenate([*edges, [*self.marks], ends]), counts=True)
+
+    @cached_property
+    def _y(self) -> Axis:
+        heights = [one for line in self.lines for one in self._extent(line)]
+        return Axis.over(np.concatenate([*heights, []]), logarithmic=self.logarithmic)
 
     def _extent(self, line: Line) -> Sequence[Numbers]:
         return (line.values.least, line.values.most) if line.band else (line.values.mean,)

@@ -42,6 +42,9 @@ class Lengths:
             except DataError:
                 found.why_not = f"{path} is missing or damaged"
                 continue
+            if packs.file.max() >= source_of_file.size:
+                found.why_not = f"{path} is of files that the manifest does not list"
+                continue
             ends = np.cumsum(packs.segments_per_pack)
             tokens = np.add.reduceat(packs.lengths, ends - packs.segments_per_pack)
             found.packs = _added(found.packs, np.bincount(tokens))

@@ -2,18 +2,15 @@
 
 import math
 
-_DIGITS = 4
-
 
 def real(value: float | None) -> str:
-    """Four significant digits; `not finite` where there is no number."""
+    """Four significant digits, or all before the point; `not finite` where there is no number."""
     if value is None or not math.isfinite(value):
         return "not finite"
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
-        shown = f"{value:.{_DIGITS}g}" if abs(value) < 10**_DIGITS else f"{value:,.0f}"
-        return f"{float(shown):,.{_DIGITS}g}" if "e" in shown else shown
-    mantissa, exponent = f"{value:.{_DIGITS - 1}e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    if value and not 1e-3 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.3e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def count(value: float, noun: str = "") -> str:

@@ -8,6 +8,7 @@ from pipelines.report.page import page
 from pipelines.report.run import Run
 from pipelines.report.verdict import facts
 from pipelines.schema import Pipeline
+from pipelines.terminal import printable
 
 PAGE = "report.html"
 
@@ -39,4 +40,4 @@ def summary(found: Json) -> str:
     """What was written and what it begins with, in a few lines."""
     lines = [f"{found['file']}: {found['bytes']:,} bytes"]
     lines += [f"  {name:7} {stage['state']}" for name, stage in found["stages"].items()]
-    return "\n".join([*lines, *(f"  warning: {warning}" for warning in found["warnings"])])
+    return "\n".join([*lines, *(f"  warning: {printable(warning)}" for warning in found["warnings"])])
