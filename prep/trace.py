@@ -22,6 +22,7 @@ JSON object:
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,30 +47,107 @@ from prep.resample import same_settings
 from prep.tokenizer import Tokenizer, open_tokenizer
 
 
-def trace(pipeline: Pipeline, pack: int, position: int, *, part: Literal["train", "eval"] = "train") -> Json:
-    """Where a token came from, in the shape that this file's first lines describe.
+class Tracer:
+    """Traces tokens of a pipeline's shards.
 
     Args:
-        pack: as the reader counts, from 0.
-        position: of the token in the pack, from 0.
         part: the packs that are trained on, or those held out.
     Raises:
-        ConfigError: if there is no such token.
         DataError: if there are no finished shards.
     """
-    folder = pipeline.home / "prep"
-    reader = ShardReader(folder, part)
-    here = _in_shard(reader, folder, pack, position)
-    found: dict[str, Json] = {**here, "where": None, "same": None, "why": "", "rendered": None, "field": None}
-    found["file"] = None
-    try:
-        pipeline = with_tokenizer(pipeline)
-        tokenizer = open_tokenizer(pipeline)
-        same_settings(pipeline, reader.manifest.facts, tokenizer, folder)
-        _Trace(pipeline, tokenizer, reader, folder).fill(found, reader[pack])
-    except PacktrainError as error:
-        found["why"] = str(error)
-    return found
+
+    def __init__(self, pipeline: Pipeline, part: Literal["train", "eval"] = "train") -> None:
+        self._folder = pipeline.home / "prep"
+        self._reader = ShardReader(self._folder, part)
+        self._facts = self._reader.manifest.facts
+        self._texts = _token_text(self._folder / "tokenizer")
+        self._records: _Records | None = None
+        self._why = ""
+        try:
+            pipeline = with_tokenizer(pipeline)
+            tokenizer = open_tokenizer(pipeline)
+            same_settings(pipeline, self._facts, tokenizer, self._folder)
+            self._records = _Records(pipeline, tokenizer, self._folder)
+        except PacktrainError as error:
+            self._why = str(error)
+
+    def of(self, pack: int, position: int) -> Json:
+        """Where a token came from, in the shape that this file's first lines describe.
+
+        Args:
+            pack: as the reader counts, from 0.
+            position: of the token in the pack, from 0.
+        Raises:
+            ConfigError: if there is no such token.
+        """
+        found = self._in_shard(pack, position)
+        if self._records is None:
+            return found
+        here = self._reader[pack]
+        file = int(here.file[found["segment"]["number"]])
+        try:
+            made = self._records.made(self._facts["files"][file], file, found["record"] - 1)
+            found["where"] = str(made.input.where)
+            finding = made.finding or _difference(made.derived, here, found["segment"])
+            if finding:
+                found["same"] = False
+                remedy = f"; verify the shards by `packtrain verify {self._folder}`"
+                found["why"] = f"{made.changed}; {finding}" if made.changed else finding + remedy
+            else:
+                found["same"] = True
+                found["why"] = f"{made.changed}, but not in this record" if made.changed else ""
+                self._records.add_characters(found, made)
+        except PacktrainError as error:
+            found["why"] = str(error)
+        return found
+
+    def _in_shard(self, number: int, position: int) -> dict[str, Json]:
+        """What the shard itself tells of a token."""
+        if not 0 <= number < len(self._reader):
+            raise ConfigError(f"pack {number}: {self._folder} has the packs 0 to {len(self._reader) - 1}")
+        pack = self._reader[number]
+        if not 0 <= position < pack.tokens.size:
+            raise ConfigError(f"token {position}: pack {number} has the tokens 0 to {pack.tokens.size - 1}")
+        segment = int(np.searchsorted(pack.segments, position, side="right")) - 1
+        begin, end = pack.segments[segment : segment + 2].tolist()
+        shard, row = self._reader.place(number)
+        source = self._facts["files"][int(pack.file[segment])]
+        return {
+            "pack": number,
+            "shard": shard,
+            "row": row,
+            "position": position,
+            "id": int(pack.tokens[position]),
+            "text": self._text(pack, begin, end, position),
+            "trained": bool(pack.loss[position]),
+            "segment": {
+                "number": segment,
+                "begin": begin,
+                "end": end,
+                "sample_token": int(pack.start[segment]) + position - begin,
+                "begins_document": position in pack.cu_seqlens,
+            },
+            "source": source["source"],
+            "path": source["path"],
+            "record": int(pack.record[segment]) + 1,
+            "where": None,
+            "same": None,
+            "why": self._why,
+            "rendered": None,
+            "field": None,
+            "file": None,
+        }
+
+    def _text(self, pack: Pack, begin: int, end: int, position: int) -> str | None:
+        if self._texts is None:
+            return None
+        around = slice(max(begin, position - 8), min(end, position + 8))  # a character may be of several tokens
+        return self._texts.of(pack.tokens[around].tolist())[position - around.start]
+
+
+def trace(pipeline: Pipeline, pack: int, position: int, *, part: Literal["train", "eval"] = "train") -> Json:
+    """Where one token came from; see `Tracer`."""
+    return Tracer(pipeline, part).of(pack, position)
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
@@ -95,6 +173,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     count = segment["end"] - segment["begin"]
     told.append(
         f"checked  the record gives the {count} tokens of the segment again"
+        + (f" ({found['why']})" if found["why"] else "")
         if found["same"]
         else f"not the same: {found['why']}"
         if found["same"] is False
@@ -103,77 +182,83 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def _in_shard(reader: ShardReader, folder: Path, number: int, position: int) -> dict[str, Json]:
-    """What the shard itself tells of a token."""
-    if not 0 <= number < len(reader):
-        raise ConfigError(f"pack {number}: {folder} has the packs 0 to {len(reader) - 1}")
-    pack = reader[number]
-    if not 0 <= position < pack.tokens.size:
-        raise ConfigError(f"token {position}: pack {number} has the tokens 0 to {pack.tokens.size - 1}")
-    segment = int(np.searchsorted(pack.segments, position, side="right")) - 1
-    begin, end = pack.segments[segment : segment + 2].tolist()
-    shard, row = reader.place(number)
-    source = reader.manifest.facts["files"][int(pack.file[segment])]
-    return {
-        "pack": number,
-        "shard": shard,
-        "row": row,
-        "position": position,
-        "id": int(pack.tokens[position]),
-        "text": _text(folder, pack, begin, end, position),
-        "trained": bool(pack.loss[position]),
-        "segment": {
-            "number": segment,
-            "begin": begin,
-            "end": end,
-            "sample_token": int(pack.start[segment]) + position - begin,
-            "begins_document": position in pack.cu_seqlens,
-        },
-        "source": source["source"],
-        "path": source["path"],
-        "record": int(pack.record[segment]) + 1,
-    }
-
-
-def _text(folder: Path, pack: Pack, begin: int, end: int, position: int) -> str | None:
+def _token_text(folder: Path) -> TokenText | None:
     try:
-        tokens = TokenText(folder / "tokenizer")
+        return TokenText(folder)
     except (FileNotFoundError, ValueError):
         return None
-    around = slice(max(begin, position - 8), min(end, position + 8))  # a character may be of several tokens
-    return tokens.of(pack.tokens[around].tolist())[position - around.start]
 
 
-class _Trace:
-    """Makes the one record again."""
+@dataclass(frozen=True)
+class _Made:
+    """One record, made again."""
 
-    def __init__(self, pipeline: Pipeline, tokenizer: Tokenizer, reader: ShardReader, folder: Path) -> None:
+    input: Input
+    chunk: tuple[int, int]
+    number: int
+    """Of the record in the chunk."""
+    derived: Derived | None
+    finding: str
+    """Why there is no sample, or nothing."""
+    changed: str
+    """That the file changed, or nothing."""
+
+
+class _Records:
+    """Makes records again, and remembers the last."""
+
+    def __init__(self, pipeline: Pipeline, tokenizer: Tokenizer, folder: Path) -> None:
         self._pipeline = pipeline
         self._tokenizer = tokenizer
-        self._facts = reader.manifest.facts
         self._folder = folder
+        self._deriver = Deriver(pipeline, tokenizer)
+        self._inputs: dict[int, tuple[Input, str]] = {}
+        self._last: tuple[tuple[int, int], _Made] | None = None
 
-    def fill(self, found: dict[str, Json], pack: Pack) -> None:
-        """Add what the record tells."""
-        segment = found["segment"]
-        file, record = int(pack.file[segment["number"]]), found["record"] - 1
-        known = self._facts["files"][file]
-        one = self._input(known)
-        found["where"] = str(one.where)
-        changed = self._is_changed(one, known)
-        chunk, number = self._chunk(one, file, record)
-        deriver = Deriver(self._pipeline, self._tokenizer)
-        try:
-            derived = deriver.at(one, chunk, number)
-        except DataError as error:
-            raise self._differs(found, one, str(error), changed=changed) from error
-        if difference := _difference(derived, pack, segment, int(pack.start[segment["number"]])):
-            raise self._differs(found, one, difference, changed=changed)
-        assert derived is not None
-        found["same"] = True
-        self._characters(found, one, derived, deriver, chunk, number)
-        if changed:  # elsewhere in it
-            found["why"] = f"{one.where}: changed since prep read it, but not in this record"
+    def made(self, known: Mapping[str, Any], file: int, record: int) -> _Made:
+        """A record of the input file that the manifest lists as `known`, under number `file`.
+
+        Raises:
+            CheckError: if there is no such file or record any more.
+        """
+        if self._last is None or self._last[0] != (file, record):
+            if file not in self._inputs:
+                one = self._input(known)
+                changed = f"{one.where}: changed since prep read it" if self._is_changed(one, known) else ""
+                self._inputs[file] = one, changed
+            one, changed = self._inputs[file]
+            chunk, number = self._chunk(one, file, record, changed=bool(changed))
+            derived, finding = None, "the record gives no sample now"
+            try:
+                derived = self._deriver.at(one, chunk, number)
+                finding = "" if derived is not None else finding
+            except DataError as error:
+                finding = str(error)
+            self._last = (file, record), _Made(one, chunk, number, derived, finding, changed)
+        return self._last[1]
+
+    def add_characters(self, found: dict[str, Json], made: _Made) -> None:
+        """Add to a trace what the record tells of the token."""
+        assert made.derived is not None
+        token, derived = found["segment"]["sample_token"], made.derived
+        if derived.record is None:
+            at, line = _line_of_tokens(made.input.where, found["record"] - 1)
+            if place := in_tokens(line, token):
+                found["file"] = {"line": found["record"], "begin": at + place[0], "end": at + place[1]}
+            return
+        begin, end = derived.places(self._tokenizer)[token]
+        found["rendered"] = {"begin": begin, "end": end, "text": derived.text[begin:end]}
+        field = field_of(
+            derived.text, begin, end, derived.record, lambda record: self._deriver.rendered(made.input, record)
+        )
+        if field is None:
+            return
+        value: Any = derived.record
+        for key in field.keys:
+            value = value[key]
+        text = value[field.begin : field.end]
+        found["field"] = {"name": field.name, "begin": field.begin, "end": field.end, "text": text}
+        found["file"] = _in_file(made, field, found["record"])
 
     def _input(self, known: Mapping[str, Any]) -> Input:
         """The input file, without a look at all the others where it is where its path says."""
@@ -199,13 +284,14 @@ class _Trace:
             return False
         return bool(state.st_size != known["size"] or digest_file(one.where) != known["sha256"])
 
-    def _chunk(self, one: Input, file: int, record: int) -> tuple[tuple[int, int], int]:
+    def _chunk(self, one: Input, file: int, record: int, *, changed: bool) -> tuple[tuple[int, int], int]:
         """The chunk that has the record, and its number there."""
-        if one.format == "ftdp":  # whose meta file knows every line
-            return (record, record + 1), 0
-        if kept := chunk_of(self._folder, file, record):
-            begin, end, before = kept
-            return (begin, end), record - before
+        if not changed:
+            if one.format == "ftdp":  # whose meta file knows every line
+                return (record, record + 1), 0
+            if kept := chunk_of(self._folder, file, record):
+                begin, end, before = kept
+                return (begin, end), record - before
         before = 0
         rules = rules_of(self._pipeline, self._tokenizer)
         for chunk in chunks_of([one]):
@@ -215,49 +301,12 @@ class _Trace:
             before += count
         raise CheckError(f"{one.where}: has {before:,} records now; it changed since prep read it, restore it")
 
-    def _differs(self, found: dict[str, Json], one: Input, finding: str, *, changed: bool) -> CheckError:
-        found["same"] = False
-        if changed:
-            return CheckError(f"{one.where}: changed since prep read it; {finding}")
-        return CheckError(f"{finding}; verify the shards by `packtrain verify {self._folder}`")
 
-    def _characters(
-        self,
-        found: dict[str, Json],
-        one: Input,
-        derived: Derived,
-        deriver: Deriver,
-        chunk: tuple[int, int],
-        number: int,
-    ) -> None:
-        token = found["segment"]["sample_token"]
-        if derived.record is None:
-            at, line = line_of_tokens(one.where, chunk[0] + number)
-            if place := in_tokens(line, token):
-                found["file"] = {"line": found["record"], "begin": at + place[0], "end": at + place[1]}
-            return
-        begin, end = derived.places(self._tokenizer)[token]
-        found["rendered"] = {"begin": begin, "end": end, "text": derived.text[begin:end]}
-        field = field_of(derived.text, begin, end, derived.record, lambda record: deriver.rendered(one, record))
-        if field is None:
-            return
-        value: Any = derived.record
-        for key in field.keys:
-            value = value[key]
-        found["field"] = {
-            "name": field.name,
-            "begin": field.begin,
-            "end": field.end,
-            "text": value[field.begin : field.end],
-        }
-        found["file"] = _in_file(one, chunk, number, field, found["record"])
-
-
-def _difference(derived: Derived | None, pack: Pack, segment: Mapping[str, int], start: int) -> str:
+def _difference(derived: Derived | None, pack: Pack, segment: Mapping[str, Any]) -> str:
     """What of a segment the record does not give again, or nothing."""
-    if derived is None:
-        return "the record gives no sample now"
+    assert derived is not None
     begin, end = segment["begin"], segment["end"]
+    start = int(pack.start[segment["number"]])
     tokens, loss = pack.tokens[begin:end].tolist(), pack.loss[begin:end].tolist()
     stop = start + len(tokens)
     again, trained = list(derived.tokens[start:stop]), [False, *derived.loss[start + 1 : stop]]
@@ -271,19 +320,19 @@ def _difference(derived: Derived | None, pack: Pack, segment: Mapping[str, int],
     return ""
 
 
-def line_of_tokens(path: Path, number: int) -> tuple[int, bytes]:
+def _line_of_tokens(path: Path, number: int) -> tuple[int, bytes]:
     """The byte at which a line of an ftdp file begins, and the line."""
     part = ftdp.lines(path, number, number + 1)
     offsets, _ = ftdp.read_meta(path, number, number + 1)
     return int(offsets[0]), part.text[part.starts[0] : part.ends[0]].tobytes()
 
 
-def _in_file(one: Input, chunk: tuple[int, int], number: int, field: Field, record: int) -> Json:
+def _in_file(made: _Made, field: Field, record: int) -> Json:
     """The bytes of the file that are the characters, where a record is a line."""
-    if one.format not in ("jsonl", "text"):
+    if made.input.format not in ("jsonl", "text"):
         return None
-    at, line = line_of(one.where, chunk[0], number)
-    if one.format == "jsonl":
+    at, line = line_of(made.input.where, made.chunk[0], made.number)
+    if made.input.format == "jsonl":
         place = in_json(line, field)
     else:
         text = line.decode("utf-8")
