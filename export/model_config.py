@@ -5,6 +5,7 @@ Transformers 5 renamed `torch_dtype` to `dtype` and moved `rope_theta`, `rope_sc
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -20,12 +21,8 @@ _ROPE_PLACES = ("rope_theta", "partial_rotary_factor")
 _TRAINED_LENGTH = "original_max_position_embeddings"
 _OLD_SCALING = {"olmo": ("factor",), "olmo2": ("factor",), "phi3": ("short_factor", "long_factor")}
 """Fields of `rope_scaling` beside its type in classes that once took no others."""
-_OLD_THETAS = {
-    "gemma3_text": ("rope_theta", "rope_local_base_freq"),
-    "gemma3n_text": ("rope_theta", "rope_local_base_freq"),
-    "modernbert-decoder": ("global_rope_theta", "local_rope_theta"),
-}
-"""Old keys for layers that see all tokens, and for those with a window, by model type."""
+_TWO_KINDS = ("gemma3_text", "gemma3n_text")
+"""Types that had an old key for the layers with a window."""
 
 
 def read_config(model: Path) -> dict[str, Any]:
@@ -100,7 +97,20 @@ def rope_spellings(config: dict[str, Any]) -> dict[str, Any]:
         new |= {key: config[key] for key in _ROPE_PLACES if config.get(key) is not None}
         if "rope_theta" not in new:
             return {}
+    new = _with_attention_factor(new)
     return {"rope_parameters": new, **_old_spelling(config.get("model_type"), new)}
+
+
+def _with_attention_factor(new: dict[str, Any]) -> dict[str, Any]:
+    """What follows from the `factor` of longrope is said: Transformers before 5 took it from the positions."""
+    if (
+        new.get("rope_type") != "longrope"
+        or new.get("attention_factor")
+        or not {"factor", _TRAINED_LENGTH} <= new.keys()
+    ):
+        return new
+    larger = math.log(max(new["factor"], 1.0)) / math.log(new[_TRAINED_LENGTH])
+    return {**new, "attention_factor": math.sqrt(1 + larger)}
 
 
 def _old_spelling(model_type: str | None, new: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,9 +126,7 @@ def _old_spelling(model_type: str | None, new: Mapping[str, Any]) -> dict[str, A
 
 
 def _old_spelling_of_two(model_type: str | None, new: Mapping[str, Any]) -> dict[str, Any]:
-    if model_type not in _OLD_THETAS or not {"full_attention", "sliding_attention"} <= new.keys():
+    if model_type not in _TWO_KINDS or not {"full_attention", "sliding_attention"} <= new.keys():
         return {}
-    of_full, of_sliding = _OLD_THETAS[model_type]
-    full, sliding = new["full_attention"], new["sliding_attention"]
-    scaling = _old_spelling(model_type, full)["rope_scaling"]
-    return {of_full: full["rope_theta"], of_sliding: sliding["rope_theta"], "rope_scaling": scaling}
+    of_window = new["sliding_attention"]["rope_theta"]
+    return {**_old_spelling(model_type, new["full_attention"]), "rope_local_base_freq": of_window}

@@ -180,7 +180,7 @@ RETIRED: Mapping[str, str] = {
     "export.verify.template_probe": "prompts of the exported tokenizer are always compared with those that were "
     "trained on",
     "export.hf.safe_serialization": "safetensors files are all that is written",
-    "export.hf.max_memory_bytes": "weights go through memory in blocks of 2^22 numbers, however large the model",
+    "export.hf.max_memory_bytes": "weights go through memory in small blocks, however large the model",
     "export.hf.include": "tokenizer, template and generation_config.json belong to the model and to its check; the "
     "model card and manifest.json can be deleted where they are not wanted",
 }

@@ -1,6 +1,7 @@
 """config.json and generation_config.json in both spellings."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,38 @@ def test_rotary_settings_are_written_in_both_spellings(
     brought: dict[str, Any], old: dict[str, Any], new: dict[str, Any]
 ) -> None:
     assert rope_spellings(brought) == {**old, "rope_parameters": new}
+
+
+def test_classes_that_took_only_some_fields_get_only_those() -> None:
+    factors = {"short_factor": [1.0], "long_factor": [2.0]}
+    phi3 = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16, **factors}
+    found = rope_spellings({"model_type": "phi3", "rope_parameters": phi3})
+    assert found["rope_scaling"] == {"type": "longrope", **factors}
+    assert (found["rope_theta"], found["original_max_position_embeddings"]) == (1e4, 16)
+    olmo2 = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+    found = rope_spellings({"model_type": "olmo2", "rope_parameters": olmo2})
+    assert found["rope_scaling"] == {"type": "linear", "factor": 2.0}
+    # With a field they have no place for, an error of theirs is better than a model that is not the trained one.
+    more = {**phi3, "attention_factor": 1.5}
+    assert rope_spellings({"model_type": "phi3", "rope_parameters": more})["rope_scaling"]["attention_factor"] == 1.5
+
+
+def test_what_follows_from_the_factor_of_longrope_is_said() -> None:
+    new = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+    found = rope_spellings({"model_type": "llama", "rope_parameters": new})
+    assert found["rope_scaling"]["attention_factor"] == found["rope_parameters"]["attention_factor"] == math.sqrt(1.5)
+
+
+def test_two_kinds_of_layers_have_the_old_keys_of_their_class() -> None:
+    nested = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    assert rope_spellings({"model_type": "gemma3_text", "rope_parameters": nested}) == {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }
 
 
 def test_a_model_without_rotary_embedding_gets_none() -> None:
