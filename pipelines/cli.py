@@ -11,6 +11,7 @@ import click
 
 from pipelines.artifacts import canonical_json
 from pipelines.errors import PacktrainError
+from pipelines.failing_disk import storage_error
 from pipelines.schema import Pipeline
 
 INTERRUPTED = 75
@@ -23,12 +24,21 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except PacktrainError as error:
-            for line in str(error).splitlines():
-                click.secho(line, fg="red", err=True)
-            ctx.exit(error.exit_code)
+            self._end(ctx, error)
+        except OSError as error:
+            found = storage_error(error)
+            if found is None:
+                raise
+            self._end(ctx, found)
         except KeyboardInterrupt:
             click.secho("interrupted; the same command continues", fg="red", err=True)
             ctx.exit(INTERRUPTED)
+
+    @staticmethod
+    def _end(ctx: click.Context, error: PacktrainError) -> None:
+        for line in str(error).splitlines():
+            click.secho(line, fg="red", err=True)
+        ctx.exit(error.exit_code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
