@@ -1,6 +1,7 @@
 """Where an export goes: beside its final name until it is complete and checked, and never over anyone else's files."""
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,12 +31,14 @@ def refuse_foreign_files(folder: Path) -> None:
 
 
 @contextmanager
-def staged(final: Path) -> Iterator[Path]:
+def staged(final: Path, nbytes: int = 0) -> Iterator[Path]:
     """A fresh directory that becomes `final` if the block succeeds, and is gone if it fails.
 
+    Args:
+        nbytes: of the files that are going to be written; what `final` holds now stays until they are complete.
     Raises:
         ConfigError: if `final` holds files that no export wrote.
-        MachineError: if it cannot be written, a full disk for instance.
+        MachineError: if it cannot be written, since the disk has too little room for instance.
     """
     refuse_foreign_files(final)
     temporary = final.with_name(f".{final.name}.tmp")
@@ -43,6 +46,7 @@ def staged(final: Path) -> Iterator[Path]:
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(parents=True)
+        _refuse_too_little_space(final, nbytes)
         yield temporary
         for path in sorted(temporary.rglob("*")):
             if path.is_file():
@@ -52,10 +56,30 @@ def staged(final: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise
+        need = f", {_size(nbytes)} are needed in all and {_size(free_space(final.parent))} are free" if nbytes else ""
         raise MachineError(
-            f"{error.filename or final}: cannot be written ({error.strerror}); "
+            f"{error.filename or final}: cannot be written ({error.strerror}){need}; "
             "free space there or set run.work_dir elsewhere"
         ) from error
     finally:
         if temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that this process may still write below a directory."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def _refuse_too_little_space(final: Path, nbytes: int) -> None:
+    free = free_space(final.parent)
+    if free < nbytes:
+        raise MachineError(
+            f"{final}: needs {_size(nbytes)} beside what is there, and {_size(free)} are free; free space there or set "
+            "run.work_dir elsewhere"
+        )
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 10**8 else f"{nbytes / 1e6:,.1f} MB"

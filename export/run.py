@@ -110,7 +110,7 @@ def _questions(pipeline: Pipeline) -> "list[Question]":
 def _write(job: Job, target: str) -> None:
     pipeline, plan, checkpoint = job.pipeline, job.plan, job.checkpoint
     table, model = pipeline.export, job.written(target)
-    with staged(plan.home / target) as folder:
+    with staged(plan.home / target, model.weights.nbytes) as folder:
         written: Digests = {}
         if target == "hf":
             written = write_hf(model, folder, table.hf.max_shard_size)

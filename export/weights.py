@@ -29,6 +29,8 @@ class Weights:
         ConfigError: if the model keeps something that is not a number beside its parameters.
     """
 
+    _merged: Merged | None = None  # which those that read other files leave so
+
     def __init__(
         self, checkpoint: Source, dtype: Dtype, base: Path | Base | None = None, float32: re.Pattern[str] | None = None
     ) -> None:

@@ -180,8 +180,30 @@ def exclusive(folder: Path) -> Iterator[None]:
         BusyError: if another process holds it.
         MachineError: if its file system has no locks.
     """
-    with _locked(folder, fcntl.LOCK_EX):
+    with _locked(make_directory(folder), folder / ".lock", fcntl.LOCK_EX):
         yield
+
+
+@contextmanager
+def exclusive_name(folder: Path) -> Iterator[None]:
+    """The same for a directory that is replaced as a whole: the lock lies beside it, and is gone afterwards.
+
+    Raises:
+        BusyError: if another process holds it.
+        MachineError: if its file system has no locks.
+    """
+    make_directory(folder.parent)
+    path = folder.with_name(f".{folder.name}.lock")
+    held = False
+    while not held:
+        with _locked(folder, path, fcntl.LOCK_EX) as descriptor:
+            # Whoever held it may have removed it since it was opened: then there is another one by that name.
+            held = path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))
+            if held:
+                try:
+                    yield
+                finally:
+                    path.unlink()
 
 
 @contextmanager
@@ -192,14 +214,13 @@ def shared(folder: Path) -> Iterator[None]:
         BusyError: if another process holds it for itself.
         MachineError: if its file system has no locks.
     """
-    with _locked(folder, fcntl.LOCK_SH):
+    with _locked(make_directory(folder), folder / ".lock", fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
-def _locked(folder: Path, kind: int) -> Iterator[None]:
-    make_directory(folder)
-    with (folder / ".lock").open("a+") as file:  # NFS wants a file open for reading to share, for writing to exclude
+def _locked(folder: Path, path: Path, kind: int) -> Iterator[int]:
+    with path.open("a+") as file:  # NFS wants a file open for reading to share, for writing to exclude
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -216,7 +237,7 @@ def _locked(folder: Path, kind: int) -> Iterator[None]:
         with suppress(OSError):  # who is told of a holder may not know which; a full disk is the stage's to tell
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
-        yield
+        yield file.fileno()
 
 
 def _plain(value: object) -> object:

@@ -19,7 +19,7 @@ from export.internevo.layout import NORM, OUTPUT, Kind, Part, Rows, Sizes, Whole
 from export.internevo.reader import CONFIG, InternEvoCheckpoint, rank_file
 from export.progress import progress_bar
 from export.weights import BLOCK
-from pipelines.artifacts import FileRecord, Json, Manifest, digest_file, identity
+from pipelines.artifacts import FileRecord, Json, Manifest, digest_file, exclusive_name, identity
 from pipelines.errors import CheckError, ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,15 @@ def to_internevo(
         DataError: if `source` is incomplete.
         ConfigError: if InternEvo has no such model, it cannot be cut so, or `out` holds anything else.
         CheckError: if what was written differs.
+        BusyError: if another process writes there.
     """
+    with exclusive_name(out):
+        return _export(source, out, tp=tp, pp=pp, adapt_hf=adapt_hf, kind=kind)
+
+
+def _export(
+    source: Path, out: Path, *, tp: int | None, pp: int | None, adapt_hf: bool | None, kind: Kind | None
+) -> Json:
     refuse_foreign_files(out)
     model = _Model(source)
     cut = _cut(model, tp=tp, pp=pp, adapt_hf=adapt_hf, kind=kind)
@@ -89,8 +97,8 @@ def to_internevo(
     pieces: dict[str, list[tuple[str, Part]]] = {name: [] for name in whole}
     for name, place in placed.items():
         pieces[place.whole].append((name, place))
-    with staged(out) as folder:
-        total = sum(model.nbytes(name) for name in placed)
+    total = sum(model.nbytes(name) for name in placed)
+    with staged(out, total + total // (cut.tp * cut.pp)) as folder:  # one rank's numbers lie there twice
         with progress_bar("writing internevo", total, "B") as progress:
             for stage_number, local in enumerate(_stages(whole, model.sizes.layers, cut.pp)):
                 for rank in range(cut.tp):

@@ -15,7 +15,16 @@ from export.model_config import rope_spellings
 from export.progress import progress_bar
 from export.safetensors_stream import write_model
 from export.weights import Weights
-from pipelines.artifacts import FileRecord, Json, Manifest, canonical_json, digest_file, identity, write_atomic
+from pipelines.artifacts import (
+    FileRecord,
+    Json,
+    Manifest,
+    canonical_json,
+    digest_file,
+    exclusive_name,
+    identity,
+    write_atomic,
+)
 from pipelines.errors import ConfigError
 from pipelines.llama_layouts import unit_rows
 
@@ -44,7 +53,13 @@ def import_internevo(source: Path, out: Path, *, layout: Kind | None = None, ada
         DataError: if files are missing, unsafe or at odds with each other.
         ConfigError: if `out` holds anything else, or an option does not fit the checkpoint.
         CheckError: if what was written differs.
+        BusyError: if another process writes there.
     """
+    with exclusive_name(out):
+        return _import(source, out, layout=layout, adapt_hf=adapt_hf)
+
+
+def _import(source: Path, out: Path, *, layout: Kind | None, adapt_hf: bool | None) -> Json:
     refuse_foreign_files(out)
     checkpoint = InternEvoCheckpoint(source)
     layout = _layout(checkpoint, layout)
@@ -69,14 +84,14 @@ def import_internevo(source: Path, out: Path, *, layout: Kind | None = None, ada
         "tensors": len(weights.shapes),
         "tp": checkpoint.tp,
     }
-    with staged(out) as folder:
+    with staged(out, weights.nbytes) as folder:
         with progress_bar("writing hf", weights.nbytes, "B") as progress:
-            write_model(folder, weights, _SHARD, progress)
+            written = write_model(folder, weights, _SHARD, progress)
         write_atomic(folder / "config.json", canonical_json(config))
         write_atomic(folder / RECORD, canonical_json(_record(checkpoint, adapted)))
         from export.verify import compare_safetensors  # imports transformers
 
-        compare_safetensors(weights, folder)
+        compare_safetensors(weights, folder, written)
         records = [FileRecord.of(folder, path) for path in sorted(folder.iterdir())]
         Manifest("hf", VERSION, stage, {}, records, facts).write(folder)
     return facts

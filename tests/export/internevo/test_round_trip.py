@@ -192,7 +192,7 @@ def test_the_whole_model_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.
         return found
 
     monkeypatch.setattr("export.weights.BLOCK", 64)
-    monkeypatch.setattr("export.verify.BLOCK", 64)
+    monkeypatch.setattr("export.blocks.BLOCK", 64)
     monkeypatch.setattr("export.internevo.exporter.BLOCK", 64)
     monkeypatch.setattr(importer, "gather", counted)
     files = cut(whole_tensors("internlm2", SETTINGS), 2, STAGES[1])
