@@ -8,7 +8,7 @@ BIN      := .venv/bin
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
-.PHONY: all setup data prep train export chat check lint types fast test test-slow golden tokenizer bench-prep bench-train bench-plan clean help
+.PHONY: all setup data prep train export chat check lint types fast test faults golden tokenizer bench-prep bench-train bench-plan clean help
 
 all: prep train export
 
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-prep          prep's speed beside other projects'; JSON=1 also writes bench/results"
 	@echo "make bench-train         a training step beside PyTorch's own and other trainers'; JSON=1 likewise"
 	@echo "make bench-plan          what \`packtrain plan\` says of memory beside what a step takes; JSON=1 likewise"
+	@echo "make faults              kill, starve and damage real runs, and count what was lost; FAULTS_HOURS=8 for a night"
 	@echo "make clean               remove the runs below work/"
 
 setup: .venv/.ready .venv/transformers-4.56/.ready
@@ -75,6 +76,11 @@ check: lint types fast
 
 test: setup
 	@$(BIN)/pytest -n 2 --dist worksteal
+
+# Real kills, full disks and damaged files, counted; FAULTS_HOURS goes on with other seeds for so long.
+FAULTS_HOURS ?= 0
+faults: setup
+	@$(BIN)/python -m tests.faults --hours $(FAULTS_HOURS)
 
 # After a deliberate change of the bytes that prep writes: raise the format version, then this.
 golden: prep

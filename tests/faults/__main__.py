@@ -65,7 +65,7 @@ def main() -> int:
         for seed in _seeds(asked.seed, ended):
             for name in asked.only or ROUNDS:
                 for tally in ROUNDS[name](ready, folder, asked.points, seed):
-                    print(table([tally]).splitlines()[-1 - len(tally.lost[:20])], flush=True)
+                    print("\n".join(table([tally]).splitlines()[1:]), flush=True)
                     _sum(totals, tally)
     print("\n" + table(list(totals.values())))
     return int(any(tally.lost for tally in totals.values()))

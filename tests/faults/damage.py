@@ -58,12 +58,12 @@ def damage(case: Case, points: int, seed: int) -> list[Tally]:
         for number, (name, change) in enumerate(DAMAGES.items()):
             tally = Tally(f"{name} in {kind}", note=f"check {1000 * seconds:.0f} ms")
             for _ in range(points // len(DAMAGES) + (number < points % len(DAMAGES))):
-                tally.add(_one(folder, change, draw))
+                tally.add(one_of(folder, change, draw))
             tallies.append(tally)
     return tallies
 
 
-def _one(folder: Path, change: Damage, draw: random.Random) -> str | None:
+def one_of(folder: Path, change: Damage, draw: random.Random) -> str | None:
     manifest = Manifest.read(folder)
     assert manifest is not None
     # Files are drawn evenly, however large: the manifest is as likely as the weights.
@@ -78,7 +78,7 @@ def _one(folder: Path, change: Damage, draw: random.Random) -> str | None:
         found = Manifest.read(folder)
         if found is not None:
             found.verify(folder)
-        if found == manifest:
+        if path.name == MANIFEST and found == manifest:
             return None  # white space of the manifest: it says what it said
         return f"{path}: not noticed"
     except PacktrainError:

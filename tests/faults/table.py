@@ -35,5 +35,5 @@ def table(tallies: Sequence[Tally]) -> str:
         for one in tallies
     ]
     for one in tallies:
-        lines += [f"LOST  {one.fault}: {finding}" for finding in one.lost[:20]]
+        lines += [f"LOST  {one.fault}: {' | '.join(finding.splitlines())}" for finding in one.lost[:20]]
     return "\n".join(lines)
