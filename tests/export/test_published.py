@@ -16,6 +16,7 @@ from export.weights import Weights
 from pipelines.artifacts import Manifest
 from pipelines.checkpoints import Checkpoint, step_folder
 from pipelines.errors import ConfigError
+from tests.export.adapted import adapted_pipeline, write_adapted_run
 from tests.export.architectures import build, save
 from tests.export.tiny import LLAMA, pipeline, random_tensors, write_checkpoint, write_run
 
@@ -102,6 +103,21 @@ def test_regions_are_what_pytorch_makes_of_tensors() -> None:
     assert list(third.squeeze(0).runs(0, 30)) == [("experts", 60, 90)]
     with pytest.raises(NotImplementedError, match="side by side"):
         torch.cat([region, region], dim=1)
+
+
+def test_an_adapter_is_merged_into_a_base_with_separate_experts(tmp_path: Path) -> None:
+    config = json.loads(build("mixtral").config.to_json_string())
+    lora = {"r": 2, "target_modules": ["q_proj"]}
+    write_adapted_run(tmp_path, lora, {**config, "architectures": ["MixtralForCausalLM"]})
+    run(adapted_pipeline(tmp_path, lora, verify={"greedy_tokens": 2}))
+    before, after = (
+        {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for folder in (tmp_path / "base", tmp_path / "work" / "tiny" / "export" / "hf")
+    )
+    assert before.keys() == after.keys()
+    assert "model.layers.0.block_sparse_moe.experts.3.w2.weight" in after
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed == {name for name in before if "q_proj" in name}
 
 
 def test_names_of_files_stay_as_they_are(tmp_path: Path) -> None:
