@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.errors import DataError
 from pipelines.schema import Pipeline
 from prep.conversation import Json, RecordError
-from prep.formats import FORMATS, ftdp
+from prep.formats import FORMATS, columnar, ftdp
 from prep.formats.fault import RecordFault
 from prep.inputs import Input
 from prep.records import record_map
@@ -90,7 +90,12 @@ class Deriver:
         """
         place = f"{one.where}, record {number + 1} of its chunk {chunk[0]}..{chunk[1]}"
         try:
-            found: Any = next(islice(self._records(one, *chunk), number, None), None)
+            found: Any
+            if one.format in ("parquet", "arrow", "hf_disk"):
+                limit = self._pipeline.prep.max_record_bytes
+                found = columnar.record(one.where, *chunk, number, max_bytes=limit)
+            else:
+                found = next(islice(self._records(one, *chunk), number, None), None)
             if isinstance(found, RecordFault):
                 raise found
             if one.format == "ftdp":

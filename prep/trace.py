@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 
 from pipelines.artifacts import Json, digest_file
 from pipelines.errors import CheckError, ConfigError, DataError, PacktrainError
@@ -35,6 +36,7 @@ from pipelines.schema import Pipeline
 from pipelines.shards import Pack, ShardReader
 from pipelines.token_text import TokenText
 from prep.chunk import chunks_of, count_records
+from prep.conversation import RecordError
 from prep.derived import Derived, Deriver
 from prep.formats import ftdp
 from prep.inputs import Input
@@ -194,14 +196,13 @@ class _Made:
     """One record, made again."""
 
     input: Input
-    chunk: tuple[int, int]
-    number: int
-    """Of the record in the chunk."""
     derived: Derived | None
     finding: str
     """Why there is no sample, or nothing."""
     changed: str
     """That the file changed, or nothing."""
+    line: tuple[int, bytes] | None
+    """Its first byte and its bytes, where a record is a line."""
 
 
 class _Records:
@@ -228,13 +229,14 @@ class _Records:
                 self._inputs[file] = one, changed
             one, changed = self._inputs[file]
             chunk, number = self._chunk(one, file, record, changed=bool(changed))
+            line = line_of(one.where, chunk[0], number) if one.format in ("jsonl", "text") else None
             derived, finding = None, "the record gives no sample now"
             try:
-                derived = self._deriver.at(one, chunk, number)
+                derived = self._deriver.at(one, chunk, number) if line is None else self._of_line(one, line[1])
                 finding = "" if derived is not None else finding
-            except DataError as error:
+            except (DataError, RecordError) as error:
                 finding = str(error)
-            self._last = (file, record), _Made(one, chunk, number, derived, finding, changed)
+            self._last = (file, record), _Made(one, derived, finding, changed, line)
         return self._last[1]
 
     def add_characters(self, found: dict[str, Json], made: _Made) -> None:
@@ -259,6 +261,20 @@ class _Records:
         text = value[field.begin : field.end]
         found["field"] = {"name": field.name, "begin": field.begin, "end": field.end, "text": text}
         found["file"] = _in_file(made, field, found["record"])
+
+    def _of_line(self, one: Input, line: bytes) -> Derived | None:
+        """The sample of a line. What prep refuses in one needs no looking for: the tokens are compared.
+
+        Raises:
+            RecordError: if it is no record any more.
+        """
+        if not line.strip():
+            return None
+        try:
+            record = orjson.loads(line) if one.format == "jsonl" else {"text": line.rstrip(b"\r\n").decode("utf-8")}
+        except ValueError as error:
+            raise RecordError("", f"the record cannot be read now: {error}") from error
+        return self._deriver.of(one, record) if isinstance(record, dict) else None
 
     def _input(self, known: Mapping[str, Any]) -> Input:
         """The input file, without a look at all the others where it is where its path says."""
@@ -329,9 +345,9 @@ def _line_of_tokens(path: Path, number: int) -> tuple[int, bytes]:
 
 def _in_file(made: _Made, field: Field, record: int) -> Json:
     """The bytes of the file that are the characters, where a record is a line."""
-    if made.input.format not in ("jsonl", "text"):
+    if made.line is None:
         return None
-    at, line = line_of(made.input.where, made.chunk[0], made.number)
+    at, line = made.line
     if made.input.format == "jsonl":
         place = in_json(line, field)
     else:

@@ -81,6 +81,23 @@ def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tup
         raise DataError(f"{path}: damaged near row {number + 1} of groups {begin}..{end} ({error})") from error
 
 
+def record(path: Path, begin: int, end: int, number: int, *, max_bytes: int) -> Outcome:
+    """The row with this number of the groups begin..end, as `records` gives it; None if there are not so many.
+
+    Raises:
+        DataError: as for `records`.
+    """
+    try:
+        for batch, foreign in _batches(path, begin, end):
+            if number < batch.num_rows:
+                [outcome] = _rows(batch.slice(number, 1), number, max_bytes)
+                return {**outcome, **foreign} if isinstance(outcome, dict) else outcome
+            number -= batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: damaged near row {number + 1} of groups {begin}..{end} ({error})") from error
+    return None
+
+
 def rows_of_groups(path: Path) -> list[int]:
     """Rows of every row group or record batch, without reading them."""
     try:
