@@ -136,7 +136,7 @@ def _export(run: Run) -> Stage:
     verified = {name for name, one in run.targets.items() if one.facts.get("verified")}
     names = ", ".join(name if name in verified else f"{name} (not verified)" for name in run.targets)
     if run.export:
-        return Stage("export", True, f"finished{' and verified' if verified else ''}: {names}")
+        return Stage("export", True, f"finished{' and verified' if verified == {*run.targets} else ''}: {names}")
     if names:
         return Stage("export", False, f"not finished: {names} written")
     return Stage("export", False, "begun, not finished" if run.has("export") else "has not run")

@@ -209,6 +209,17 @@ def test_what_merging_onto_either_base_came_to_is_shown(tmp_path: Path) -> None:
     assert "dequantized1.230%50.000%model.layers.0.mlp.up_proj0.25" in text
 
 
+def test_what_was_not_verified_is_not_called_so(tmp_path: Path) -> None:
+    home = write_run(tmp_path)
+    target = Manifest.read(home / "export" / "hf")
+    assert target is not None
+    replace(target, facts={**target.facts, "verified": {}}).write(home / "export" / "hf")
+    assert headline(Run.open(home))["verified"] == ["turbomind"]
+    text = read(home).text
+    assert "finished: hf (not verified), turbomind" in text
+    assert "bfloat162 kBno" in text
+
+
 def test_many_sources_share_the_colours_there_are(tmp_path: Path) -> None:
     home = write_run(tmp_path, until="prep")
     (home / "train").mkdir()
