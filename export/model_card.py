@@ -89,13 +89,13 @@ tags:
 
 # {architecture}, {weights.parameters:,} parameters
 
-Trained with packtrain: {checkpoint.step:,} optimizer steps over {checkpoint.packs_consumed:,} packs of tokens.
+{_origin(checkpoint)}
 
 | | |
 |---|---|
 | Architecture | `{architecture}` |
 | Vocabulary | {config["vocab_size"]:,} |
-| Numbers | {weights.dtype}, each rounded once from the float32 training state{_kept(weights)} |
+| Numbers | {weights.dtype}, each rounded once from {_numbers(checkpoint)}{_kept(weights)} |
 | Stop tokens | {stop} |
 | Checkpoint | `{checkpoint.manifest.identity}` |
 
@@ -121,6 +121,18 @@ def _merging(merging: Json) -> str:
 def _kept(weights: Weights) -> str:
     kept = sum(weights.dtype_of(name) != weights.dtype for name in weights.shapes)
     return f"; {kept:,} of the tensors in float32, with which the model computes" if kept else ""
+
+
+def _origin(checkpoint: Source) -> str:
+    facts, step = checkpoint.manifest.facts, checkpoint.step
+    if "format" not in facts:
+        return f"Trained with packtrain: {step:,} optimizer steps over {checkpoint.packs_consumed:,} packs of tokens."
+    after = f", after {step:,} optimizer steps" if step else ""
+    return f"Written by packtrain from a checkpoint of {facts['format']}{after}."
+
+
+def _numbers(checkpoint: Source) -> str:
+    return "the checkpoint's" if "format" in checkpoint.manifest.facts else "the float32 training state"
 
 
 def adapter_card(

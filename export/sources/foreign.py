@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,9 @@ class Foreign:
     def __init__(self, folder: Path, beside: Beside) -> None:
         self.folder = folder
         found = find(folder)
-        self._gathered = TemporaryDirectory(prefix="packtrain-")
-        self.model = _gather_model(folder, found, beside, Path(self._gathered.name))
+        gathered = Path(mkdtemp(prefix="packtrain-"))
+        weakref.finalize(self, shutil.rmtree, gathered, ignore_errors=True)
+        self.model = _gather_model(folder, found, beside, gathered)
         self.tokenizer = _tokenizer(folder, found, beside)
         self._named = _named(folder, found, self.model, beside)
         self.shapes: Mapping[str, tuple[int, ...]] = {

@@ -24,6 +24,8 @@ class Found:
     """Optimizer steps done; 0 where nothing says."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other name of a tied tensor -> the name that it is in `tensors` by."""
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """Name -> where it is and in which format, of tensors that are not read."""
     flat: bool = False
     """Whether tensors may have lost their shapes and be of one dimension."""
     more: bool = False

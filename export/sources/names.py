@@ -97,7 +97,10 @@ def named(folder: Path, found: Found, choices: Sequence[Naming]) -> Named:
     own = {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name.startswith(prefix)}
     outside = [] if found.more else [name for name in plain if not name.startswith(prefix)]
     others = [name for name in own if name not in naming.shapes and name not in naming.tied]
-    unknown = [name for name in (*others, *outside) if not _is_ignored(name, naming)]
+    for name in found.unread:
+        if _INSIDE.sub("", name).removeprefix(prefix) in naming.shapes.keys() | naming.tied.keys():
+            raise DataError(f"{found.unread[name]}; only float32, bfloat16 and float16 are read, cast it first")
+    unknown = [name for name in (*others, *outside, *found.unread) if not _is_ignored(name, naming)]
     aliases = {
         _INSIDE.sub("", other).removeprefix(prefix): _INSIDE.sub("", name).removeprefix(prefix)
         for other, name in found.aliases.items()

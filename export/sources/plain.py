@@ -8,6 +8,7 @@ from export.sources.found import Found, stored_format, stored_tensor
 from export.sources.stored import StoredTensor
 from export.sources.torch_file import TensorPlace, load
 from pipelines.errors import CheckError
+from pipelines.file_ranges import WIDTH
 from pipelines.safetensors_header import read_header
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors")
@@ -22,10 +23,11 @@ def find(folder: Path) -> Found | None:
         CheckError: if a file is missing or damaged.
         DataError: if numbers are in a format that is not read.
     """
-    for names, what in ((_SAFETENSORS, "safetensors"), (_TORCH, "PyTorch files")):
+    for names, what in ((_SAFETENSORS, "safetensors"), (_TORCH, "PyTorch")):
         paths, listed = _files(folder, *names)
         if paths:
-            return Found(f"a directory of {what}", _tensors(folder, paths, listed), (folder,))
+            tensors, unread = _tensors(folder, paths, listed)
+            return Found(what, tensors, (folder,), unread=unread)
     return None
 
 
@@ -47,28 +49,37 @@ def _files(folder: Path, single: str, index: str, pattern: str) -> tuple[list[Pa
     return paths, listed
 
 
-def _tensors(folder: Path, paths: list[Path], listed: Mapping[str, str] | None) -> dict[str, StoredTensor]:
+def _tensors(
+    folder: Path, paths: list[Path], listed: Mapping[str, str] | None
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors by name, and those in a format that is not read, such as masks and positions."""
     found: dict[str, StoredTensor] = {}
+    unread: dict[str, str] = {}
     for path in paths:
-        for name, tensor in _of_file(path).items():
-            if name in found:
+        for name, tensor in (_of_safetensors if path.suffix == ".safetensors" else _of_torch)(path).items():
+            if name in found or name in unread:
                 raise CheckError(f"{path}: {name} is also in another file here; keep the files of one model")
-            found[name] = tensor
-    for name in sorted(listed.keys() - found.keys() if listed else ()):
-        raise CheckError(f"{folder}: {name} is in none of its files, the index has it in {listed and listed[name]}")
-    return found
+            if isinstance(tensor, StoredTensor):
+                found[name] = tensor
+            else:
+                unread[name] = f"{path}: {name} is stored as {tensor}"
+    for name, file in sorted(listed.items() if listed else ()):
+        if name not in found and name not in unread:
+            raise CheckError(f"{folder}: {name} is not in {file}, where the index has it; copy both again")
+    return found, unread
 
 
-def _of_file(path: Path) -> dict[str, StoredTensor]:
-    if path.suffix == ".safetensors":
-        return {
-            name: StoredTensor.whole(
-                entry.shape, path, entry.first, stored_format(path, name, _FORMATS.get(entry.dtype, entry.dtype))
-            )
-            for name, entry in read_header(path).items()
-            if not name.endswith("rotary_emb.inv_freq")
-        }
+def _of_safetensors(path: Path) -> dict[str, StoredTensor | str]:
+    return {
+        name: StoredTensor.whole(entry.shape, path, entry.first, stored_format(path, name, _FORMATS[entry.dtype]))
+        if entry.dtype in _FORMATS
+        else entry.dtype
+        for name, entry in read_header(path).items()
+    }
+
+
+def _of_torch(path: Path) -> dict[str, StoredTensor | str]:
     content = load(path)
     if not isinstance(content, dict) or not all(isinstance(one, TensorPlace) for one in content.values()):
         raise CheckError(f"{path}: holds something else than named tensors; copy it again")
-    return {name: stored_tensor(name, one) for name, one in content.items() if not name.endswith("inv_freq")}
+    return {name: stored_tensor(name, one) if one.dtype in WIDTH else one.dtype for name, one in content.items()}

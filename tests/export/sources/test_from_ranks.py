@@ -24,7 +24,7 @@ from tests.train.ranks import run_on_ranks
 pytestmark = pytest.mark.slow
 
 CONFIG = LLAMA | {"tie_word_embeddings": True, "num_hidden_layers": 1}
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "one": {"zero_optimization": {"stage": 1}},
     "one-bf16-alone": {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}},
     "two": {"zero_optimization": {"stage": 2}},
@@ -58,7 +58,7 @@ def save_all(folder: str) -> None:
 def save_with_deepspeed(library: Any, folder: str, case: str) -> None:
     model = model_of(frozen=case in ("two", "three"))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [one for one in trained if one.ndim > 1]},
         {"params": [one for one in trained if one.ndim < 2], "weight_decay": 0.0},
     ]
@@ -77,7 +77,8 @@ def save_with_deepspeed(library: Any, folder: str, case: str) -> None:
 
 
 def save_with_pytorch(folder: str) -> None:
-    from torch.distributed import checkpoint, init_device_mesh
+    from torch.distributed.checkpoint.state_dict_saver import save
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
     mesh = init_device_mesh("cpu", (2,))
@@ -89,7 +90,7 @@ def save_with_pytorch(folder: str) -> None:
         for name, tensor in state.items()
     }
     optimizer = {"state": {f"{name}.exp_avg": tensor for name, tensor in cut.items()}}
-    checkpoint.save({"model": cut, "optimizer": optimizer, "step": 5}, checkpoint_id=f"{folder}/fsdp")
+    save({"model": cut, "optimizer": optimizer, "step": 5}, checkpoint_id=f"{folder}/fsdp")
 
 
 @pytest.fixture(scope="module")
