@@ -145,7 +145,13 @@ class Merged:
         self._layers: Mapping[str, Any] = {f"{name}.weight": how for name, how in checkpoint.adapter["layers"].items()}
         self._whole = dict(_trained_whole(checkpoint))
         """Tensor of the base -> trained tensor that takes its place."""
-        for name in (*self._layers, *self._whole):
+        for name in self._whole:
+            if name not in self._base.shapes:
+                raise ConfigError(
+                    f"{self._base.folder}: stores {name}, which was trained whole, in another form, and merging does "
+                    "not support that; use the target adapter, or train without it among model.lora.modules_to_save"
+                )
+        for name in self._layers:
             if name not in self._base.shapes:
                 raise ConfigError(
                     f"{self._base.folder}: has no tensor {name}, so it is stored in another layout than it was trained "

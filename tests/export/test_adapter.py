@@ -26,6 +26,13 @@ GPT2 = {
     "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 259, "n_embd": 32, "n_layer": 1,
     "n_head": 4, "n_positions": 64, "tie_word_embeddings": True,
 }  # fmt: skip
+EXPERTS: dict[str, Any] = LLAMA | {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_hidden_layers": 1, "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}  # fmt: skip
+ROUTED: dict[str, Any] = EXPERTS | {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 16,
+}  # fmt: skip
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lora": (LORA, LLAMA),
     "rslora": ({**LORA, "use_rslora": True}, LLAMA),
@@ -45,6 +52,8 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "embedding": ({**LORA, "target_modules": ["embed_tokens", "lm_head", "v_proj"]}, LLAMA),
     "bias": ({**LORA, "bias": "lora_only", "target_modules": ["q_proj", "o_proj"]}, BIASED),
     "every bias": ({**LORA, "bias": "all", "target_modules": ["q_proj"]}, BIASED),
+    "experts": ({**LORA, "target_modules": ["q_proj", "o_proj"]}, EXPERTS),
+    "router": ({**LORA, "target_modules": ["v_proj"], "modules_to_save": ["gate"]}, ROUTED),
     "transposed": (LORA, GPT2),
     "transposed dora": ({**LORA, "use_dora": True}, GPT2),
 }
@@ -178,6 +187,13 @@ def test_base_in_another_layout_is_refused(tmp_path: Path) -> None:
     Manifest(**{**vars(manifest), "facts": {**manifest.facts, "adapter": adapter}}).write(checkpoint)
     with pytest.raises(ConfigError, match=r"base: has no tensor model.layers.0.* stored in another layout"):
         run(adapted_pipeline(tmp_path, LORA))
+
+
+def test_module_that_the_base_stores_in_another_form_is_refused(tmp_path: Path) -> None:
+    lora = {**LORA, "target_modules": ["q_proj"], "modules_to_save": ["experts"]}
+    write_adapted_run(tmp_path, lora, EXPERTS)
+    with pytest.raises(ConfigError, match=r"base: stores model.layers.0.mlp.experts.\w+, which was trained whole"):
+        run(adapted_pipeline(tmp_path, lora))
 
 
 def test_adapter_on_positions_that_its_base_lacks_is_refused(tmp_path: Path) -> None:
