@@ -218,6 +218,8 @@ def _packs(draft: Draft) -> None:
     given = packs.get("") if packs else None
     on = bool(given) or bool(neat is not None and neat.get("")) or (config.get("stage") == "pt" and given is None)
     if on:
+        if config.get("stage") == "pt":
+            draft.put("prep.pack.strategy", "concat_split", "texts are joined and cut there")
         draft.same(neat, "samples of a pack do not see each other")
         draft.same(packs, "samples are packed, and do not see each other")
     else:

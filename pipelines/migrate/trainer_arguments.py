@@ -105,6 +105,9 @@ def map_schedule(draft: Draft, shape: str, *, default: str) -> None:
     if isinstance(count, int) and count > 0:
         draft.map(steps, "train.scheduler.warmup_steps", count)
         draft.drop(ratio, "warmup_steps counts where both are given")
+    elif isinstance(count, float) and 0 < count < 1:
+        draft.map(steps, "train.scheduler.warmup_ratio", count, note="below 1 it is a share of all steps")
+        draft.drop(ratio, "warmup_steps counts where both are given")
     elif isinstance(share, int | float) and share > 0 and named != "constant":
         draft.map(ratio, "train.scheduler.warmup_ratio", share)
         draft.same(steps, "warmup_ratio")

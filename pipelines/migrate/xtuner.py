@@ -356,7 +356,7 @@ def _warm_up(draft: Draft, stage: Node, epochs: Any) -> None:
     if not isinstance(value, int | float):
         draft.decide(end, "is not known; see train.scheduler.warmup_ratio")
     elif stage.get("by_epoch") is False:
-        draft.map(end, "train.scheduler.warmup_steps", int(value))
+        _steps("train.scheduler.warmup_steps")(draft, end) if end else None
     elif isinstance(epochs, int | float) and epochs > 0:
         draft.map(end, "train.scheduler.warmup_ratio", round(value / epochs, 10), note="of all steps")
     else:
@@ -575,7 +575,7 @@ CHAT: Mapping[str, Rule] = {
     "type": same("[train.eval]"),
     "tokenizer": same("[tokenizer]"),
     "prompt_template": same("[template]"),
-    "every_n_iters": to("train.eval.steps"),
+    "every_n_iters": lambda draft, node: _steps("train.eval.steps")(draft, node),
     "evaluation_inputs": to("train.eval.prompts"),
     "system": to("train.eval.system"),
     "max_new_tokens": to("train.eval.max_new_tokens"),
@@ -600,11 +600,11 @@ TOP: Mapping[str, Rule] = {
     "train_dataloader.batch_sampler": drops("train.global_batch_size counts packs, and steps are always full"),
     "train_cfg.type": same("the loop is the trainer's"),
     "train_cfg.max_epochs": to("train.max_epochs"),
-    "train_cfg.max_iters": to("train.max_steps", note="an iteration there is a micro-batch; divide by accumulation"),
+    "train_cfg.max_iters": lambda draft, node: _steps("train.max_steps")(draft, node),
     "train_cfg.by_epoch": same("max_epochs or max_steps"),
     "default_hooks.timer": same("step_time_s is always reported"),
     "default_hooks.logger.type": same("metrics.jsonl is always written"),
-    "default_hooks.logger.interval": to("train.log.steps"),
+    "default_hooks.logger.interval": lambda draft, node: _steps("train.log.steps")(draft, node),
     "default_hooks.logger.log_metric_by_epoch": drops("metrics.jsonl has every step"),
     "default_hooks.param_scheduler": same("[train.scheduler]"),
     "default_hooks.sampler_seed": same("train.shuffle goes by the epoch"),
@@ -641,6 +641,22 @@ TOP: Mapping[str, Rule] = {
 }
 
 
+def _steps(key: str) -> Rule:
+    """Iterations, which are micro-batches there, in optimizer steps."""
+
+    def rule(draft: Draft, node: Node) -> None:
+        value, each = node.get(""), draft.config.get("optim_wrapper.accumulative_counts")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            draft.map(node, key)
+        elif not isinstance(each, int) or each < 2:
+            draft.map(node, key, value)
+        else:
+            note = f"{value} iterations there, of one micro-batch of {each} each"
+            draft.map(node, key, max(1, round(value / each)), note=note)
+
+    return rule
+
+
 def _four_bits(draft: Draft, node: Node) -> None:
     if node.get("") is True:
         draft.map(node, "model.quantization.load_in_4bit", keep=True)
@@ -651,7 +667,7 @@ def _four_bits(draft: Draft, node: Node) -> None:
 
 def _every(draft: Draft, node: Node) -> None:
     if draft.config.get("default_hooks.checkpoint.by_epoch") is False:
-        draft.map(node, "train.checkpoint.save_steps")
+        _steps("train.checkpoint.save_steps")(draft, node)
         return
     value = node.get("")
     if value == -1:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from decimal import Decimal
 from pathlib import Path
@@ -128,6 +129,7 @@ def test_packs_order_and_batch_of_a_tokenized_run_of_xtuner_stay_what_they_were(
     schedule = train.scheduler
     assert (schedule.warmup_ratio, schedule.warmup_start_factor, schedule.min_lr) == (0.025, 0.025, 6e-6)
     assert train.optimizer.no_decay == [], "XTuner decays norms and biases as well"
+    assert (train.checkpoint.save_steps, train.eval and train.eval.steps) == (31, 62), "of 8 iterations each"
     assert pipeline.template.name == "internlm2_chat", "of the hook that asks the model"
     assert line(found, "pack_to_max_length").verdict == "dropped", "nothing in that file reads it"
     assert not [one for one in found.lines if one.verdict == "decide"]
@@ -309,3 +311,11 @@ def test_the_command_writes_the_file_and_the_account(tmp_path: Path) -> None:
 def load_text(text: str, folder: Path) -> Pipeline:
     (folder / "shown.toml").write_text(text)
     return load(folder / "shown.toml")
+
+
+def test_the_example_of_the_page_is_what_comes_out(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "migrate.md").read_text()
+    (config,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (toml,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "7b_sft.py").write_text(config)
+    assert migrate("internevo", tmp_path / "7b_sft.py", gpus=16).toml == toml
