@@ -20,7 +20,7 @@ from pipelines.schema import Pipeline
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the bytes written for the same checkpoint and settings change."""
 _LIBRARIES = ("tokenizers", "torch", "transformers")
 
@@ -77,6 +77,8 @@ class Plan:
             "turbomind": {**table.turbomind.model_dump(mode="json"), "model_name": model_name(pipeline)},
             "adapter": {"base": str(base and base.resolve())},
         }
+        if adapted and table.merge_base != "original":
+            settings["hf"]["merge_base"] = settings["turbomind"]["merge_base"] = table.merge_base
         verify = table.verify.model_dump(mode="json")
         targets: dict[str, str] = {
             target: identity(target, shared, settings[target], verify) for target in table.targets
@@ -130,7 +132,7 @@ def _choose(pipeline: Pipeline) -> Path:
         return there[-1]
     folder = _best(pipeline, there) if wanted == "best" else step_folder(checkpoints, wanted)
     if folder not in there:
-        steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in there)
+        steps = ", ".join(str(_step(path)) for path in there)
         raise DataError(f"{pipeline.cite('export.checkpoint')}: no such step; the finished ones are {steps}")
     return folder
 
