@@ -112,9 +112,10 @@ class _Lint:
     def _templates(self, tokenizer: Tokenizer) -> None:
         """What each template makes of the probes."""
         for name, note, settings in _templates(self._pipeline):
-            found = check_template(settings, tokenizer)
-            self._report.facts[name] = note + str(found)
-            self._tell(*found.findings)
+            found = self._tried(lambda settings=settings: check_template(settings, tokenizer))  # type: ignore[misc]
+            if found is not None:
+                self._report.facts[name] = note + str(found)
+                self._tell(*found.findings)
         if exports_chat(self._pipeline):
             self._generation(Template(self._pipeline.template, tokenizer), tokenizer)
 

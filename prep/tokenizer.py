@@ -394,7 +394,10 @@ class _Json:
         found = (self._prefixed if prefixed else self._bare).encode(text, add_special_tokens=False)
         places: list[tuple[int, int]] = []
         end = 0
-        for first, last in found.offsets:  # whitespace that a post-processor trimmed off is of the token behind it
+        offsets = found.offsets
+        if not prefixed and offsets[:1] == [(0, 0)]:  # a normalizer that puts nothing before a text loses a character
+            offsets = [(0, offsets[1][0] if len(offsets) > 1 else len(text)), *offsets[1:]]
+        for first, last in offsets:  # whitespace that a post-processor trimmed off is of the token behind it
             places.append((min(first, end), last))
             end = max(end, last)
         return found.ids, places

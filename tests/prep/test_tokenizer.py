@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +273,31 @@ def test_internlm2_tokenizes_as_its_model_file_says(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == 92544
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.prefix) == (1, 2, "none")
     assert 92543 not in tokenizer.encode("[UNUSED_TOKEN_146]<|im_start|>")
+
+
+def test_offsets_are_the_characters_that_tokens_stand_for(tokenizer: Tokenizer) -> None:
+    for text in texts():
+        for opens in (True, False):
+            ids, places = tokenizer.encode(text, opens=opens), tokenizer.offsets(text, opens=opens)
+            assert len(places) == len(ids)
+            if not ids or places == [(0, len(text))] * len(ids):
+                continue  # text that spells special tokens, or that the tokenizer changed
+            assert (places[0][0], places[-1][1]) == (0, len(text))
+            for (first, last), (begin, end) in pairwise(places):
+                assert first <= begin <= last <= end
+                assert begin == last or begin == last - 1  # they follow each other, or share a character
+            for id_, (begin, end) in zip(ids, places, strict=True):
+                decoded = tokenizer.decode([id_])
+                if "\ufffd" not in decoded and decoded not in tokenizer.special_tokens:
+                    assert decoded.strip() in (text[begin:end].strip(), ""), (text, decoded, text[begin:end])
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "quickstart", "sentencepiece", "sentencepiece, prefixed", "converted"])
+def test_offsets_are_known_of_plain_text(kind: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(KINDS[kind](tmp_path))
+    text = "hello  there 上海 🙂"
+    assert tokenizer.offsets(text) != [(0, len(text))] * len(tokenizer.encode(text))
+    pieces = [text[begin:end] for begin, end in dict.fromkeys(tokenizer.offsets(text))]
+    assert "".join(pieces) == text
+    spelled = f"a {SPECIAL[-1]} b"
+    assert len(tokenizer.offsets(spelled)) == len(tokenizer.encode(spelled))
