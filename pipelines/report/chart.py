@@ -91,7 +91,7 @@ class Chart:
         return element(
             "div", *_labels(self._x, self._y, last="step"), drawing,
             class_="plot", style=_gutter(self._y), tabindex="0", role="img", aria_label=self._spoken(),
-            data_from=f"{self._x.low:g}", data_to=f"{self._x.high:g}",
+            data_from=f"{self._x.low:.12g}", data_to=f"{self._x.high:.12g}",
         )  # fmt: skip
 
     def _grid(self) -> list[Markup]:
@@ -115,7 +115,7 @@ class Chart:
     def _data(self, line: Line) -> dict[str, str]:
         """What the script says at a point."""
         values = line.values
-        data = {"data_name": line.name, "data_x": _list(values.middle), "data_y": _list(values.mean)}
+        data = {"data_name": line.name, "data_x": _list(values.middle, digits=12), "data_y": _list(values.mean)}
         if (values.count > 1).any():
             data |= {"data_low": _list(values.least), "data_high": _list(values.most)}
         return data
@@ -302,5 +302,5 @@ def _points(x: Numbers, y: Numbers) -> list[str]:
     return [f"{one:.1f} {other:.1f}" for one, other in zip(x.tolist(), y.tolist(), strict=True)]
 
 
-def _list(values: Numbers) -> str:
-    return " ".join(f"{value:.5g}" if value % 1 else f"{value:.0f}" for value in values.tolist())
+def _list(values: Numbers, *, digits: int = 5) -> str:
+    return " ".join(f"{value:.{digits}g}" for value in values.tolist())

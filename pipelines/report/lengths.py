@@ -78,9 +78,9 @@ def summary(counts: Counts) -> Mapping[str, Json]:
     return {"count": whole, "mean": mean, **found}
 
 
-def binned(counts: Sequence[Counts], edges: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """int64[series, bins]: how many lengths lie in edges[i] <= length < edges[i + 1]."""
-    return np.array([_between(one, edges) for one in counts], np.int64).reshape(len(counts), edges.size - 1)
+def binned(counts: Sequence[Counts], borders: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """int64[series, bins]: how many lengths lie in borders[i] <= length < borders[i + 1]."""
+    return np.array([_between(one, borders) for one in counts], np.int64).reshape(len(counts), borders.size - 1)
 
 
 def edges(low: int, high: int, *, logarithmic: bool, most: int = 40) -> npt.NDArray[np.int64]:

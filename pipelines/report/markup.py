@@ -5,7 +5,7 @@ from html import escape
 
 from pipelines.terminal import printable
 
-_VOID = frozenset({"meta", "path", "line", "rect", "br"})
+_VOID = frozenset({"meta", "path", "line", "rect"})
 """Elements without content: of HTML, and the shapes of SVG, which close themselves."""
 _SHAPES = frozenset({"path", "line", "rect"})
 
@@ -22,12 +22,12 @@ def text(content: object) -> Markup:
 
 
 def element(name: str, /, *content: object, **attributes: object) -> Markup:
-    """One element. `class_` is class, other underscores in a name are hyphens; an attribute that is None is left out,
-    one that is True has no value."""
+    """One element. An attribute that is None is left out.
+
+    `class_` is class, and other underscores in the name of an attribute are hyphens.
+    """
     given = "".join(
-        f" {_attribute(key)}" + ("" if value is True else f'="{text(str(value))}"')
-        for key, value in attributes.items()
-        if value is not None
+        f' {_attribute(key)}="{text(str(value))}"' for key, value in attributes.items() if value is not None
     )
     if name in _VOID:
         assert not content
@@ -46,4 +46,4 @@ def raw(content: str) -> Markup:
 
 
 def _attribute(name: str) -> str:
-    return "viewBox" if name == "viewBox" else name.rstrip("_").replace("_", "-")
+    return name.rstrip("_").replace("_", "-")

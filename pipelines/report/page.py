@@ -84,7 +84,7 @@ def _steps(found: dict[str, Json]) -> Tile | None:
     if found["step"] is None:
         return None
     total = found["total_steps"]
-    about = f"of {count(total)}" if total else "how many in all, the first checkpoint will know"
+    about = f"of {count(total)}" if total else "how many in all, the next checkpoint knows"
     if found["tokens_trained"]:
         about += f"; {short(found['tokens_trained'])} tokens"
     return Tile("Steps done", count(found["step"]), about)

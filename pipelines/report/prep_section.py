@@ -1,7 +1,7 @@
 """The data: sources and their shares, lengths, packs, and what was left out."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -77,12 +77,12 @@ def _fill(run: Run) -> Markup:
 
 
 def _length_table(run: Run) -> Markup:
-    found = dict(run.lengths.by_source)
+    found = [*run.lengths.by_source.items()]
     if len(found) > 1:
-        found["all"] = run.lengths.all
+        found.append(("all sources", run.lengths.all))
     names = ("shortest", "5 %", "half", "95 %", "longest")
     columns = [Column("tokens of a sample", "name"), *(Column(name, _NUMBER) for name in (*names, "mean"))]
-    rows = [(name, summary(counts)) for name, counts in found.items()]
+    rows = [(name, summary(counts)) for name, counts in found]
     return table(columns, ([name, *(count(one[key]) for key in names), real(one["mean"])] for name, one in rows if one))
 
 
@@ -91,29 +91,32 @@ def _mix(facts: Json) -> Markup:
     unit = settings.get("mix", {}).get("unit", "tokens")
     asked = {source["name"]: source for source in settings.get("source", ())}
     sources = [source for source in facts.get("sources", ()) if "tokens" in source]
-    weighted = sum((Fraction(one["weight"]) for one in asked.values() if one.get("weight")), Fraction())
-    given = sum(one[unit] for one in sources if asked.get(one["name"], {}).get("weight"))
-    whole = sum(one[unit] for one in sources)
-    rows = []
-    wanted: list[float | None] = []
-    for one in sources:
-        weight = asked.get(one["name"], {}).get("weight")
-        # Sources with a weight share what they come to together; the others are given what they were asked for.
-        wanted.append(float(Fraction(weight) / weighted) * given / whole if weight and whole else None)
+    wanted = _wanted(sources, asked, unit)
     most = max([*(one["share"] for one in sources), *(share for share in wanted if share is not None)], default=1.0)
     most = 1.0 if most > _WHOLE else most
-    for one, share in zip(sources, wanted, strict=True):
-        rows.append(
-            [
-                one["name"], share_bar(one["share"], share, most), _asked(asked.get(one["name"], {}), share),
-                percent(one["share"]), count(one["samples"]), count(one["tokens"]), f"{one['passes']:.2f}",
-            ]
-        )  # fmt: skip
+    rows = [
+        [
+            one["name"], share_bar(one["share"], share, most), _asked(asked.get(one["name"], {}), share),
+            percent(one["share"]), count(one["samples"]), count(one["tokens"]), f"{one['passes']:.2f}",
+        ]
+        for one, share in zip(sources, wanted, strict=True)
+    ]  # fmt: skip
     columns = [
         Column("source", "name"), Column(f"share of the {unit}", "wide"), Column("asked for", _NUMBER),
         Column("realised", _NUMBER), Column("samples", _NUMBER), Column("tokens", _NUMBER), Column("passes", _NUMBER),
     ]  # fmt: skip
     return table(columns, rows) or element("p", "The manifest does not tell what each source gave.")
+
+
+def _wanted(sources: Sequence[Json], asked: Mapping[str, Json], unit: str) -> list[float | None]:
+    """The share of the whole mix that each source was to have; None where an amount was asked for instead.
+
+    Sources with a weight share what they come to together.
+    """
+    weights = [Fraction(asked.get(one["name"], {}).get("weight") or 0) for one in sources]
+    given = sum(one[unit] for one, weight in zip(sources, weights, strict=True) if weight)
+    whole = sum(one[unit] for one in sources)
+    return [float(weight / sum(weights)) * given / whole if weight else None for weight in weights]
 
 
 def _asked(source: Json, share: float | None) -> str:
@@ -159,8 +162,8 @@ def _rejects(run: Run) -> Iterator[list[str]]:
             for line, _ in zip(file, range(REJECTS), strict=False):
                 one = json.loads(line)
                 yield [f"{one['source']}/{one['path']}:{one['record'] + 1}", one["reason"]]
-    except OSError:
-        return
+    except (OSError, ValueError, KeyError):
+        return  # its size is compared, and what differs is said
 
 
 def _few(by_source: dict[str, Counts]) -> tuple[Sequence[Counts], Sequence[str]]:

@@ -32,7 +32,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's directory holds. Nothing in it is written to, and a run may be going on in it."""
+    """What a run's directory holds. Reading it changes nothing there, and the run may be going on."""
 
     folder: Path
     model: str = ""

@@ -100,14 +100,16 @@ def last_step(run: Run) -> int | None:
 
 
 def total_steps(run: Run) -> int | None:
-    """Optimizer steps of the whole training, which the first checkpoint knows."""
+    """Optimizer steps of the whole training, which checkpoints know; None where it has gone beyond what they knew."""
     found = run.checkpoints[-1].facts.get("total_steps") if run.checkpoints else None
-    return None if found is None else int(found)
+    return None if found is None or run.metrics.last_step > found else int(found)
 
 
 def evaluation(run: Run) -> Mapping[str, Json] | None:
-    """Of the exported model, where it was asked something."""
-    return run.export.facts.get("evaluation") if run.export else None
+    """Of the exported model, where it was asked something; also of an export that failed by it."""
+    if run.export:
+        return run.export.facts.get("evaluation")
+    return run.answers if run.targets and isinstance(run.answers, dict) else None
 
 
 def warnings(run: Run) -> list[str]:
