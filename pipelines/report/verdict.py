@@ -11,6 +11,8 @@ from pipelines.report.run import Artefact, Run
 
 REPEATS = 1.0
 """Passes over a source above which it is said that samples repeat."""
+NAMED = 5
+"""Of sources, or of ranges of steps, that are named where there are many."""
 _RISE = 0.02  # of the lowest held-out loss: less is noise
 
 
@@ -152,9 +154,10 @@ def _of_data(run: Run) -> Iterator[str]:
         yield f"{count(rejected)} of {count(facts['records'], 'record')} were faulty and left out"
     for reason, number in facts.get("dropped", {}).items():
         yield f"{count(number, 'record')}: {reason}"
-    for source in facts.get("sources", ()):
-        if source.get("passes", 0) > REPEATS:
-            yield f"source {source['name']} is repeated: {source['passes']:g} passes over its samples"
+    if repeated := [source for source in facts.get("sources", ()) if source.get("passes", 0) > REPEATS]:
+        passes = [f"{source['name']} ({source['passes']:g} passes)" for source in repeated]
+        more = f" and {len(passes) - NAMED} more" if len(passes) > NAMED else ""
+        yield f"samples are repeated of {count(len(passes), 'source')}: {', '.join(passes[:NAMED])}{more}"
     given = sum(source.get("tokens", 0) for source in facts.get("sources", ()))
     if given and (left := given - facts.get("tokens", given)):
         yield f"{count(left, 'token')} behind the last full packs are left out (prep.pack.drop_last)"
@@ -208,8 +211,8 @@ def _steps(found: list[int]) -> str:
     """Steps as ranges, the first few of them."""
     borders = [0, *(at + 1 for at, (one, other) in enumerate(pairwise(found)) if other > one + 1), len(found)]
     runs = [(found[first], found[end - 1]) for first, end in pairwise(borders)]
-    text = ", ".join(f"{first:,}" if first == last else f"{first:,} to {last:,}" for first, last in runs[:5])
-    return f"{'step' if len(found) == 1 else 'steps'} {text}" + (", ..." if len(runs) > 5 else "")
+    text = ", ".join(f"{first:,}" if first == last else f"{first:,} to {last:,}" for first, last in runs[:NAMED])
+    return f"{'step' if len(found) == 1 else 'steps'} {text}" + (", ..." if len(runs) > NAMED else "")
 
 
 def _class_of(run: Run) -> str | None:

@@ -134,7 +134,7 @@ def test_what_to_look_at_is_said(whole: Path) -> None:
     assert warnings(Run.open(whole)) == [
         "1 of 1,003 records were faulty and left out",
         "12 records: overlong, cut",
-        f"source {SOURCES[1]} is repeated: 2.5 passes over its samples",
+        f"samples are repeated of 1 source: {SOURCES[1]} (2.5 passes)",
         "10 tokens behind the last full packs are left out (prep.pack.drop_last)",
         "2 steps skipped, as loss or gradient was not finite: steps 100 to 101",
         "the held-out loss was lowest after step 210, 0.4036, and is 0.5959 after step 300",
