@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.artifacts import digest_file
 from pipelines.errors import ConfigError
+from pipelines.system_texts import SYSTEM_TEXTS
 from prep.conversation import Conversation, Json, Message, RecordError
 from prep.fields import array, json_text, kept_exactly, kind, objects, some_keys, text
 from prep.msagent import msagent_react
@@ -115,7 +116,7 @@ def colors(record: Mapping[str, Json]) -> Conversation:
     _, colon, asked = text(record, "description").partition(":")
     if not colon:
         raise RecordError("description", "expected text with a colon, found none in it")
-    return _turn(asked.strip(), text(record, "color"), _COLORIST)
+    return _turn(asked.strip(), text(record, "color"), SYSTEM_TEXTS["colorist"])
 
 
 def oasst1(record: Mapping[str, Json]) -> Conversation | None:
@@ -158,21 +159,6 @@ def _pair(*asked: str, answered: str, system: str = "") -> RecordMap:
     return pair
 
 
-_COLORIST = (
-    "You are a professional color designer. Please provide the corresponding colors based on the description of "
-    "Human.\n"
-)
-_CODER = "You are a professional programer. Please provide the corresponding code based on the description of Human.\n"
-_LAWYER = "你现在是一名专业的中国律师，请根据用户的问题给出准确、有理有据的回复。\n"
-_MEDICAL = "如果你是一名医生，请根据患者的描述回答医学问题。\n"
-_TITLER = (
-    "If you are an expert in writing papers, please generate a good paper title for this paper based on other "
-    "authors' descriptions of their abstracts.\n"
-)
-_SQL = (
-    "If you are an expert in SQL, please generate a good SQL Query for Question based on the CREATE TABLE statement.\n"
-)
-
 MAPS: Mapping[str, RecordMap] = {
     "openai": openai,
     "sharegpt": sharegpt,
@@ -181,21 +167,21 @@ MAPS: Mapping[str, RecordMap] = {
     "oasst1": oasst1,
     "pretrain": pretrain,
     "default": _pair("input", answered="output"),
-    "arxiv": _pair("abstract", answered="title", system=_TITLER),
-    "code_alpaca": _pair("prompt", answered="completion", system=_CODER),
+    "arxiv": _pair("abstract", answered="title", system=SYSTEM_TEXTS["arxiv_gentile"]),
+    "code_alpaca": _pair("prompt", answered="completion", system=SYSTEM_TEXTS["coder"]),
     "colors": colors,
     # XTuner spells this one in two ways, and the data set's name is a third.
     **dict.fromkeys(
         ("crime_kg_assitan", "crime_kg_assitant", "crime_kg_assistant"),
-        _pair("input", answered="output", system=_LAWYER),
+        _pair("input", answered="output", system=SYSTEM_TEXTS["lawyer"]),
     ),
-    "law_reference": _pair("question", answered="answer", system=_LAWYER),
+    "law_reference": _pair("question", answered="answer", system=SYSTEM_TEXTS["lawyer"]),
     "msagent_react": msagent_react,
-    "medical": _pair("instruction", "input", answered="output", system=_MEDICAL),
+    "medical": _pair("instruction", "input", answered="output", system=SYSTEM_TEXTS["medical"]),
     "openorca": openorca,
-    "sql": _pair("context", "question", answered="answer", system=_SQL),
+    "sql": _pair("context", "question", answered="answer", system=SYSTEM_TEXTS["sql"]),
     "stack_exchange": _pair("question", answered="response"),
-    "tiny_codes": _pair("prompt", answered="response", system=_CODER),
+    "tiny_codes": _pair("prompt", answered="response", system=SYSTEM_TEXTS["coder"]),
     "wizardlm": wizardlm,
 }
 """Every map by its name. XTuner's have its strings to the letter."""

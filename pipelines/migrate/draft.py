@@ -135,6 +135,8 @@ class Draft:
                 if user.finding.verdict == verdict:
                     note = user.finding.note if verdict in ("dropped", "decide") else ""
                     told = f"{_THROUGH}{user.key}" + (f": {note}" if note else "")
+                    if note.startswith(_THROUGH):
+                        told = note
                     leaf.finding = Finding(verdict, user.finding.keys, told)
                     return True
         return False

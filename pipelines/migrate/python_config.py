@@ -102,12 +102,8 @@ class _Reader:
                 self._other(statement, "decide", "is set by code, which is not run")
 
     def _branch(self, test: ast.expr, body: list[ast.stmt], orelse: list[ast.stmt]) -> None:
-        for one in ast.walk(test):
-            if isinstance(one, ast.Name) and one.id in self.names:
-                self.names[one.id].chooses = True
-        try:
-            holds = bool(self._known(test))
-        except _NotReadError:
+        holds = self._condition(test)
+        if holds is None:
             for statement in (*body, *orelse):
                 self._forget(statement)
                 note = f"depends on `{_text(test)}`, which is not known; set what it comes to"
@@ -117,6 +113,16 @@ class _Reader:
             self.take(statement)
         for statement in orelse if holds else body:
             self._other(statement, "dropped", "stands in a branch that the file does not take")
+
+    def _condition(self, test: ast.expr) -> bool | None:
+        """Whether a condition holds; None where that cannot be told."""
+        for one in ast.walk(test):
+            if isinstance(one, ast.Name) and one.id in self.names:
+                self.names[one.id].chooses = True
+        try:
+            return bool(self._known(test))
+        except _NotReadError:
+            return None
 
     def _other(self, statement: ast.stmt, verdict: Any, note: str) -> None:
         name = f"line {statement.lineno}: {_text(statement)}"
@@ -147,6 +153,8 @@ class _Reader:
             case ast.Dict(keys=keys, values=values) if all(key is None or _is_name(key) for key in keys):
                 named = [getattr(key, "value", None) for key in keys]
                 node.children = dict(self._entries(list(zip(named, values, strict=True)), path))
+            case ast.IfExp(test=test, body=body, orelse=orelse) if (holds := self._condition(test)) is not None:
+                return self._value(body if holds else orelse, path)
             case ast.BinOp(left=left, op=ast.Add(), right=right) if joined := self._joined(left, right, path):
                 node.is_list, node.children = True, joined
             case _:

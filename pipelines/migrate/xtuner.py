@@ -14,6 +14,7 @@ from pipelines.migrate.draft import Draft, Rule, asks, drops, known_elsewhere, o
 from pipelines.migrate.origins import add_source, map_data, map_model, run_name, stem
 from pipelines.migrate.trainer_arguments import short
 from pipelines.schema import MapName
+from pipelines.system_texts import SYSTEM_TEXTS
 from pipelines.toml_file import Written
 
 _LANGUAGE_MODEL = "SupervisedFinetune"
@@ -407,9 +408,9 @@ def _last(value: Any) -> str:
 
 def _unused(node: Node) -> Finding:
     root = str(node.path[0])
-    if root in READ or node.path[1:] or root.startswith("line "):
+    if root in READ or root.startswith("line "):
         return known_elsewhere(node)
-    return Finding("dropped", (), "nothing in the file uses this name, so it had no effect there")
+    return Finding("dropped", (), "nothing in the file uses this name, and XTuner reads no such name")
 
 
 READ = frozenset(
@@ -487,6 +488,7 @@ MODEL: Mapping[str, Rule] = {
     "llm.quantization_config.bnb_4bit_compute_dtype": to("model.quantization.bnb_4bit_compute_dtype", DTYPES),
     "llm.quantization_config.bnb_4bit_use_double_quant": to("model.quantization.bnb_4bit_use_double_quant"),
     "llm.quantization_config.bnb_4bit_quant_type": to("model.quantization.bnb_4bit_quant_type"),
+    "llm.quantization_config.bnb_4bit_quant_storage": drops("ZeRO cuts packed weights as they are"),
     "llm.quantization_config": only(None, "no quantization", "see [model.quantization]"),
     "lora": only(None, "every parameter is trained", "see [model.lora]"),
     "max_position_embeddings": to("model.max_position_embeddings"),
@@ -577,7 +579,7 @@ CHAT: Mapping[str, Rule] = {
     "prompt_template": same("[template]"),
     "every_n_iters": lambda draft, node: _steps("train.eval.steps")(draft, node),
     "evaluation_inputs": to("train.eval.prompts"),
-    "system": to("train.eval.system"),
+    "system": lambda draft, node: _system(draft, node),
     "max_new_tokens": to("train.eval.max_new_tokens"),
     "evaluation_images": only(None, "not set", "images are not offered"),
     "stop_word": only(None, "not set", "the template's end of turn ends an answer"),
@@ -657,6 +659,12 @@ def _steps(key: str) -> Rule:
     return rule
 
 
+def _system(draft: Draft, node: Node) -> None:
+    value = node.get("")
+    text = SYSTEM_TEXTS.get(value.last) if isinstance(value, Symbol) else value
+    draft.map(node, "train.eval.system", value if text is None else text)
+
+
 def _four_bits(draft: Draft, node: Node) -> None:
     if node.get("") is True:
         draft.map(node, "model.quantization.load_in_4bit", keep=True)
@@ -666,12 +674,11 @@ def _four_bits(draft: Draft, node: Node) -> None:
 
 
 def _every(draft: Draft, node: Node) -> None:
+    if node.get("") == -1:
+        draft.map(node, "train.checkpoint.save_steps", 0, note="only the last")
+        return
     if draft.config.get("default_hooks.checkpoint.by_epoch") is False:
         _steps("train.checkpoint.save_steps")(draft, node)
-        return
-    value = node.get("")
-    if value == -1:
-        draft.map(node, "train.checkpoint.save_steps", 0, note="only the last")
         return
     draft.map(node, "train.checkpoint.save_epochs")
     draft.put("train.checkpoint.save_steps", 0, "by_epoch = True there")

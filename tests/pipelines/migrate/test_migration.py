@@ -138,7 +138,13 @@ def test_packs_order_and_batch_of_a_tokenized_run_of_xtuner_stay_what_they_were(
 def test_what_a_config_of_xtuner_does_that_cannot_be_read_is_listed(tmp_path: Path) -> None:
     found, pipeline = migrated("xtuner_qlora.py", tmp_path)
     decisions = {one.key for one in found.lines if one.verdict == "decide"}
-    assert {"own.dataset_map_fn", "custom_hooks.2.often", "some_new_setting.a", "DATA", "max_length"} <= decisions
+    assert {
+        "own.dataset_map_fn",
+        "custom_hooks.2.often",
+        "train_cfg.dynamic_intervals.0",
+        "DATA",
+        "max_length",
+    } <= decisions
     assert any("from .schedules import *" in key for key in decisions)
     assert any("model.update" in key for key in decisions)
     assert pipeline.model.lora is not None
@@ -148,9 +154,13 @@ def test_what_a_config_of_xtuner_does_that_cannot_be_read_is_listed(tmp_path: Pa
     assert pipeline.prep.source[1].samples == 1000
     assert pipeline.prep.pack.cross_sample_attention, "samples saw each other there"
     assert pipeline.template.name == "qwen_chat"
+    assert line(found, "some_new_setting.a").verdict == "dropped", "nothing reads it"
+    assert line(found, "train_dataloader.sampler.type").value == "DefaultSampler", "of the branch that is taken"
     assert pipeline.train is not None
     assert (pipeline.train.max_grad_norm, pipeline.train.optimizer.weight_decay) == (0.0, 0.01), "defaults there"
     assert pipeline.train.scheduler.interval == "epoch"
+    assert pipeline.train.eval is not None
+    assert pipeline.train.eval.system.startswith("Below is an instruction")
 
 
 def test_packs_order_and_batch_of_internevo_stay_what_they_were(tmp_path: Path) -> None:
