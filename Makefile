@@ -8,7 +8,7 @@ BIN      := .venv/bin
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
-.PHONY: all setup data prep train export chat check lint types fast test faults golden tokenizer bench-prep bench-train bench-plan clean help
+.PHONY: all setup data prep train export chat check lint types fast test faults golden tokenizer bench-prep bench-train bench-plan bench-export clean help
 
 all: prep train export
 
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-prep          prep's speed beside other projects'; JSON=1 also writes bench/results"
 	@echo "make bench-train         a training step beside PyTorch's own and other trainers'; JSON=1 likewise"
 	@echo "make bench-plan          what \`packtrain plan\` says of memory beside what a step takes; JSON=1 likewise"
+	@echo "make bench-export        exports of a ZeRO 3 checkpoint beside DeepSpeed's own tool; JSON=1 likewise"
 	@echo "make faults              kill, starve and damage real runs, and count what was lost; FAULTS_HOURS=8 for a night"
 	@echo "make clean               remove the runs below work/"
 
@@ -100,6 +101,9 @@ bench-train: setup
 
 bench-plan: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.plan $(if $(JSON),--json)
+
+bench-export: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.export $(if $(JSON),--json)
 
 .bench-venv/.ready: bench/peers.txt bench/peers-alone.txt
 	@echo "making the peers' environment in .bench-venv"
