@@ -101,6 +101,71 @@ def cast_float64(values: npt.NDArray[np.float64], dtype: Dtype) -> Bits:
     return cast(near, dtype)
 
 
+def cast_within(
+    values: npt.NDArray[np.float64], errors: npt.NDArray[np.float64], dtype: Dtype
+) -> tuple[Bits, npt.NDArray[np.bool_]]:
+    """`cast_float64` of numbers that are known within a bound, in one pass over them.
+
+    Args:
+        values: [n] numbers.
+        errors: [n] how far off each may be.
+    Returns:
+        [n] bit patterns, and [n] where another number may be the nearest; that there is none is certain elsewhere.
+    """
+    kept, bias, least, most = _FRACTIONS[dtype]
+    bits = np.empty(values.size, np.uint32 if dtype == "float32" else np.uint16)
+    unsure = np.empty(values.size, np.uint8)
+    values = np.ascontiguousarray(values)
+    _round_within(values, values.view(np.uint64), errors, 52 - kept, (1023 - bias) << kept, least, most, bits, unsure)
+    places = np.flatnonzero(unsure == _ELSEWHERE)
+    if places.size:
+        few, off = values[places], errors[places]
+        bits[places] = cast_float64(few, dtype)
+        with np.errstate(invalid="ignore", over="ignore"):
+            unsure[places] = cast_float64(few - off, dtype) != cast_float64(few + off, dtype)
+    return bits, unsure.view(np.bool_)
+
+
+_FRACTIONS: dict[Dtype, tuple[int, int, float, float]] = {
+    "bfloat16": (7, 127, 2.0**-126, 3.3e38),
+    "float16": (10, 15, 2.0**-14, 65000.0),
+    "float32": (23, 127, 2.0**-126, 3.4e38),
+}
+"""Bits of a fraction, bias of the exponent, and between which sizes a number has as many bits and is not infinite."""
+_ELSEWHERE = 2
+"""Marks a number that is not of those sizes."""
+_LAST_PLACE = np.ldexp(1.0, np.arange(2048) - 1075)
+"""What the last bit of a float64 counts, by its exponent."""
+
+
+@njit(cache=True, nogil=True)
+def _round_within(
+    values: npt.NDArray[np.float64],
+    words: npt.NDArray[np.uint64],
+    errors: npt.NDArray[np.float64],
+    cut: int,
+    rebias: int,
+    least: float,
+    most: float,
+    bits: Bits,
+    unsure: npt.NDArray[np.uint8],
+) -> None:
+    half = np.uint64(1) << np.uint64(cut - 1)
+    rest = (half << np.uint64(1)) - np.uint64(1)
+    sign = np.uint64(8 * bits.itemsize - 1)
+    for i in range(words.size):
+        size = words[i] & np.uint64(0x7FFFFFFFFFFFFFFF)
+        odd = (size >> np.uint64(cut)) & np.uint64(1)
+        near = ((size + half - np.uint64(1) + odd) >> np.uint64(cut)) - np.uint64(rebias)
+        bits[i] = near | ((words[i] >> np.uint64(63)) << sign)
+        # Half of the last place kept is where rounding turns; below a power of two, the places are half as large.
+        low = size & rest
+        away = min(low - half if low > half else half - low, half >> np.uint64(1))
+        room = np.float64(away) * _LAST_PLACE[size >> np.uint64(52)]
+        inside = least <= abs(values[i]) <= most
+        unsure[i] = (errors[i] > 0.0 and not errors[i] < room) if inside else _ELSEWHERE
+
+
 @njit(cache=True)
 def _to_odd(values: npt.NDArray[np.float64], near: Float32, words: npt.NDArray[np.uint32]) -> None:
     # Of the two float32 around a number the one whose last bit is 1 rounds on as the number itself would. Where the

@@ -10,14 +10,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
-from export.cast import Bits, Dtype, cast, cast_float64
+from export.cast import Bits, Dtype, cast, cast_float64, cast_within
 from export.source import Source
 from pipelines.checkpoints import digest_base
 from pipelines.errors import CheckError, ConfigError, DataError
@@ -133,6 +134,11 @@ class Addition:
     transposed: bool
     """Whether outputs are columns."""
 
+    @cached_property
+    def reach(self) -> Float64:
+        """[columns] length of each column of `right`."""
+        return np.asarray(np.linalg.norm(self.right, axis=0))
+
 
 class Merged:
     """The base's tensors under their names in its files, with the adapter of a checkpoint in them."""
@@ -185,8 +191,7 @@ class Merged:
         return merged, np.concatenate(bits)
 
     def _rounded(self, name: str, start: int, values: Float64, error: Float64, dtype: Dtype) -> Bits:
-        bits = cast_float64(values, dtype)
-        unsure = cast_float64(values - error, dtype) != cast_float64(values + error, dtype)
+        bits, unsure = cast_within(values, error, dtype)
         places = np.flatnonzero(unsure & np.isfinite(values))
         if places.size:
             again = [self._again(name, *divmod(start + int(place), self.shapes[name][1])) for place in places]
@@ -200,26 +205,20 @@ class Merged:
         if addition.magnitude is None:
             return values, error
         factor = addition.magnitude / self._lengths(name)
-        factor = factor[None, :] if addition.transposed else factor[first:last, None]
-        with np.errstate(invalid="ignore", over="ignore"):
-            merged = values * factor
         # A sum of n squares is off by less than 2 sqrt(n) units nearly always; four times that is taken.
         inputs = self.shapes[name][0 if addition.transposed else 1]
         rank = addition.left.shape[1]
         share = (8 * np.sqrt(inputs) + 4 * rank + 16) * UNIT
-        return merged, error * np.abs(factor) + np.abs(merged) * share
+        factor = factor if addition.transposed else factor[first:last]
+        _scale(values, error, factor, share, addition.transposed)
+        return values, error
 
     def _sum(self, name: str, addition: Addition, first: int, last: int) -> tuple[Float64, Float64]:
         columns = self.shapes[name][1]
-        before = self._base.read(name, first * columns, last * columns).astype(np.float64).reshape(-1, columns)
+        before = self._base.read(name, first * columns, last * columns).reshape(-1, columns)
+        values, error = np.empty(before.shape), np.empty(before.shape)
         left, right = addition.left[first:last], addition.right
-        values = before + addition.scaling * (left @ right)
-        # |l| |r| bounds the sum of the products' sizes; one error for each of their sums, and for scaling and adding.
-        reach = np.linalg.norm(left, axis=1)[:, None] * np.linalg.norm(right, axis=0)[None, :]
-        untouched = reach == 0  # before scaling, which may be so small that nothing is left
-        reach *= abs(addition.scaling)
-        error = (np.abs(values) + reach * (left.shape[1] + 4)) * (UNIT * 1.01)
-        error[untouched] = 0.0
+        _add(before, left, right, addition.scaling, addition.reach, values, error)
         return values, error
 
     def _again(self, name: str, row: int, column: int) -> float:
@@ -273,7 +272,7 @@ class Merged:
                     found[part.replace("_embedding", "")] = values.reshape(self._checkpoint.shapes[trained])
         left, right = found["lora_B"], found["lora_A"]
         if how["transposed"]:
-            left, right = right.T, left.T
+            left, right = np.ascontiguousarray(right.T), np.ascontiguousarray(left.T)
         magnitude = found["lora_magnitude_vector"].reshape(-1) if how["dora"] else None
         return Addition(left, right, float(how["scaling"]), magnitude, bool(how["transposed"]))
 
@@ -293,6 +292,46 @@ class Merged:
         ties = dict(self._checkpoint.manifest.facts["tied"])
         both = {plain_name(name) for pair in ties.items() for name in pair} - set(self._whole)
         return next((name for name in both if name in self._base.shapes), None)
+
+
+@njit(cache=True, nogil=True)
+def _add(
+    before: Float32,
+    left: Float64,
+    right: Float64,
+    scaling: float,
+    columns: Float64,
+    values: Float64,
+    error: Float64,
+) -> None:
+    # Sums of one number run in one order, whatever the number of threads. |row| |column| bounds the sum of the sizes of
+    # its products; there is an error for each of those, and for scaling and adding. What no product reaches is exact,
+    # however small the scaling is.
+    rank = left.shape[1]
+    for i in range(values.shape[0]):
+        row, length = values[i], 0.0
+        row[:] = 0.0
+        for k in range(rank):
+            factor = left[i, k]
+            length += factor * factor
+            other = right[k]
+            for j in range(row.size):
+                row[j] += factor * other[j]
+        length = np.sqrt(length) * (1.0 + 1e-9)
+        for j in range(row.size):
+            reach = length * columns[j]
+            row[j] = np.float64(before[i, j]) + scaling * row[j]
+            bound = (abs(row[j]) + reach * abs(scaling) * (rank + 4)) * (UNIT * 1.01)
+            error[i, j] = bound if reach != 0.0 else 0.0
+
+
+@njit(cache=True, nogil=True)
+def _scale(values: Float64, error: Float64, factor: Float64, share: float, by_column: bool) -> None:
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            own = factor[j] if by_column else factor[i]
+            values[i, j] *= own
+            error[i, j] = error[i, j] * abs(own) + abs(values[i, j]) * share
 
 
 def check_base(checkpoint: Source, base: Path) -> None:

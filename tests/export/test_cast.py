@@ -5,10 +5,10 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.cast import Dtype, all_finite, cast, cast_reference, vanished
+from export.cast import Dtype, all_finite, cast, cast_float64, cast_reference, cast_within, vanished
 
 LOW: tuple[Dtype, Dtype] = ("bfloat16", "float16")
 
@@ -76,3 +76,37 @@ def test_numbers_too_small_for_the_format_are_counted() -> None:
     values = np.array([0.0, -0.0, 1e-9, -1e-9, 6e-8, 1.0], np.float32)
     assert vanished(values, cast(values, "float16")) == 2
     assert vanished(values, cast(values, "bfloat16")) == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@settings(deadline=None)  # the first call compiles
+@given(
+    st.lists(
+        st.floats(width=64) | st.floats(-70000, 70000) | st.sampled_from([0.0, 1.0, 65504.0, 2.0**-14, 2.0**-126])
+    ),
+    st.sampled_from([0.0, 2.0**-52, 2.0**-40, 2.0**-9, 0.3]),
+    st.integers(-2, 2),
+)
+def test_rounding_within_a_bound_agrees_with_rounding_both_ends(
+    dtype: Dtype, drawn: list[float], places: int, steps: int
+) -> None:
+    values = np.array(drawn, np.float64)
+    kept = {"bfloat16": 45, "float16": 42, "float32": 29}[dtype]
+    ties = (values.view(np.uint64) >> np.uint64(kept) << np.uint64(kept)) | np.uint64(1 << (kept - 1))
+    values = np.concatenate([values, (ties.view(np.int64) + steps).view(np.float64)])
+    with np.errstate(all="ignore"):
+        errors = np.abs(np.spacing(values)) * places  # so that both ends are numbers themselves
+        bits, unsure = cast_within(values, errors, dtype)
+        ends = cast_float64(values - errors, dtype) != cast_float64(values + errors, dtype)
+        known = np.isfinite(values)
+        np.testing.assert_array_equal(bits[known], cast_float64(values, dtype)[known])
+    assert not (ends & ~unsure)[known].any()
+    if places == 0:
+        assert not unsure[known].any()
+
+
+def test_a_bound_that_excludes_every_other_number_leaves_none_unsure() -> None:
+    values = np.random.default_rng(3).standard_normal(10_000)
+    for dtype in ("bfloat16", "float16"):
+        _, unsure = cast_within(values, np.abs(values) * 2.0**-50, dtype)
+        assert unsure.sum() < 3
