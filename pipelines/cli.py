@@ -361,7 +361,7 @@ def check(
     for found in report.findings:
         click.secho(str(found), fg="red" if found.is_error else "yellow", err=True)
     lines = [f"{key}: {value}" for key, value in report.facts.items()]
-    show(report.as_json(), "\n".join([*lines, report.summary()]), as_json=as_json)
+    show(report.as_json(strict=strict), "\n".join([*lines, report.summary()]), as_json=as_json)
     if code := exit_code(report.findings, strict=strict):
         click.get_current_context().exit(code)
 

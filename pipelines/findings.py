@@ -46,10 +46,10 @@ class Report:
         self.facts |= other.facts
         self.findings = list(dict.fromkeys([*self.findings, *other.findings]))
 
-    def as_json(self) -> Json:
-        """As --json prints it."""
+    def as_json(self, *, strict: bool = False) -> Json:
+        """As --json prints it; `strict` as for `exit_code`."""
         findings = [{"kind": one.kind, "text": one.text, "error": one.is_error} for one in self.findings]
-        return {"facts": self.facts, "findings": findings, "exit_code": exit_code(self.findings)}
+        return {"facts": self.facts, "findings": findings, "exit_code": exit_code(self.findings, strict=strict)}
 
     def summary(self) -> str:
         """How many of each there are."""

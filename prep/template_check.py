@@ -129,14 +129,14 @@ class _Chats(_Check):
 
     def check(self) -> Findings:
         reasons: dict[str, str] = {}
-        for name, conversation in _PROBES.items():
+        for name, conversation in PROBES.items():
             try:
                 self._probe(name, conversation)
             except RecordError as error:
                 self._result.refused.append(name)
                 reasons[name] = str(error)
         self._refusals(reasons)
-        if len(reasons) < len(_PROBES):
+        if len(reasons) < len(PROBES):
             self._roles()
             self._markers()
             self._special_text()
@@ -144,7 +144,7 @@ class _Chats(_Check):
         return self._finished()
 
     def _refusals(self, reasons: Mapping[str, str]) -> None:
-        if len(reasons) == len(_PROBES):
+        if len(reasons) == len(PROBES):
             kinds = {"twice": "two-bos", "every token would carry loss": "mask-full"}
             first = next(iter(reasons.values()))
             kind = next((kind for words, kind in kinds.items() if words in first), "refuses-everything")
@@ -466,7 +466,7 @@ _TOOL = {
 _BASIC = ("a question", "Chinese", "several turns")
 """What every template for chats has a form for."""
 
-_PROBES: Mapping[str, Conversation] = {
+PROBES: Mapping[str, Conversation] = {
     "a question": _talk(("user", "How far is the Moon?"), ("assistant", "About 384,400 km.")),
     "Chinese": _talk(("user", "请用一句话介绍上海。"), ("assistant", "它是一座位于长江入海口的城市。")),
     "a system message": _talk(

@@ -3,16 +3,20 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.artifacts import Json, Manifest
-from pipelines.errors import ConfigError, MachineError
+from pipelines.checkpoints import finished
+from pipelines.errors import CheckError, ConfigError, DataError, MachineError
 from pipelines.findings import Finding, Report, of_error
+from pipelines.gpus import visible_gpus
 from pipelines.layouts import gb
 from pipelines.schema import Pipeline
 from train.forecast import Assumed, forecast
 from train.forecast_text import count, plural
+from train.plan import Plan, checkpoint_identity
 
 _SHARD_BYTES = 2
 """Times the bytes of the inputs: tokens while they are prepared, and the shards. Text has about a token in 4 bytes, and
@@ -34,6 +38,10 @@ def fit(pipeline: Pipeline, assumed: Assumed, *, input_bytes: int) -> Report:
         for problem in weight_problems(pipeline.model.name_or_path):
             text = f"{pipeline.cite('model.name_or_path')}: {problem}"
             report.findings.append(Finding("weights", text, ConfigError.exit_code))
+    report.findings += _checkpoints(pipeline)
+    guessed = assumed.ranks is None and pipeline.train.nproc_per_node == "auto" and not visible_gpus()
+    if guessed:  # the least that can share packs as asked for
+        assumed = replace(assumed, ranks=pipeline.train.parallel.sequence_parallel_size)
     try:
         found = forecast(pipeline, assumed)
     except (ConfigError, MachineError) as error:
@@ -42,6 +50,8 @@ def fit(pipeline: Pipeline, assumed: Assumed, *, input_bytes: int) -> Report:
     except ModuleNotFoundError as error:  # a model whose sizes only its modules tell
         report.facts["training"] = f"its sizes are not known without {error.name}, which is not installed here"
         return report
+    if guessed:
+        found["ranks"]["from"] = "no GPU here; --ranks says how many there will be"
     report.facts |= _facts(found)
     report.findings += [*_batch(pipeline, found), *_memory(pipeline, found)]
     needs, words = _disk(pipeline, found, input_bytes)
@@ -57,6 +67,21 @@ def fit(pipeline: Pipeline, assumed: Assumed, *, input_bytes: int) -> Report:
             )
         )
     return report
+
+
+def _checkpoints(pipeline: Pipeline) -> list[Finding]:
+    """What training would refuse of checkpoints: the one it starts from, and those of another run in its directory."""
+    train = pipeline.train
+    assert train is not None
+    try:
+        if train.load_from is not None:
+            checkpoint_identity(train.load_from, pipeline)
+        is_local = pipeline.model.scratch is not None or pipeline.model.source == "local"
+        if train.resume == "auto" and is_local and finished(pipeline.home / "train" / "checkpoints"):
+            Plan.of(pipeline).own_checkpoints()
+    except (ConfigError, DataError, CheckError) as error:
+        return of_error(error)
+    return []
 
 
 def weight_problems(folder: Path) -> Iterator[str]:

@@ -249,15 +249,19 @@ def _settings(pipeline: Pipeline, train: Train) -> Json:
             model["code"] = code_digest(pipeline.model.name_or_path)
     table = train.model_dump(mode="json", exclude=COST_ONLY["train"] | {"load_from"})
     if train.load_from is not None:
-        table["load_from"] = _identity_of(train.load_from, pipeline)
+        table["load_from"] = checkpoint_identity(train.load_from, pipeline)
     if extra := _without(train.deepspeed.extra, DEEPSPEED_COST_ONLY):
         table["deepspeed"] = {"extra": extra}
     tokenizer = {"pad_vocab_multiple": pipeline.tokenizer.pad_vocab_multiple}
     return {"seed": pipeline.run.seed, "model": model, "tokenizer": tokenizer, "train": table}
 
 
-def _identity_of(folder: Path, pipeline: Pipeline) -> str:
-    # Where a checkpoint lies is no part of what it is.
+def checkpoint_identity(folder: Path, pipeline: Pipeline) -> str:
+    """What train.load_from starts from; where a checkpoint lies is no part of it.
+
+    Raises:
+        ConfigError: if there is no finished checkpoint, or it is in the directory of this very run.
+    """
     if folder.resolve().is_relative_to((pipeline.home / "train").resolve()):
         raise ConfigError(
             f"{pipeline.cite('train.load_from')}: in the directory of this very run, which removes its checkpoints "

@@ -192,3 +192,18 @@ def test_a_source_of_several_files_and_a_blank_line_are_named(make_pipeline: Mak
     (file.parent / "data" / "b.jsonl").write_text(LINES)
     assert "a has 2 files; name one, such as a/a.jsonl:1" in preview(file, "--sample", "a:2").stderr
     assert told(file, "--sample", "a/b.jsonl:2")["samples"][0]["samples"][0]["path"] == "b.jsonl"
+
+
+def test_every_command_of_the_page_is_understood(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "preview.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    for line in block.splitlines():
+        words = line.partition("#")[0].split()
+        assert words[:3] == ["packtrain", "preview", "my.toml"]
+        names = {"17": "1", "40": "2", "chats:1240": "a:7", "17:306": "1:9"}
+        answer = preview(prepared, *[names.get(word, word) for word in words[3:]])
+        assert answer.exit_code == 0, (line, answer.output)
+    assert (tmp_path / "pack.html").is_file()

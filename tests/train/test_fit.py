@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.artifacts import Manifest
+from pipelines.checkpoints import FORMAT_VERSION
 from pipelines.config import load
 from pipelines.findings import Report
 from tests.train.runs import LLAMA, write_prep
@@ -116,3 +117,25 @@ def test_weights_that_are_not_whole_are_found(folder: Path) -> None:
     assert [*weight_problems(model)] == ["model-2.safetensors is missing, which model.safetensors.index.json names"]
     (model / "model.safetensors.index.json").write_text("{")
     assert [*weight_problems(model)] == ["its model.safetensors.index.json is damaged; fetch it again"]
+
+
+def test_without_a_gpu_here_the_ranks_are_as_few_as_can_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.fit.visible_gpus", lambda: 0)
+    monkeypatch.setattr("train.forecast.visible_gpus", lambda: 0)
+    auto = ['train.nproc_per_node="auto"', "train.parallel.sequence_parallel_size=4"]
+    report = fitted(folder, *auto)
+    assert report.findings == []
+    assert "4 ranks (no GPU here; --ranks says how many there will be), 4 to a pack" in report.facts["batch"]
+    [found] = fitted(folder, *auto, assumed=Assumed(ranks=6)).findings
+    assert "does not divide the 6 ranks" in found.text
+
+
+def test_a_checkpoint_that_training_would_refuse_is_found(folder: Path) -> None:
+    [found] = fitted(folder, 'train.load_from="model"').findings
+    assert "not a finished checkpoint; name a model directory in model.name_or_path" in found.text
+    step = folder / "work" / "r" / "train" / "checkpoints" / "step-00000001"
+    step.mkdir(parents=True)
+    Manifest("checkpoint", FORMAT_VERSION, "x", {"prep": "other"}, [], {"step": 1, "run": "other"}).write(step)
+    [found] = fitted(folder).findings
+    assert "from a run with other settings (other data" in found.text
+    assert fitted(folder, 'train.resume="none"').findings == []
