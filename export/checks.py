@@ -30,6 +30,7 @@ def check_target(job: Job, target: str, model: Model, folder: Path, written: Dig
     Raises:
         CheckError: at the first difference, naming it.
     """
+    from export.turbomind.hf_direct import check_ready
     from export.turbomind.verify import verify_turbomind
     from export.verify import verify_adapter, verify_hf
 
@@ -39,6 +40,9 @@ def check_target(job: Job, target: str, model: Model, folder: Path, written: Dig
     if target == "adapter":
         assert job.plan.base is not None  # Plan.of refuses the target without
         return dict(verify_adapter(model, job.plan.base, folder, table))
+    turbomind = job.pipeline.export.turbomind
+    if turbomind.mode == "hf_direct":
+        return check_ready(model, job.plan.home / "hf", turbomind)
     return dict(verify_turbomind(model, folder, table))
 
 

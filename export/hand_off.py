@@ -30,23 +30,28 @@ def names() -> list[str]:
     return [opencompass_name("hf"), opencompass_name("turbomind"), LM_EVAL]
 
 
-def hand_off(model: Model, target: str, *, name: str, tp: int = 1) -> dict[str, bytes]:
+def hand_off(
+    model: Model, target: str, *, name: str, tp: int = 1, folder: str | None = None, session_len: int | None = None
+) -> dict[str, bytes]:
     """Contents by file name.
 
     Args:
         target: `hf` or `turbomind`; the directory's name.
         name: of the run, as it appears in results.
-        tp: GPUs that serve a TurboMind folder.
+        tp: GPUs that TurboMind serves with.
+        folder: what is evaluated, where it is not called as the target is.
+        session_len: longest text in tokens, where it is not the model's.
     """
+    positions = session_len or _positions(model)
+    config = _opencompass(model, target, name, tp, folder or target, positions)
     if target == "turbomind":
-        return {opencompass_name(target): _opencompass(model, target, name, tp)}
-    return {opencompass_name(target): _opencompass(model, target, name, 1), LM_EVAL: _lm_eval(model)}
+        return {opencompass_name(target): config}
+    return {opencompass_name(target): config, LM_EVAL: _lm_eval(model)}
 
 
-def _opencompass(model: Model, target: str, name: str, gpus: int) -> bytes:
-    positions = _positions(model)
+def _opencompass(model: Model, target: str, name: str, gpus: int, folder: str, positions: int | None) -> bytes:
     answer = min(_ANSWER, positions // 2) if positions else _ANSWER
-    keys = [f"abbr={f'{name}-{target}'!r}", f'path=here + "/{target}"']
+    keys = [f"abbr={f'{name}-{target}'!r}", f'path=here + "/{folder}"']
     if target == "hf":
         kind = "HuggingFacewithChatTemplate" if model.chats else "HuggingFaceBaseModel"
         dtype = _OPENCOMPASS_DTYPE[model.weights.dtype]

@@ -79,9 +79,12 @@ class Plan:
         }
         if adapted and table.merge_base != "original":
             settings["hf"]["merge_base"] = settings["turbomind"]["merge_base"] = table.merge_base
+        if table.turbomind.mode == "hf_direct":
+            settings["turbomind"]["hf"] = settings["hf"]  # which it is about
         verify = table.verify.model_dump(mode="json")
         targets: dict[str, str] = {
-            target: identity(target, shared, settings[target], verify) for target in table.targets
+            target: identity(target, shared, settings[target], verify)
+            for target in sorted(table.targets, key="turbomind".__eq__)  # last, as it may be about the others
         }
         evaluation: Json = None
         if table.eval:
@@ -187,6 +190,12 @@ def _beside(pipeline: Pipeline) -> Beside:
 
 def _refuse_targets(pipeline: Pipeline, checkpoint: Manifest, *, adapted: bool) -> None:
     table = pipeline.export
+    if "turbomind" in table.targets and table.turbomind.mode == "hf_direct":
+        where = pipeline.cite("export.turbomind.mode")
+        if "hf" not in table.targets:
+            raise ConfigError(f'{where}: what is served is the hf export; add "hf" to export.targets')
+        if table.hf.layout != "auto":
+            raise ConfigError(f"{where}: what is served has Transformers' names; set export.hf.layout to auto")
     if "adapter" in table.targets and not adapted:
         raise ConfigError(
             f"{pipeline.cite('export.targets')}: the checkpoint is of a whole model, not of an adapter; remove "

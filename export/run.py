@@ -16,8 +16,10 @@ from export.plan import FORMAT_VERSION, Plan, model_name
 from export.safetensors_stream import Digests
 from export.source import Source
 from export.summary import EVALUATION, facts, summary
-from export.turbomind.folder import settings_of, write_turbomind
+from export.turbomind.folder import refuse_turbomind, write_turbomind
 from export.turbomind.geometry import Unservable
+from export.turbomind.releases import served_by
+from export.turbomind.serve import COMMAND
 from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, write_atomic
 from pipelines.errors import ConfigError, MachineError
 from pipelines.schema import Pipeline
@@ -80,7 +82,7 @@ def _refuse(job: Job) -> None:
     if "turbomind" in plan.targets:
         table = pipeline.export.turbomind
         try:
-            settings_of(job.model("turbomind"), table, model_name(pipeline))
+            refuse_turbomind(job.model("turbomind"), plan.dtype, table, model_name(pipeline))
         except Unservable as error:
             raise ConfigError(f"{pipeline.cite(error.key)}: {error}") from error
 
@@ -110,7 +112,8 @@ def _questions(pipeline: Pipeline) -> "list[Question]":
 def _write(job: Job, target: str) -> None:
     pipeline, plan, checkpoint = job.pipeline, job.plan, job.checkpoint
     table, model = pipeline.export, job.written(target)
-    with staged(plan.home / target, model.weights.nbytes) as folder:
+    direct = target == "turbomind" and table.turbomind.mode == "hf_direct"  # which holds no weights
+    with staged(plan.home / target, 0 if direct else model.weights.nbytes) as folder:
         written: Digests = {}
         if target == "hf":
             written = write_hf(model, folder, table.hf.max_shard_size)
@@ -130,11 +133,17 @@ def _write(job: Job, target: str) -> None:
             "step": checkpoint.step,
             "versions": dict(plan.versions),
         }
+        if target == "turbomind":
+            about["serving"] = served_by(table.turbomind.mode)
         if checkpoint.adapter is not None:
             about["base"] = checkpoint.adapter["base"]
         _manifest(target, plan.targets[target], plan, _records(folder), about).write(folder)
     count = f"{model.weights.parameters:,}"
-    log.info("export: %s written, %s parameters in %s, and read back equal", target, count, model.weights.dtype)
+    if not direct:
+        log.info("export: %s written, %s parameters in %s, and read back equal", target, count, model.weights.dtype)
+    if target == "turbomind":
+        releases = about["serving"]["lmdeploy"]
+        log.info("export: serve it with LMDeploy %s: sh %s", releases, plan.home / target / COMMAND)
 
 
 def _measure(job: Job, model: Model, folder: Path) -> Json:
@@ -173,7 +182,14 @@ def _hand_off(job: Job) -> list[str]:
     written: dict[str, bytes] = {}
     for target in plan.targets:
         if target == "turbomind":
-            written |= hand_off(job.model(target), target, name=model_name(pipeline), tp=table.turbomind.tp)
+            written |= hand_off(
+                job.model(target),
+                target,
+                name=model_name(pipeline),
+                tp=table.turbomind.tp,
+                folder="hf" if table.turbomind.mode == "hf_direct" else None,
+                session_len=table.turbomind.session_len,
+            )
         elif target == "hf" and table.hf.layout != "original":
             written |= hand_off(job.model(target), target, name=pipeline.run.name)
     for name in names():
@@ -189,11 +205,13 @@ def _complete(plan: Plan, checkpoint: Source, evaluation: Json, beside: list[str
     records: list[FileRecord] = []
     verified: dict[str, Json] = {}
     merging: dict[str, Json] = {}
+    serving: Json = None
     for target in plan.targets:
         manifest = Manifest.read(plan.home / target)
         assert manifest is not None  # just written, or found current
         verified[target] = manifest.facts["verified"]
         merging[target] = manifest.facts.get("merging")
+        serving = manifest.facts.get("serving", serving)
         own = FileRecord.of(plan.home, plan.home / target / MANIFEST)
         within = [replace(record, path=f"{target}/{record.path}") for record in manifest.files]
         records += sorted([own, *within], key=lambda record: record.path)
@@ -205,6 +223,7 @@ def _complete(plan: Plan, checkpoint: Source, evaluation: Json, beside: list[str
         "loss": checkpoint.manifest.facts["loss"],
         "merging": next(filter(None, merging.values()), None),
         "step": checkpoint.step,
+        "serving": serving,
         "verified": verified,
         "versions": dict(plan.versions),
     }

@@ -26,18 +26,22 @@ class HfExport(Table):
 
 
 class TurbomindExport(Table):
-    """[export.turbomind]: the weight folder that LMDeploy 0.6 to 0.7.3 serves."""
+    """[export.turbomind]: what LMDeploy's TurboMind engine serves."""
 
+    mode: Literal["workspace", "hf_direct"] = "workspace"
+    """workspace is the weight folder that LMDeploy 0.6 to 0.7.3 serves; hf_direct checks that LMDeploy 0.10 and newer
+    serves the hf export, and writes the files to serve it with."""
     tp: Annotated[Literal[1, 2, 4, 8], Whole] = 1
-    """Tensor-parallel size, frozen into the files."""
+    """Tensor-parallel size, frozen into the files of a workspace."""
     weight_type: Literal["bfloat16", "float16"] = "bfloat16"
-    """Number format of the weights."""
+    """Number format of the weights; with hf_direct that of the hf export."""
     model_name: str | None = None
     """Name under which it is served; by default run.name."""
     session_len: PositiveInt | None = None
     """Longest text in tokens, prompt and answer together; by default what the model was made for."""
-    chat_template: str = "base"
-    """LMDeploy's name of a built-in chat template."""
+    chat_template: str = Field(default="from_template", min_length=1)
+    """from_template writes the template that was trained with in LMDeploy's form, for `--chat-template`; anything else
+    is LMDeploy's name of a built-in one, such as base."""
 
 
 class ExportVerify(Table):
