@@ -1,9 +1,25 @@
 """Layouts that fit: found without a GPU, best first, and as advice."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.layouts import Rate, Step, choices, frontier, keys, what_fits
+import pytest
+
+from pipelines.gpus import training_flops
+from pipelines.layouts import (
+    BETWEEN_NODES,
+    TO_HOST,
+    WITHIN_NODE,
+    Rate,
+    Step,
+    choices,
+    frontier,
+    keys,
+    step_seconds,
+    variants,
+    what_fits,
+)
 from pipelines.memory import GIB, Layout
 from pipelines.model_sizes import model_sizes
 from tests.train.runs import pipeline
@@ -29,6 +45,54 @@ def test_70b_at_256k_on_64_gpus_of_80_gb() -> None:
     totals = [one.memory.total for one in kept]
     assert kept[0] is found[0]
     assert totals == sorted(totals, reverse=True)
+
+
+def seconds(layout: Layout, *, peak: float = 1e30, packs: int = 4) -> float:
+    """A step of the 70B over packs of one document; with that peak, only what is moved."""
+    of_all = float(packs * layout.capacity)
+    step = Step(packs, of_all, of_all, of_all * layout.capacity)
+    sizes = model_sizes(SEVENTY_B)
+    return step_seconds(sizes, layout, step, Rate(peak, 0.5), trained=sizes.parameters)
+
+
+def test_a_step_on_one_rank_is_its_operations_at_the_rate_asked_for() -> None:
+    tokens = 4 * 1024.0
+    work = training_flops(model_sizes(SEVENTY_B), tokens=tokens, loss_tokens=tokens, attended=tokens * 1024)
+    alone = Layout(ranks=1, capacity=1024, checkpointing="none")
+    assert seconds(alone, peak=1e12) == pytest.approx(work / 1e12 / 0.5)
+    assert seconds(replace(alone, checkpointing="full"), peak=1e12) == pytest.approx(work / 1e12 / 0.5 * 4 / 3)
+
+
+def test_what_ranks_exchange_is_added_by_the_links_between_them() -> None:
+    parameters = model_sizes(SEVENTY_B).parameters
+    two = Layout(ranks=2, capacity=1024, zero_stage=2, checkpointing="none")
+    # 2 micro-batches reduce gradients of 2 bytes, then the step gathers what was stepped.
+    assert seconds(two) == pytest.approx(3 * 2 * parameters / WITHIN_NODE)
+    many = replace(two, ranks=16)
+    assert seconds(many) == pytest.approx(2 * 2 * parameters / BETWEEN_NODES)
+    third = replace(many, zero_stage=3)
+    assert seconds(third) == pytest.approx(3 * 2 * parameters / BETWEEN_NODES)
+    offloaded = replace(third, offload_param=True)
+    assert seconds(offloaded) - seconds(third) == pytest.approx(2 * 2 * parameters / 16 / TO_HOST)
+
+
+def test_sharing_a_pack_costs_an_exchange_of_its_heads() -> None:
+    shared = Layout(ranks=2, capacity=1024, zero_stage=2, checkpointing="none", sequence_parallel_size=2)
+    parameters = model_sizes(SEVENTY_B).parameters
+    widths = 80 * (2 * 8192 + 1024 + 1024)  # queries there, results back, keys, values
+    a_pack = 2 * 512 * widths * 2 / 2 / WITHIN_NODE + 2 * parameters / WITHIN_NODE
+    assert seconds(shared) == pytest.approx(4 * a_pack + 2 * parameters / WITHIN_NODE)
+
+
+def test_layouts_that_deepspeed_does_not_have_are_not_looked_at() -> None:
+    for precision in ("fp32", "bf16"):
+        found = list(variants(Layout(ranks=4, capacity=8, precision=precision)))
+        stages = {(one.zero_stage, one.offload_optimizer, one.offload_param) for one in found}
+        lowest = {(0, False, False), (1, False, False), (1, True, False)} if precision == "fp32" else set()
+        higher = {(2, False, False), (2, True, False), (3, False, False), (3, True, False), (3, True, True)}
+        assert stages == lowest | higher
+        assert {one.sequence_parallel_size for one in found} == {1, 2, 4}
+        assert len({str(one) for one in found}) == len(found)
 
 
 def test_nothing_fits_a_small_gpu_and_the_smallest_come_first() -> None:
