@@ -538,9 +538,7 @@ HUGGING_FACE: Mapping[str, Rule] = {
     "split": only("train", "the whole source", "give the split's file"),
     "remove_unused_columns": drops("a map reads the keys that it names"),
     "rename_maps": asks("write it as prep.source.columns = { new = old }"),
-    "shuffle_before_pack": to(
-        "prep.order.shuffle", {True: "hash", False: "none"}, "by a hash; there it was drawn by chance"
-    ),
+    "shuffle_before_pack": lambda draft, node: _shuffled(draft, node),
     "use_varlen_attn": same("see model.use_varlen_attn"),
     "input_ids_with_output": only(True, "so it is", "training is on answers"),
     "with_image_token": only(False, "so it is", "images are not offered"),
@@ -657,6 +655,13 @@ def _steps(key: str) -> Rule:
             draft.map(node, key, max(1, round(value / each)), note=note)
 
     return rule
+
+
+def _shuffled(draft: Draft, node: Node) -> None:
+    if node.get("") is False:
+        draft.map(node, "prep.order.shuffle", "none")
+    else:
+        draft.map(node, "prep.order.shuffle", "hash", note="there the order was drawn by chance")
 
 
 def _system(draft: Draft, node: Node) -> None:
