@@ -4,9 +4,11 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipelines.config import load
@@ -20,7 +22,7 @@ from prep.trace import Tracer, lines, trace
 from tests.prep.faults import RIGHT
 from tests.prep.folders import byte_level, spm
 from tests.prep.small import MakePipeline
-from tests.prep.test_resample import FORMATS, source
+from tests.prep.test_resample import FORMATS, source, tamper
 
 TURNS = [
     {"role": "system", "content": "Be brief. \U0001f642"},
@@ -167,6 +169,16 @@ def test_a_file_that_changed_is_said(make_pipeline: MakePipeline) -> None:
     gone = trace(pipeline, 0, first)
     assert (gone["same"], gone["record"], gone["path"]) == (None, where["record"], "a.jsonl")
     assert "it is not among the inputs now" in gone["why"]
+
+
+def test_a_shard_that_is_not_what_the_record_gives_is_said(make_pipeline: MakePipeline) -> None:
+    pipeline = prepared(make_pipeline(chats(False)))
+    tamper(pipeline, lambda packs: replace(packs, loss_mask=packs.loss_mask ^ np.uint8(2)))
+    one = trace(pipeline, 0, 5)
+    assert (one["same"], one["field"]) == (False, None)
+    assert "token 1 of the segment is trained in the shard, and otherwise again; verify the shards" in one["why"]
+    tamper(pipeline, lambda packs: replace(packs, tokens=np.bitwise_xor(packs.tokens, packs.tokens.dtype.type(1))))
+    assert "token 0 of the segment is 0 in the shard, and 1 made again" in trace(pipeline, 0, 5)["why"]
 
 
 def test_other_settings_are_said_and_the_record_is_told_all_the_same(make_pipeline: MakePipeline) -> None:
