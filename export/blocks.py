@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event, Lock
 from typing import TypeVar
 
 from export.weights import BLOCK, Weights
@@ -33,17 +34,32 @@ def each(work: Callable[[_T], None], items: Iterable[_T], threads: int) -> None:
     """Do the work on every item, in no order; the first failure ends it and is raised.
 
     Args:
+        items: none of them None.
         threads: 1 is the calling one.
     """
     if threads == 1:
         for item in items:
             work(item)
         return
+    waiting, taking, failed = iter(items), Lock(), Event()
+
+    def worker() -> None:
+        while not failed.is_set():
+            with taking:
+                item = next(waiting, None)
+            if item is None:
+                return
+            try:
+                work(item)
+            except BaseException:
+                failed.set()
+                raise
+
     with ThreadPoolExecutor(threads) as pool:
-        tasks = [pool.submit(work, item) for item in items]
+        tasks = [pool.submit(worker) for _ in range(threads)]
         try:
             for task in tasks:
                 task.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:  # that of the calling thread, an interrupt, is one as well
+            failed.set()
             raise

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.cast import Dtype, all_finite, cast, cast_float64, cast_reference, cast_within, vanished
+from export.cast import Dtype, all_finite, cast, cast_float64, cast_reference, cast_within, rounded, vanished
 
 LOW: tuple[Dtype, Dtype] = ("bfloat16", "float16")
 
@@ -110,3 +110,13 @@ def test_a_bound_that_excludes_every_other_number_leaves_none_unsure() -> None:
     for dtype in ("bfloat16", "float16"):
         _, unsure = cast_within(values, np.abs(values) * 2.0**-50, dtype)
         assert unsure.sum() < 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_rounding_in_one_pass_says_what_three_say(dtype: Dtype) -> None:
+    words = np.arange(0, 1 << 32, 4099, dtype=np.uint64).astype(np.uint32)  # NaN, infinity and the smallest among them
+    for part in (words, words[:5], words[(words & 0x7F800000) != 0x7F800000], words[:0]):
+        values = part.view(np.float32)
+        bits, finite, lost = rounded(values, dtype)
+        np.testing.assert_array_equal(bits, cast(values, dtype))
+        assert (finite, lost) == (all_finite(bits, dtype), vanished(values, bits))
