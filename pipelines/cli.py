@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click
 
 from pipelines.artifacts import canonical_json
-from pipelines.errors import PacktrainError
+from pipelines.errors import CheckError, PacktrainError
 from pipelines.failing_disk import storage_error
 from pipelines.schema import Pipeline
 
@@ -523,14 +523,26 @@ def plan(
     show(found, text(found), as_json=as_json)
 
 
-@main.command(short_help="Check artefacts by digest, down to the inputs.")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@main.command(short_help="Check artefacts by digest, or say where two first differ.")
+@click.argument("path", metavar="A", type=click.Path(path_type=Path))
+@click.argument("other", metavar="[B]", required=False, type=click.Path(path_type=Path))
 @json_output
-def verify(paths: tuple[Path, ...], as_json: bool) -> None:
-    """Check artefacts by digest, and what they were made from: export, checkpoint, shards, inputs."""
+def verify(path: Path, other: Path | None, as_json: bool) -> None:
+    """Check the artefacts at or below A by digest, and what they were made from: export, checkpoint, shards, inputs.
+
+    With B: where two runs, or two artefacts of one kind, first differ, in the order of the work: a setting, an input
+    file and its record, a pack and its token, a step, a tensor. Exit 4 where they do.
+    """
+    from pipelines.divergence import compare
     from pipelines.provenance import verify as walk
 
-    found = [one for path in paths for one in walk(path)]
+    if other is not None:
+        comparison = compare(path, other)
+        show(comparison.as_json(), comparison.text(), as_json=as_json)
+        if comparison.divergences:
+            click.get_current_context().exit(CheckError.exit_code)
+        return
+    found = walk(path)
     lines = [
         f"{one.path}: {one.kind} {one.identity[:12]}, {one.files} files as written"
         + "".join(f"; {kind}: {where}" for kind, where in one.parents.items())

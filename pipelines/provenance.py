@@ -28,13 +28,34 @@ def verify(path: Path) -> list[Verified]:
         DataError: if there is no artefact.
         CheckError: at the first file or parent that differs.
     """
-    found = list(_artefacts(path))
+    found = list(artefacts(path))
     if not found:
         raise DataError(f"{path}: no {MANIFEST} here or below; name a run, a stage's output or a checkpoint")
     seen: dict[Path, Verified] = {}
     for folder in found:
         _verify(folder.resolve(), seen)
     return list(seen.values())
+
+
+def artefacts(path: Path) -> Iterator[Path]:
+    """The finished artefacts at or below a place; none within another."""
+    if (path / MANIFEST).is_file():
+        yield path
+    elif path.is_dir():
+        for child in sorted(path.iterdir()):
+            if child.is_dir() and not child.name.startswith("."):
+                yield from artefacts(child)
+
+
+def find_artefact(folder: Path, kind: str, identity: str) -> Path | None:
+    """The artefact of that kind and identity in the run that `folder` belongs to."""
+    for home in folder.parents[:4]:
+        candidates = [home / "prep"] if kind == "prep" else sorted((home / "train" / "checkpoints").glob("step-*"))
+        for candidate in candidates:
+            manifest = Manifest.read(candidate)
+            if manifest and manifest.kind == kind and manifest.identity == identity:
+                return candidate
+    return None
 
 
 def _verify(folder: Path, seen: dict[Path, Verified]) -> None:
@@ -45,7 +66,7 @@ def _verify(folder: Path, seen: dict[Path, Verified]) -> None:
     manifest.verify(folder)
     parents: dict[str, str] = {}
     for kind, identity in sorted(manifest.parents.items()):
-        parent = _find(folder, kind, identity)
+        parent = find_artefact(folder, kind, identity)
         parents[kind] = str(parent) if parent else "not here"
         if parent:
             _verify(parent.resolve(), seen)
@@ -68,23 +89,3 @@ def _verify_inputs(folder: Path, manifest: Manifest) -> str:
         elif digest_file(where) != record["sha256"]:
             raise CheckError(f"{where}: changed since prep read it; run prep again, or restore the file")
     return f"{len(places) - missing} unchanged, {missing} not here"
-
-
-def _artefacts(path: Path) -> Iterator[Path]:
-    if (path / MANIFEST).is_file():
-        yield path
-    elif path.is_dir():
-        for child in sorted(path.iterdir()):
-            if child.is_dir() and not child.name.startswith("."):
-                yield from _artefacts(child)
-
-
-def _find(folder: Path, kind: str, identity: str) -> Path | None:
-    """The artefact of that kind and identity in the run that `folder` belongs to."""
-    for home in folder.parents[:4]:
-        candidates = [home / "prep"] if kind == "prep" else sorted((home / "train" / "checkpoints").glob("step-*"))
-        for candidate in candidates:
-            manifest = Manifest.read(candidate)
-            if manifest and manifest.kind == kind and manifest.identity == identity:
-                return candidate
-    return None

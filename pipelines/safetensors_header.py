@@ -24,6 +24,8 @@ class Entry:
     shape: tuple[int, ...]
     first: int
     """Byte of the file that it begins at."""
+    size: int
+    """Bytes."""
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -47,7 +49,7 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 def _entry(name: str, said: Any, begin: int, size: int) -> Entry:
     first, last = (int(one) for one in said["data_offsets"])
-    entry = Entry(str(said["dtype"]), tuple(int(one) for one in said["shape"]), begin + first)
+    entry = Entry(str(said["dtype"]), tuple(int(one) for one in said["shape"]), begin + first, last - first)
     width = _WIDTH.get(entry.dtype)
     if width is not None and last - first != width * prod(entry.shape):
         raise ValueError(f"{name} has {last - first} bytes, its shape asks for {width * prod(entry.shape)}")

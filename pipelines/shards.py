@@ -17,7 +17,7 @@ Attention ends where segments do, unless the manifest's fact `attention` says ot
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -231,6 +231,11 @@ class ShardReader:
         """The shard of a pack, as the manifest lists it, and which of its packs it is, from 0."""
         number = bisect_right(self._firsts, index) - 1
         return self._files[number].path, index - self._firsts[number]
+
+    @property
+    def shards(self) -> Sequence[FileRecord]:
+        """[shards] the file of each, as the manifest lists it."""
+        return self._files
 
     @property
     def packs_per_shard(self) -> list[int]:
