@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,19 @@ def _source(draft: Draft, entry: Node, *, plain: bool) -> None:
     ending = entry.at("ds_type")
     if ending is not None and ending.get("") in ("json", "jsonl", "parquet", "arrow", "csv", "text"):
         draft.same(ending, 'format = "auto" goes by the file\'s ending')
+    if (split := entry.at("split")) is not None:
+        _part(draft, split, index)
     draft.rules(entry, DATASET)
+
+
+def _part(draft: Draft, node: Node, index: int) -> None:
+    """`train[:20%]` and `train[:500]`: a part of a split."""
+    found = re.fullmatch(r"train\[:(\d+)(%?)\]", str(node.get("")))
+    if found and found[2]:
+        note = "by the hash order, not the first of the file"
+        draft.map(node, f"prep.source.{index}.repeat", Decimal(found[1]) / 100, note=note)
+    elif found:
+        draft.map(node, f"prep.source.{index}.samples", int(found[1]), note="the first of the hash order")
 
 
 def _packs(draft: Draft) -> None:
@@ -207,8 +220,9 @@ def _saving(draft: Draft) -> None:
     elif count is not None:
         draft.decide(often, "several times an epoch: train.checkpoint.save_steps, of the steps that `plan` counts")
     evaluations = config.at("evals_per_epoch")
-    if evaluations is not None and evaluations.get("") is not None:
+    if evaluations is not None and evaluations.get("") and config.get("val_set_size"):
         draft.decide(evaluations, "train.eval.steps, of the steps that `plan` counts")
+    draft.drop(evaluations, "nothing is held out")
 
 
 def _unused(node: Node) -> Finding:
@@ -266,6 +280,10 @@ def _targets(value: Any) -> Any:
 
 TEMPLATES: Mapping[str, str] = {"llama3": "llama3_chat", "chatml": "qwen_chat"}
 """Templates of both by their names. Of the others the tokenizer's own is taken."""
+ATTENTION = {
+    **dict.fromkeys(("flash_attention_2", "flash_attention_3", "flex_attention", "xformers", "varlen"), "auto"),
+    **dict.fromkeys(("sdpa", "eager"), "sdpa"),
+}
 _KERNEL = "kernels are chosen here, and give the same numbers"
 _RL = "only supervised training is offered here"
 
@@ -346,9 +364,9 @@ RULES: Mapping[str, Rule] = {
     "xformers_attention": only((None, False), "not set", "see model.attn_implementation"),
     "flex_attention": only((None, False), "not set", "see model.attn_implementation"),
     "eager_attention": only((None, False), "not set", "see model.attn_implementation"),
-    "attn_implementation": to(
-        "model.attn_implementation", {"flash_attention_2": "auto", "sdpa": "sdpa", "flash_attention_3": "auto"}
-    ),
+    "attn_implementation": to("model.attn_implementation", ATTENTION, "kernels give the same numbers"),
+    "activation_offloading": lambda draft, node: _offloaded(draft, node),
+    "use_kernels": drops(_KERNEL),
     "s2_attention": only((None, False), "not set", "every token of a document is attended to here"),
     "flash_attn_cross_entropy": drops("train.fused_loss"),
     "flash_attn_rms_norm": drops(_KERNEL),
@@ -361,7 +379,7 @@ RULES: Mapping[str, Rule] = {
     "bfloat16": only((None, False), "not set", "see train.precision"),
     "float16": only((None, False), "not set", "see train.precision"),
     "sdp_attention_backend": drops(_KERNEL),
-    "fsdp": lambda draft, node: _sharded(draft, node),
+    "fsdp": trainer.sharded,
     "fsdp_config": drops("ZeRO 3 shards parameters; see [train.deepspeed]"),
     "fsdp_version": drops("ZeRO 3 shards parameters; see [train.deepspeed]"),
     "use_wandb": _tracker("wandb"),
@@ -395,9 +413,8 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def _sharded(draft: Draft, node: Node) -> None:
-    value = node.get("")
-    if value in (None, "", []):
-        draft.same(node, "not set")
+def _offloaded(draft: Draft, node: Node) -> None:
+    if node.get("") and draft.config.get("gradient_checkpointing"):
+        draft.map(node, "train.activation_offload", "cpu")
     else:
-        draft.map(node, "train.deepspeed.zero_stage", 3, note="ZeRO 3 shards parameters as FSDP does")
+        draft.same(node, "not set, or without gradient_checkpointing")

@@ -308,6 +308,7 @@ OPTIMIZERS = {
     "adamw_apex_fused": "adamw",
     "adamw_8bit": "adamw_8bit",
     "adamw_bnb_8bit": "adamw_8bit",
+    "adamw_torch_8bit": "adamw_8bit",
     "paged_adamw": "paged_adamw_32bit",
     "paged_adamw_32bit": "paged_adamw_32bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
@@ -337,6 +338,14 @@ def reports(draft: Draft, node: Node) -> None:
         draft.map(node, "train.log.trackers", named)
     else:
         draft.decide(node, f"train.log.trackers takes {', '.join(REPORTERS)}")
+
+
+def sharded(draft: Draft, node: Node) -> None:
+    """fsdp: any way of it."""
+    if node.get("") in (None, "", [], False):
+        draft.same(node, "not set")
+    else:
+        draft.map(node, "train.deepspeed.zero_stage", 3, note="ZeRO 3 shards parameters as FSDP does")
 
 
 def minutes(seconds: Any) -> Any:
