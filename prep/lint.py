@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -111,11 +112,12 @@ class _Lint:
 
     def _templates(self, tokenizer: Tokenizer) -> None:
         """What each template makes of the probes."""
-        for name, note, settings in _templates(self._pipeline):
+        for name, note, key, settings in _templates(self._pipeline):
             found = self._tried(lambda settings=settings: check_template(settings, tokenizer))  # type: ignore[misc]
             if found is not None:
                 self._report.facts[name] = note + str(found)
-                self._tell(*found.findings)
+                place = self._pipeline.cite(key)
+                self._tell(*(replace(one, text=f"{place}: {one.text}") for one in found.findings))
         if exports_chat(self._pipeline):
             self._generation(Template(self._pipeline.template, tokenizer), tokenizer)
 
@@ -203,15 +205,16 @@ def _first_samples(one: Input, rules: Rules) -> tuple[list[tuple[int, Marked]], 
     return samples, faults, left_out
 
 
-def _templates(pipeline: Pipeline) -> Iterator[tuple[str, str, schema.Template]]:
-    """Every template that renders records, with what it is called and a note."""
+def _templates(pipeline: Pipeline) -> Iterator[tuple[str, str, str, schema.Template]]:
+    """Every template that renders records, with what it is called, a note, and the key that names it."""
     if renders_chats(pipeline):
-        yield "template", "", pipeline.template
-    for source in pipeline.prep.source:
+        yield "template", "", "template.name", pipeline.template
+    for number, source in enumerate(pipeline.prep.source):
         settings = template_of(pipeline.template, source.template, source.system)
         if source.map != "none" and settings != pipeline.template:
-            exported = settings.name in (pipeline.template.name, "none")
-            yield f"template of {source.name}", "" if exported else "not the one that is exported; ", settings
+            note = "" if settings.name in (pipeline.template.name, "none") else "not the one that is exported; "
+            key = "template.name" if source.template is None else f"prep.source.{number}.template"
+            yield f"template of {source.name}", note, key, settings
 
 
 def _generation_stops(folder: Path) -> list[int]:

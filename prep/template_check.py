@@ -36,7 +36,7 @@ class Findings:
     begins: bool = False
     """Samples begin with BOS."""
     findings: list[Finding] = field(default_factory=list)
-    """What is wrong, each kind once."""
+    """What is wrong, each kind once; the caller puts the template's place before it."""
 
     def __str__(self) -> str:
         words = [f"prompts are served as they are trained ({', '.join(self.same)})"] if self.same else []
@@ -75,9 +75,8 @@ class _Check:
         return self._result
 
     def _tell(self, kind: str, probe: str, text: str, *, warning: bool = False) -> None:
-        place = f"template {self._settings.name!r}" + (f", probe {probe!r}" if probe else "")
         made = Finding.warning if warning else Finding
-        self._found.setdefault(kind, made(kind, f"{place}: {text}"))
+        self._found.setdefault(kind, made(kind, f"probe {probe!r}: {text}" if probe else text))
 
     def _decoded(self, tokens: Sequence[int]) -> str:
         return repr(self._tokenizer.decode(tokens))
@@ -162,11 +161,20 @@ class _Chats(_Check):
         answers = self._answers(name, conversation, spans, tokens)
         self._contents(name, conversation, "".join(span.text for span in spans))
         if answers is not None:
-            for fault in mask_faults(loss, answers, end_of_turn=self._settings.loss.end_of_turn):
-                self._mask(name, fault, tokens)
+            if not self._has_untrained_parts(conversation):
+                for fault in mask_faults(loss, answers, end_of_turn=self._settings.loss.end_of_turn):
+                    self._mask(name, fault, tokens)
             self._ends(name, conversation, tokens, answers)
         self._bos(name, tokens)
         self._serving(name, conversation, tokens)
+
+    def _has_untrained_parts(self, conversation: Conversation) -> bool:
+        """Whether parts of answers are to carry no loss, so that a mask is not that of whole answers."""
+        left_out = [
+            *(() if self._settings.loss.reasoning else ("reasoning_content",)),
+            *(() if self._settings.loss.tool_calls else ("tool_calls",)),
+        ]
+        return any(key in message.extra for key in left_out for message in conversation.messages)
 
     def _answers(
         self, name: str, conversation: Conversation, spans: Sequence[Span], tokens: Sequence[int]

@@ -33,7 +33,7 @@ def test_prep_and_the_checks_never_import_torch() -> None:
     code = (
         "import sys; sys.modules.update(torch=None, transformers=None, deepspeed=None, peft=None)\n"
         "import pipelines.cli, pipelines.config, pipelines.golden, pipelines.provenance, pipelines.recipes\n"
-        "import prep.run, prep.lint, prep.order, prep.quickstart, prep.bpe"
+        "import prep.run, prep.lint, prep.order, prep.preview, prep.quickstart, prep.bpe, train.fit"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -134,6 +134,9 @@ def test_init_writes_a_recipe_that_passes_its_check_and_touches_nothing_the_seco
     assert packtrain("init", "quickstart", tmp_path).returncode == 0
     checked = packtrain("check", tmp_path / "quickstart.toml")
     assert checked.returncode == 0, checked.stderr
+    page = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
+    [shown] = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    assert set(shown.splitlines()[1:]) - {"..."} <= set(checked.stdout.splitlines())
     again = packtrain("init", "quickstart", tmp_path)
     assert (again.returncode, "nothing to do" in again.stdout) == (0, True)
 

@@ -49,8 +49,9 @@ def test_findings_of_template_records_and_order_come_together(tmp_path: Path) ->
     (tmp_path / "a.jsonl").write_text('{"messages": []}\n' + json.dumps(CHAT) + "\n")
     pipeline = load(pipeline_file(tmp_path, "", tokenizer=tokenizer), ["prep.source.0.files=['*.json']"])
     together = found(lint(pipeline))
-    assert "the answer should end" not in together["end-missing"].text  # it says which
-    assert "answer 1 should end with" in together["end-missing"].text
+    assert "run.toml:8:2: template.name = \"tokenizer\": probe 'a question': answer 1 should end with" in (
+        together["end-missing"].text
+    )
     assert "remove files" in together["config"].text
     faulty = found(lint(load(pipeline_file(tmp_path, "", tokenizer=tokenizer))))
     assert "a.jsonl:1: messages: expected at least one message" in faulty["data"].text

@@ -40,6 +40,12 @@ def test_a_known_fault_is_found(fault: TemplateFault, tmp_path: Path) -> None:
     assert fault.kind in kinds(found), (kinds(found), str(found))
 
 
+@pytest.mark.parametrize("source", [RIGHT, UNMARKED])
+def test_parts_of_answers_that_are_not_to_be_trained_are_no_finding(source: str, tmp_path: Path) -> None:
+    assert checked(tmp_path, source, special=USUAL, loss={"reasoning": False, "tool_calls": False}).findings == []
+    assert checked(tmp_path, source, special=USUAL, loss={"turns": "last"}).findings == []
+
+
 @pytest.mark.parametrize("what", BROKEN_TEMPLATES)
 def test_a_template_that_cannot_be_used_is_found(what: str, tmp_path: Path) -> None:
     source, words = BROKEN_TEMPLATES[what]
