@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -72,7 +72,7 @@ def model_class(config: Mapping[str, Any], origin: str, code: Path | None = None
     try:
         if code is None:
             with _quiet():
-                settings = AutoConfig.for_model(**config)
+                settings = AutoConfig.for_model(**PretrainedConfig._decode_special_floats(config))  # such as infinity
             return settings, MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
         settings = AutoConfig.from_pretrained(code, local_files_only=True, trust_remote_code=True)
         reference = config["auto_map"]["AutoModelForCausalLM"]

@@ -5,6 +5,7 @@ earlier version, are the names that the model came with. Its own conversion runs
 runs it, on descriptions of tensors instead of tensors; the numbers follow range by range as they are written.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ class Form:
 
 
 def _every_setting(config: Any) -> dict[str, Any]:
-    found: dict[str, Any] = config.to_diff_dict()  # from what any model has by default, not from those of its class
+    # The difference is to what any model has by default, not to the defaults of its class.
+    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
     # A class that says `num_experts` in one version may say `num_local_experts` in another, and read the first as well.
     for other, name in type(config).attribute_map.items():
         if name in found:

@@ -15,10 +15,10 @@ class HfExport(Table):
     """[export.hf]: a directory that plain Transformers loads."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number format of the weights; auto is model.torch_dtype."""
+    """Number format of the weights; auto is model.torch_dtype. What a model's class computes in float32 alone stays so."""
     layout: Literal["auto", "original"] = "auto"
-    """Names and fusion of the tensors: auto is as Transformers has them, Llama's for InternLM, InternLM2 and Baichuan;
-    original is as those came, for engines that know them."""
+    """Names and fusion of the tensors: auto is as Transformers publishes them, Llama's for InternLM, InternLM2 and
+    Baichuan; original is as those came, for engines that know them."""
     max_shard_size: PositiveInt = 5_000_000_000
     """Bytes per safetensors file."""
     merge_lora: bool = True
