@@ -15,7 +15,7 @@ class HfExport(Table):
     """[export.hf]: a directory that plain Transformers loads."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number format of the weights; auto is model.torch_dtype. What a model's class computes in float32 alone stays so."""
+    """Number format of the weights; auto is model.torch_dtype. What a class computes in float32 alone stays so."""
     layout: Literal["auto", "original"] = "auto"
     """Names and fusion of the tensors: auto is as Transformers publishes them, Llama's for InternLM, InternLM2 and
     Baichuan; original is as those came, for engines that know them."""
@@ -34,7 +34,11 @@ class TurbomindExport(Table):
     tp: Annotated[Literal[1, 2, 4, 8], Whole] = 1
     """Tensor-parallel size, frozen into the files of a workspace."""
     weight_type: Literal["bfloat16", "float16"] = "bfloat16"
-    """Number format of the weights; with hf_direct that of the hf export."""
+    """Number format of the weights; with hf_direct that of the hf export, with awq that of what is not in 4 bits."""
+    model_format: Literal["hf", "awq"] = "hf"
+    """awq passes on 4-bit weights of AutoAWQ, where export.checkpoint is a directory of them; into a workspace."""
+    group_size: Annotated[Literal[128], Whole] = 128
+    """Weights that share a scale, with awq; the only number that the engine has kernels for."""
     model_name: str | None = None
     """Name under which it is served; by default run.name."""
     session_len: PositiveInt | None = None
