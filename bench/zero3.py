@@ -81,7 +81,6 @@ def _model(shapes: Mapping[str, tuple[int, ...]], ranks: int) -> dict[str, Any]:
         "lr_scheduler": None,
         "data_sampler": None,
         "random_ltd": None,
-        "sparse_tensor_module_names": set(),
         "skipped_steps": 0,
         "global_steps": STEP,
         "global_samples": STEP * ranks,

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -101,8 +102,14 @@ class Manifest:
                 raise CheckError(f"{path}: listed in {MANIFEST} but missing; run the stage that writes it again")
             if path.stat().st_size != record.size:
                 raise CheckError(f"{path}: {path.stat().st_size} bytes, {MANIFEST} says {record.size}; it was changed")
-            if hashes and digest_file(path) != record.sha256:
-                raise CheckError(f"{path}: SHA-256 differs from {MANIFEST}; it was changed or damaged")
+        if not hashes:
+            return
+        paths = [folder / record.path for record in self.files]
+        with ThreadPoolExecutor(2) as threads:
+            for path, digest, record in zip(paths, threads.map(digest_file, paths), self.files, strict=True):
+                if digest != record.sha256:
+                    threads.shutdown(cancel_futures=True)
+                    raise CheckError(f"{path}: SHA-256 differs from {MANIFEST}; it was changed or damaged")
 
 
 def canonical_json(value: Json) -> bytes:

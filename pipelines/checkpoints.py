@@ -190,7 +190,7 @@ class Checkpoint:
         Raises:
             CheckError: if they do not cover the tensor exactly.
         """
-        pieces = sorted(self._fragments.get((kind, name), []), key=lambda piece: piece.start)
+        pieces = self._fragments.get((kind, name), [])
         position = 0
         for piece in pieces:
             if piece.start != position:
@@ -246,7 +246,7 @@ class Checkpoint:
                     self._blocks[name] = piece
                 else:
                     fragments[kind, name].append(piece)
-        return dict(fragments)
+        return {key: sorted(pieces, key=lambda piece: piece.start) for key, pieces in fragments.items()}
 
 
 def fragment_key(kind: str, name: str, start: int) -> str:

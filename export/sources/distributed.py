@@ -15,6 +15,7 @@ from export.sources.torch_file import Record, TensorPlace, load, load_pickle
 from pipelines.errors import CheckError, DataError
 
 METADATA = ".metadata"
+_TRAINER = "pytorch_model_fsdp_0"  # where the Trainer of Transformers has it within its checkpoint
 
 
 def find(folder: Path) -> Found | None:
@@ -24,6 +25,10 @@ def find(folder: Path) -> Found | None:
         CheckError: if it is incomplete or damaged.
         DataError: if it is cut in a way that is not read.
     """
+    named, beside = folder, (folder, folder.parent)
+    if not (folder / METADATA).is_file() and (folder / _TRAINER / METADATA).is_file():
+        folder = folder / _TRAINER
+        beside = (named, folder)
     path = folder / METADATA
     if not path.is_file():
         return None
@@ -41,7 +46,7 @@ def find(folder: Path) -> Found | None:
             )
     for name, tensor in tensors.items():
         check_cover(folder, name, tensor)
-    return Found("PyTorch distributed", tensors, (folder, folder.parent), more=True)
+    return Found("PyTorch distributed", tensors, beside, more=True)
 
 
 def _is_weight(name: str, dtype: object) -> bool:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from export.progress import progress_bar
 from export.sources import deepspeed, distributed, plain, universal
+from export.sources.awq import AwqTensor
 from export.sources.found import Found
 from export.sources.names import Named, named, namings, refuse_code
 from export.sources.stored import Float32, StoredTensor, files_of
@@ -102,6 +103,11 @@ class Foreign:
         assert kind == "parameter"
         tensor = self._named.tensors[name]
         return tensor.read(self._ranges, start, tensor.size if stop is None else stop)
+
+    def packed(self, name: str) -> tuple[AwqTensor, FileRanges] | None:
+        """A matrix as the 4 bits that it is stored in, and how to read it; None where it is stored as numbers."""
+        tensor = self._named.tensors[name]
+        return (tensor, self._ranges) if isinstance(tensor, AwqTensor) else None
 
     def verify(self) -> None:
         """Read what the digests are of once more, unless that was just done.
@@ -206,6 +212,9 @@ def _gather_model(folder: Path, found: Found, beside: Beside, into: Path) -> Pat
         if (where / name).is_file():
             shutil.copyfile(where / name, into / name)
     config = _config(where / "config.json")
+    if any(isinstance(tensor, AwqTensor) for tensor in found.tensors.values()):
+        del config["quantization_config"]  # what is read of it are numbers like any other model's
+        write_atomic(into / "config.json", canonical_json(config))
     if beside.code and "AutoModelForCausalLM" in (config.get("auto_map") or {}):
         for path in sorted(where.glob("*.py")):
             if path.name != "zero_to_fp32.py":  # which DeepSpeed leaves beside its checkpoints

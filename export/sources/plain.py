@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from export.sources import awq
 from export.sources.found import Found, stored_format, stored_tensor
 from export.sources.stored import StoredTensor
 from export.sources.torch_file import TensorPlace, load
@@ -22,11 +23,17 @@ def find(folder: Path) -> Found | None:
     Raises:
         CheckError: if a file is missing or damaged.
         DataError: if numbers are in a format that is not read.
+        ConfigError: if they are quantized in another way than is read.
     """
     for names, what in ((_SAFETENSORS, "safetensors"), (_TORCH, "PyTorch")):
         paths, listed = _files(folder, *names)
         if paths:
             tensors, unread = _tensors(folder, paths, listed)
+            if unread and awq.is_read(folder):
+                packed = awq.joined({name: (path, one) for path in paths for name, one in read_header(path).items()})
+                tensors = {name: one for name, one in tensors.items() if not name.endswith(awq.PARTS)} | packed
+                unread = {name: one for name, one in unread.items() if not name.endswith(awq.PARTS)}
+                what = "AWQ"
             return Found(what, tensors, (folder,), unread=unread)
     return None
 

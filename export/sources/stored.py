@@ -1,7 +1,9 @@
 """Where the elements of a tensor lie: runs of it, or blocks of its rows and columns, in one file or in many."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -58,6 +60,7 @@ class StoredTensor:
 
     shape: tuple[int, ...]
     pieces: Sequence[Run] | Sequence[Block]
+    """Runs in order, each ending where the next begins; or blocks."""
 
     @classmethod
     def whole(cls, shape: tuple[int, ...], path: Path, first: int, stored: Stored) -> "StoredTensor":
@@ -74,13 +77,19 @@ class StoredTensor:
         if self.pieces and isinstance(self.pieces[0], Block):
             return self._read_blocks(ranges, start, stop)
         out = np.empty(stop - start, np.float32)
-        for run in self.pieces:
+        # Of thousands of ranks a block of a large tensor is on few.
+        before, beyond = max(0, bisect_right(self._starts, start) - 1), bisect_left(self._starts, stop)
+        for run in self.pieces[before:beyond]:
             assert isinstance(run, Run)
             begin, end = max(start, run.start), min(stop, run.start + run.size)
             if begin < end:
                 first = run.first + (begin - run.start) * WIDTH[run.stored]
                 ranges.read_numbers(run.path, first, run.stored, out[begin - start : end - start])
         return out
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [piece.start for piece in self.pieces if isinstance(piece, Run)]
 
     def _read_blocks(self, ranges: FileRanges, start: int, stop: int) -> Float32:
         width = prod(self.shape[1:])
@@ -114,7 +123,7 @@ def _overlap_free(tensor: StoredTensor) -> int | None:
     runs = [piece for piece in tensor.pieces if isinstance(piece, Run)]
     if runs:
         position = 0
-        for run in sorted(runs, key=lambda run: run.start):
+        for run in runs:
             if run.start < position:
                 return None
             position = run.start + run.size
