@@ -14,6 +14,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from functools import lru_cache
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,10 @@ class Dequantized(Base):
         self._order = np.argsort(levels, kind="stable").astype(np.uint8)
         self._sorted = levels[self._order]
         self._bounds = (self._sorted[:-1] + self._sorted[1:]) / np.float32(2)
-        self._scales = lru_cache(maxsize=1)(self._read_scales)
-        self._turned = lru_cache(maxsize=1)(self._turn)
-        self._turned_back = lru_cache(maxsize=1)(self._turn_back)
+        self._all_scales = lru_cache(maxsize=2)(self._read_scales)
+        self._turned = lru_cache(maxsize=2)(self._turn)
+        self._all_turned_back = lru_cache(maxsize=2)(self._turn_back)
+        self._preparing = RLock()
 
     @classmethod
     def of(cls, base: Base, facts: Json) -> "tuple[Dequantized, str | None]":
@@ -92,7 +94,8 @@ class Dequantized(Base):
         if name not in self.packed:
             return self._base.read(name, start, stop)
         if self.packed[name]["transposed"]:
-            return self._turned_back(name).reshape(-1)[start:stop]
+            with self._preparing:  # once for all threads that read the tensor
+                return self._all_turned_back(name).reshape(-1)[start:stop]
         return self._unpacked(name, start, stop)
 
     def agrees(self, name: str) -> bool:
@@ -129,6 +132,10 @@ class Dequantized(Base):
         codes = np.empty(values.size, np.uint8)
         _quantize(values, self._bounds, self._order, self._facts["block"], codes)
         return codes
+
+    def _scales(self, name: str) -> tuple[Float32, npt.NDArray[Any], Float32]:
+        with self._preparing:
+            return self._all_scales(name)
 
     def _read_scales(self, name: str) -> tuple[Float32, npt.NDArray[Any], Float32]:
         """The scale of every block as it multiplies; as it is stored; and the scales of those, if they have some."""
@@ -197,7 +204,7 @@ def _round_scales(scales: Float32, block: int, device: str) -> tuple[npt.NDArray
     return codes.cpu().numpy(), state.absmax.cpu().numpy(), unpacked.cpu().numpy()
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _quantize(
     values: Float32,
     bounds: Float32,
@@ -223,7 +230,7 @@ def _quantize(
             places[i] = order[places[i]]
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _multiply(codes: npt.NDArray[np.uint8], levels: Float32, scales: Float32, block: int, found: Float32) -> None:
     for i in range(codes.size):
         found[i] = levels[codes[i]] * scales[i // block]

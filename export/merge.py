@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -168,8 +169,9 @@ class Merged:
         # What was trained whole may have grown: there are more rows where tokens were added.
         grown = {name: checkpoint.shapes[trained] for name, trained in self._whole.items()}
         self.shapes = {name: grown.get(name, shape) for name, shape in self._base.shapes.items() if name != stale}
-        self._addition = lru_cache(maxsize=1)(self._read_addition)
-        self._lengths = lru_cache(maxsize=1)(self._measure_lengths)
+        self._additions = lru_cache(maxsize=2)(self._read_addition)
+        self._all_lengths = lru_cache(maxsize=2)(self._measure_lengths)
+        self._preparing = RLock()
 
     def read(self, name: str, start: int, stop: int, dtype: Dtype) -> tuple[npt.NDArray[Any], Bits]:
         """Elements start..stop of a flattened tensor, as computed and as rounded."""
@@ -248,6 +250,14 @@ class Merged:
             factors, other = addition.left[output], addition.right
         added = factors.astype(np.longdouble) @ other.astype(np.longdouble)
         return np.asarray(before.astype(np.longdouble) + np.longdouble(addition.scaling) * added)
+
+    def _addition(self, name: str) -> Addition:
+        with self._preparing:  # once for all threads that read the tensor
+            return self._additions(name)
+
+    def _lengths(self, name: str) -> Float64:
+        with self._preparing:
+            return self._all_lengths(name)
 
     def _measure_lengths(self, name: str) -> Float64:
         """Of each output's weights with the addition."""

@@ -66,7 +66,7 @@ def write_model(
                 _write_at(file, bits, places[block.name] + block.start * bits.itemsize)
                 progress(bits.nbytes)
 
-            each(write, blocks_of(weights, shard), 1 if weights.is_computed else threads)
+            each(write, blocks_of(weights, shard), threads)
     if len(shards) > 1:
         index = {
             "metadata": {"total_parameters": weights.parameters, "total_size": weights.nbytes},

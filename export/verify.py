@@ -148,7 +148,7 @@ def compare_safetensors(
                     raise CheckError(f"{path}: {block.name} was computed otherwise before; export again")
             progress(found.nbytes)
 
-        each(compare, blocks_of(weights, weights.shapes), 1 if weights.is_computed else threads)
+        each(compare, blocks_of(weights, weights.shapes), threads)
     return len(entries)
 
 

@@ -29,8 +29,6 @@ class Weights:
         ConfigError: if the model keeps something that is not a number beside its parameters.
     """
 
-    _merged: Merged | None = None  # which those that read other files leave so
-
     def __init__(
         self, checkpoint: Source, dtype: Dtype, base: Path | Base | None = None, float32: re.Pattern[str] | None = None
     ) -> None:
@@ -71,11 +69,6 @@ class Weights:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(self.size(name) * WIDTH[self.dtype_of(name)] for name in self.shapes)
-
-    @property
-    def is_computed(self) -> bool:
-        """Whether numbers are merged as they are read, which costs more than reading, and memory for each reader."""
-        return self.trained._merged is not None
 
     def read(self, name: str, start: int, stop: int) -> Bits:
         """Elements start..stop of the flattened tensor, for any thread.

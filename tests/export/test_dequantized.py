@@ -13,15 +13,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import export.dequantized
+import train.run
 from export.dequantized import Dequantized
-from export.merge import Base
+from export.merge import Base, open_base
 from export.run import run
 from pipelines.artifacts import Json, Manifest
+from pipelines.checkpoints import Checkpoint, base_folder
 from pipelines.errors import CheckError, ConfigError, MachineError
 from tests.export.adapted import adapted_pipeline, write_adapted_run
 from tests.export.test_adapter import GPT2, LORA, logits
 from tests.export.tiny import LLAMA, write_run
 from tests.export.tiny import pipeline as whole_pipeline
+from tests.train import runs
 
 functional = pytest.importorskip("bitsandbytes.functional")
 
@@ -138,6 +141,20 @@ def test_report_is_what_dense_arithmetic_says_and_stands_in_the_card(tmp_path: P
     card = (home / "hf/README.md").read_text()
     assert f"| **original** | {found['original']['relative']:.3%} |" in card
     assert "merging" not in json.loads((home / "turbomind/manifest.json").read_text())["facts"]
+
+
+def test_what_training_notes_is_what_the_files_give(tmp_path: Path) -> None:
+    sizes = {**runs.LLAMA, "hidden_size": 64, "intermediate_size": 128}
+    model: dict[str, Any] = {"scratch": sizes, "lora": LORA, "quantization": {}}
+    runs.write_prep(tmp_path / "shards")
+    folder = runs.share(tmp_path / "shards", tmp_path / "work")
+    training = runs.pipeline(folder, model=model, max_steps=1, precision="bf16", deepspeed={"zero_stage": 3})
+    train.run.run(training)
+    checkpoint = Checkpoint(runs.checkpoints(folder)[-1])
+    facts = checkpoint.adapter["four_bits"]
+    assert facts["compute_dtype"] == "bfloat16"
+    assert {f"{name}.weight" for name in checkpoint.adapter["layers"]} == facts["matrices"].keys()
+    assert Dequantized.of(open_base(base_folder(training)), facts)[1] is None
 
 
 def test_base_that_was_not_in_four_bits_is_refused_by_name(tmp_path: Path) -> None:
