@@ -158,13 +158,13 @@ class _Chats(_Check):
     def _probe(self, name: str, conversation: Conversation) -> None:
         spans = self._template.render(conversation)
         tokens, loss = self._template.tokens(spans)
-        answers = self._answers(name, conversation, spans, tokens)
+        since, answers = self._answers(name, conversation, spans, tokens)
         self._contents(name, conversation, "".join(span.text for span in spans))
-        if answers is not None:
-            if not self._has_untrained_parts(conversation):
-                for fault in mask_faults(loss, answers, end_of_turn=self._settings.loss.end_of_turn):
-                    self._mask(name, fault, tokens)
-            self._ends(name, conversation, tokens, answers)
+        if answers and not self._has_untrained_parts(conversation):
+            judged = [False] * since + loss[since:]
+            for fault in mask_faults(judged, answers, end_of_turn=self._settings.loss.end_of_turn):
+                self._mask(name, fault, tokens)
+        self._ends(name, conversation, tokens, answers)
         self._bos(name, tokens)
         self._serving(name, conversation, tokens)
 
@@ -178,8 +178,11 @@ class _Chats(_Check):
 
     def _answers(
         self, name: str, conversation: Conversation, spans: Sequence[Span], tokens: Sequence[int]
-    ) -> list[Answer] | None:
-        """Where the answers have to be; None where a template renders earlier ones otherwise than it asked for them."""
+    ) -> tuple[int, list[Answer]]:
+        """Where the answers have to be, and from which token on that is known.
+
+        Where a template renders earlier answers otherwise than it asked for them, it is known of the last alone.
+        """
         numbers = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
         prompts = [self._template.prompt(Conversation(conversation.messages[:i], conversation.tools)) for i in numbers]
         last = prompts[-1]
@@ -190,16 +193,17 @@ class _Chats(_Check):
                 f"trained on: {self._apart(last, tokens)}; let the template write the generation prompt as it writes "
                 "an answer's beginning",
             )  # fmt: skip
-            return None
-        if any(list(tokens[: len(prompt)]) != prompt for prompt in prompts):
-            return None
+            return 0, []
         begins = [len(prompt) for prompt in prompts]
         trained = "assistant" in self._settings.loss.roles
         chosen = [trained and (self._settings.loss.turns == "all" or i == numbers[-1]) for i in numbers]
-        return [
+        answers = [
             answer_from(tokens, begin, self._until(conversation, i, spans, begin), self._stops, trained=train)
             for i, begin, train in zip(numbers, begins, chosen, strict=True)
         ]
+        if all(list(tokens[: len(prompt)]) == prompt for prompt in prompts):
+            return 0, answers
+        return begins[-1], answers[-1:]
 
     def _until(self, conversation: Conversation, index: int, spans: Sequence[Span], begin: int) -> int:
         """The first token of the span with the text of the message behind message `index`; or the end."""
@@ -240,8 +244,8 @@ class _Chats(_Check):
         self._tell(fault.kind, name, what)
 
     def _ends(self, name: str, conversation: Conversation, tokens: Sequence[int], answers: Sequence[Answer]) -> None:
-        said = [message for message in conversation.messages if message.role == "assistant"]
-        for number, (answer, message) in enumerate(zip(answers, said, strict=True), 1):
+        said = [message for message in conversation.messages if message.role == "assistant"][-len(answers) :]
+        for number, (answer, message) in enumerate(zip(answers, said, strict=False), 1):
             if answer.is_closed:
                 continue
             expected = " or ".join(self._decoded([token]) for token in self._template.stop_tokens) or "a special token"

@@ -135,3 +135,12 @@ def test_the_page_lists_every_finding_of_a_known_fault_and_counts_them() -> None
     assert templates + len(DATA_FAULTS) >= 40
     for kind in [*(fault.kind for fault in TEMPLATE_FAULTS), *(fault.kind for fault in DATA_FAULTS)]:
         assert f"`{kind.removeprefix('tokens-')}`" in page, kind
+
+
+def test_a_data_order_that_does_not_match_is_found_beside_the_rest(make_pipeline: MakePipeline) -> None:
+    file = make_pipeline(conversations(3))
+    (file.parent / "data_order.txt").write_text("a.jsonl\ngone.jsonl\n")
+    told = lint(load(file, ['template.special_text="allow"']))
+    assert [one.kind for one in told.findings] == ["data", "data", "special-text"]
+    assert 'data_order.txt:2: "gone.jsonl" is listed, but is not on disk' in told.findings[0].text
+    assert {one.exit_code for one in told.findings} == {3, 0}
