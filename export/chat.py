@@ -41,6 +41,12 @@ def chat(folder: Path, *, prompt: str | None = None, system: str = "", max_new_t
     converse(speaker.answer, opening)
 
 
+def answer_once(folder: Path, prompt: str, *, system: str = "", max_new_tokens: int = 256) -> str:
+    """The answer to one prompt, without printing it; arguments and errors are those of `chat`."""
+    opening: list[Message] = [{"role": "system", "content": system}] if system else []
+    return Speaker(folder, max_new_tokens).answer([*opening, {"role": "user", "content": prompt}], show=False)
+
+
 def converse(answer: Callable[[list[Message]], str], opening: list[Message]) -> None:
     """Read turns from standard input and answer each with all that was said since the last /reset."""
     print(_HELP, file=sys.stderr)
@@ -70,12 +76,12 @@ class Speaker:
         if self._tokenizer.chat_template is None:
             raise DataError(f"{folder}: has no chat template; it was not trained on conversations")
 
-    def answer(self, messages: list[Message]) -> str:
-        """The most likely answer, printed as it comes, without a special token."""
+    def answer(self, messages: list[Message], *, show: bool = True) -> str:
+        """The most likely answer without a special token, printed as it comes."""
         prompt = self._tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        streamer = TextStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True) if show else None
         output = self._model.generate(
             **prompt,
             max_new_tokens=self._max_new_tokens,

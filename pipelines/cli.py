@@ -5,14 +5,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pipelines.artifacts import canonical_json
-from pipelines.errors import CheckError, PacktrainError
-from pipelines.failing_disk import storage_error
-from pipelines.schema import Pipeline
+from pipelines import completion as completions
+from pipelines.errors import CheckError, MachineError, PacktrainError
+
+if TYPE_CHECKING:
+    from pipelines.schema import Pipeline  # with pydantic, which --help need not wait for
 
 INTERRUPTED = 75
 
@@ -26,6 +27,8 @@ class Commands(click.Group):
         except PacktrainError as error:
             self._end(ctx, error)
         except OSError as error:
+            from pipelines.failing_disk import storage_error
+
             found = storage_error(error)
             if found is None:
                 raise
@@ -58,9 +61,14 @@ def main(verbose: bool) -> None:
 def pipeline_file(command: Callable[..., None]) -> Callable[..., None]:
     """FILE and --set: the command receives the pipeline's path and the overrides."""
     command = click.argument("file", type=click.Path(path_type=Path))(command)
+    return overrides_option("Override one key, in TOML syntax; repeatable.")(command)
+
+
+def overrides_option(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """--set, with keys of the schema as completions."""
     return click.option(
-        "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Override one key, in TOML syntax; repeatable."
-    )(command)
+        "overrides", "--set", multiple=True, metavar="KEY=VALUE", help=text, shell_complete=completions.override
+    )
 
 
 json_output = click.option("as_json", "--json", is_flag=True, help="Print the result as JSON on standard output.")
@@ -68,10 +76,12 @@ json_output = click.option("as_json", "--json", is_flag=True, help="Print the re
 
 def show(result: dict[str, Any], text: str, *, as_json: bool) -> None:
     """Print what a command found, for a person or for a program."""
+    from pipelines.artifacts import canonical_json
+
     click.echo(canonical_json(result).decode().rstrip() if as_json else text)
 
 
-def read(file: Path, overrides: tuple[str, ...]) -> Pipeline:
+def read(file: Path, overrides: tuple[str, ...]) -> "Pipeline":
     from pipelines.config import load
 
     return load(file, overrides)
@@ -192,11 +202,15 @@ def prep_verify(file: Path, overrides: tuple[str, ...], count: int, as_json: boo
 @main.command(short_help="Train on the packs.")
 @pipeline_file
 @click.option("--resume/--no-resume", default=None, help="Continue from the newest checkpoint, or start over.")
-def train(file: Path, overrides: tuple[str, ...], resume: bool | None) -> None:
+@json_output
+def train(file: Path, overrides: tuple[str, ...], resume: bool | None, as_json: bool) -> None:
     """Train the model of the pipeline FILE on its packs."""
-    from train.run import run
+    from train.run import result, run
 
-    run(read(file, overrides), resume=resume)
+    pipeline = read(file, overrides)
+    run(pipeline, resume=resume)
+    if as_json and (found := result(pipeline)) is not None:
+        show(found, "", as_json=True)
 
 
 @main.group(cls=WithDefault, short_help="Write checkpoints for Hugging Face and TurboMind, and check them.")
@@ -220,7 +234,7 @@ def export_run(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 @export.command(name="verify", short_help="Check an export again that is there.")
 @click.argument("place", metavar="FILE|DIR", type=click.Path(path_type=Path))
-@click.option("overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Override one key, in TOML syntax.")
+@overrides_option("Override one key, in TOML syntax.")
 @json_output
 def export_verify(place: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check the export of the pipeline FILE again, or that in DIR: digests, every number, logits and prompts.
@@ -324,7 +338,9 @@ def order_check(file: Path, overrides: tuple[str, ...], quick: bool, golden: Pat
 @main.command(short_help="Find what is wrong with a pipeline before any work.")
 @pipeline_file
 @click.option("--ranks", type=click.IntRange(min=1), help="All ranks of the run; by default what train starts here.")
-@click.option("--gpu", "name", metavar="NAME", help="GPU whose memory is meant, such as H100.")
+@click.option(
+    "--gpu", "name", metavar="NAME", help="GPU whose memory is meant, such as H100.", shell_complete=completions.gpu
+)
 @click.option("--gpu-memory-gb", type=click.FloatRange(min=0, min_open=True), help="Memory of a GPU, in 2^30 bytes.")
 @click.option("--strict", is_flag=True, help="Warnings fail the check as well.")
 @json_output
@@ -453,12 +469,18 @@ def fetch(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 @main.command(short_help="Steps, memory on each GPU, time and cost of a training.")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Override one key, in TOML syntax.")
+@overrides_option("Override one key, in TOML syntax.")
 @click.option("--ranks", type=click.IntRange(min=1), help="All ranks of the run; by default what train starts here.")
 @click.option("--nodes", default=1, type=click.IntRange(min=1), help="Machines like this one.")
 @click.option("--packs", type=click.IntRange(min=1), help="Packs of an epoch, before prep has finished.")
 @click.option("--capacity", type=click.IntRange(min=1), help="prep.pack.capacity, for this question.")
-@click.option("--gpu", "name", metavar="NAME", help="GPU whose peak and memory are meant, such as H100.")
+@click.option(
+    "--gpu",
+    "name",
+    metavar="NAME",
+    help="GPU whose peak and memory are meant, such as H100.",
+    shell_complete=completions.gpu,
+)
 @click.option("--gpu-memory-gb", type=click.FloatRange(min=0, min_open=True), help="Memory of a GPU, in 2^30 bytes.")
 @click.option("--peak-tflops", type=click.FloatRange(min=0, min_open=True), help="Dense peak of a GPU in bf16.")
 @click.option("--mfu", type=click.FloatRange(0, 1, min_open=True), help="Share of the peak that is reached, 0 to 1.")
@@ -554,9 +576,7 @@ def verify(path: Path, other: Path | None, as_json: bool) -> None:
 
 @main.command(short_help="One HTML page about a run.")
 @click.argument("path", metavar="FILE|RUN", type=click.Path(path_type=Path))
-@click.option(
-    "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Override one key of FILE, in TOML syntax."
-)
+@overrides_option("Override one key of FILE, in TOML syntax.")
 @click.option("-o", "--out", metavar="HTML", type=click.Path(path_type=Path), help="By default RUN/report.html.")
 @json_output
 def report(path: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool) -> None:
@@ -578,15 +598,23 @@ def report(path: Path, overrides: tuple[str, ...], out: Path | None, as_json: bo
 @click.option("--prompt", help="Answer this one prompt and end.")
 @click.option("--system", default="", help="System text of the conversation.")
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
-def chat(folder: Path, prompt: str | None, system: str, max_new_tokens: int) -> None:
+@json_output
+def chat(folder: Path, prompt: str | None, system: str, max_new_tokens: int, as_json: bool) -> None:
     """Talk to the export or checkpoint in DIR, with the template it was trained with."""
+    from export.chat import answer_once
     from export.chat import chat as talk
 
+    if as_json:
+        if prompt is None:
+            raise click.UsageError("--json is the answer to one --prompt")
+        answer = answer_once(folder, prompt, system=system, max_new_tokens=max_new_tokens)
+        show({"prompt": prompt, "system": system, "answer": answer}, "", as_json=True)
+        return
     talk(folder, prompt=prompt, system=system, max_new_tokens=max_new_tokens)
 
 
 @main.command()
-@click.argument("words", nargs=-1)
+@click.argument("words", nargs=-1, shell_complete=completions.word_of_recipes)
 @json_output
 def recipes(words: tuple[str, ...], as_json: bool) -> None:
     """List the ready pipelines, or those with all WORDS in their name or text, such as `qwen3 lora`."""
@@ -599,7 +627,7 @@ def recipes(words: tuple[str, ...], as_json: bool) -> None:
 
 
 @main.command(short_help="Copy a ready pipeline.")
-@click.argument("name")
+@click.argument("name", shell_complete=completions.recipe)
 @click.argument("folder", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
 @json_output
 def init(name: str, folder: Path, as_json: bool) -> None:
@@ -654,10 +682,34 @@ def migrate(
 
 
 @main.command(short_help="Versions, devices, and what is missing.")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@overrides_option("Override one key of FILE, in TOML syntax.")
 @json_output
-def env(as_json: bool) -> None:
-    """Versions and devices, what is missing, and the command that adds it."""
-    from pipelines.environment import describe, lines
+def env(file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Versions and devices, what is missing, and the command that adds it.
+
+    With FILE: what this machine lacks for the stages of that pipeline; exit 5 where it lacks something that they need.
+    """
+    from pipelines.environment import describe, lacking, lines, needs
 
     found = describe()
+    if file is not None:
+        found["needs"] = needs(read(file, overrides), found)
     show(found, "\n".join(lines(found)), as_json=as_json)
+    if lacking(found):
+        click.get_current_context().exit(MachineError.exit_code)
+
+
+@main.command(short_help="Print the completion script of a shell.")
+@click.argument("shell", type=click.Choice([*completions.SHELLS]))
+@json_output
+def completion(shell: str, as_json: bool) -> None:
+    """Print what makes SHELL complete commands, options, files, recipes, keys and GPUs.
+
+    \b
+    bash  eval "$(packtrain completion bash)"    in ~/.bashrc
+    zsh   eval "$(packtrain completion zsh)"     in ~/.zshrc, after compinit
+    fish  packtrain completion fish | source     in ~/.config/fish/config.fish
+    """
+    text = completions.script(main, shell)
+    show({"shell": shell, "script": text}, text.rstrip(), as_json=as_json)

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from pipelines.artifacts import exclusive, make_directory
+from pipelines.artifacts import Json, exclusive, make_directory
+from pipelines.checkpoints import Checkpoint, finished
 from pipelines.errors import ConfigError
 from pipelines.schema import Pipeline
 from pipelines.toml_text import spell_value
@@ -69,6 +70,23 @@ def run(pipeline: Pipeline, *, resume: bool | None = None, command: Sequence[str
         assert ranks is not None
         prepare_environment(ranks)
         train_as(ranks, plan, resume=start)
+
+
+def result(pipeline: Pipeline) -> Json | None:
+    """What training came to, by its newest checkpoint; None on all ranks but the first, which say nothing."""
+    launch = launch_of(os.environ)
+    rank = launch.rank if isinstance(launch, Ranks) else launch.node
+    if rank or started_here():
+        return None
+    home = pipeline.home / "train"
+    folders = finished(home / "checkpoints")
+    facts = Checkpoint(folders[-1]).manifest.facts if folders else {}
+    names = ("run", "step", "total_steps", "epoch", "packs_consumed", "skipped_steps", "loss", "layout", "versions")
+    return {
+        "checkpoint": str(folders[-1]) if folders else None,
+        "metrics": str(home / "metrics.jsonl"),
+        **{name: facts.get(name) for name in names},
+    }
 
 
 def _check_one_run(plan: Plan) -> None:

@@ -5,8 +5,10 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -22,11 +24,34 @@ def packtrain(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in main.commands), ["order", "write"], ["order", "check"]])
-def test_every_command_has_help(command: list[str]) -> None:
-    answer = CliRunner().invoke(main, [*command, "--help"])
-    assert answer.exit_code == 0
-    assert "Usage:" in answer.output
+def commands(group: click.Group = main, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command, hidden ones as well, by its words."""
+    yield above, group
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*above, name))
+        else:
+            yield (*above, name), command
+
+
+def test_every_command_has_help_that_loads_nothing_but_click() -> None:
+    code = (
+        "import sys\nbefore = set(sys.modules)\nfrom pipelines.cli import main\n"
+        f"for words in {[words for words, _ in commands()]}:\n"
+        "    main([*words, '--help'], standalone_mode=False)\n"
+        "print('loaded', *sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert answer.count("Usage:") == len(list(commands())) >= 25
+    loaded = set(answer.splitlines()[-1].split()[1:]) - sys.stdlib_module_names
+    assert loaded <= {"pipelines", "click", "__mp_main__"}, "--help has to answer at once"
+
+
+def test_every_command_prints_json_and_says_what_it_is_for() -> None:
+    for words, command in commands():
+        assert command.help, words
+        if not isinstance(command, click.Group):
+            assert "--json" in {name for option in command.params for name in option.opts}, words
 
 
 def test_prep_and_the_checks_never_import_torch() -> None:
