@@ -95,10 +95,25 @@ class Node:
 
 
 def plain(node: Node) -> Any:
-    """What a node holds, lists and tables as Python's."""
+    """What a node holds, lists and tables as Python's; an Unread where tables that hold each other would never end."""
+    try:
+        return _plain(node, [MOST_KEYS], _DEEPEST)
+    except OverflowError:
+        return Unread(f"{node.key}, which is too large to be spelt out")
+
+
+MOST_KEYS = 20_000
+"""Of a config; names and anchors let a small file mean more than fits anywhere."""
+_DEEPEST = 100
+
+
+def _plain(node: Node, left: list[int], depth: int) -> Any:
     node = node.resolved()
+    left[0] -= 1
+    if left[0] < 0 or depth < 0:
+        raise OverflowError
     if node.children is None:
         return node.value
     if node.is_list:
-        return [plain(child) for child in node.children.values()]
-    return {key: plain(child) for key, child in node.children.items()}
+        return [_plain(child, left, depth - 1) for child in node.children.values()]
+    return {key: _plain(child, left, depth - 1) for key, child in node.children.items()}

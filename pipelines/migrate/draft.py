@@ -114,9 +114,10 @@ class Draft:
             unused: what to say of a top-level key that no other key uses, and no rule knows.
         """
         users = _users(self.config)
-        while any(self._inherit(leaf, users) for leaf in self.config.leaves()):
+        leaves = [*dict.fromkeys(self.config.leaves())]
+        while sum(self._inherit(leaf, users) for leaf in leaves):
             pass
-        for leaf in self.config.leaves():
+        for leaf in leaves:
             if leaf.finding is None and leaf.chooses:
                 leaf.finding = Finding("same", (), "it chooses between lines of the file")
             elif leaf.finding is None:
@@ -261,17 +262,22 @@ def _find(node: Node, finding: Finding) -> None:
 def _users(config: Node) -> Mapping[int, list[Node]]:
     """Which keys read each name: directly, or through a name that was bound again since."""
     users: dict[int, list[Node]] = {}
-    present = {id(leaf) for leaf in config.leaves()}
+    leaves = [*dict.fromkeys(config.leaves())]
+    present = {id(leaf) for leaf in leaves}
 
-    def reads(node: Node, user: Node, seen: frozenset[int]) -> None:
-        for name in (*node.uses, *((node.alias,) if node.alias else ())):
-            for leaf in name.leaves():
-                users.setdefault(id(leaf), []).append(user)
-            if id(name) not in seen and id(name) not in present:
-                reads(name, user, seen | {id(name)})
-
-    for leaf in config.leaves():
-        reads(leaf, leaf, frozenset())
+    for user in leaves:
+        seen: set[int] = set()
+        following = [user]
+        while following:
+            node = following.pop()
+            for name in (*node.uses, *((node.alias,) if node.alias else ())):
+                if id(name) in seen:
+                    continue
+                seen.add(id(name))
+                for leaf in name.leaves():
+                    users.setdefault(id(leaf), []).append(user)
+                if id(name) not in present:
+                    following.append(name)
     return users
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
-from pipelines.migrate.config_tree import Finding, Node, Symbol, Unread, plain
+from pipelines.migrate.config_tree import MOST_KEYS, Finding, Node, Symbol, Unread, plain
 
 _MOST_BITS = 256  # of a number that arithmetic gives
+_MOST_LETTERS = 1 << 16  # of a text that is put together
 _LONGEST = 60  # characters of an expression that is shown
 _ELSEWHERE = "what it brings does not stand in this file; migrate that file as well, and join the two"
 
@@ -186,7 +187,7 @@ class _Reader:
             behind = [*second.items().values()]
         else:
             return None
-        return dict(enumerate([*first.items().values(), *behind]))
+        return dict(enumerate([*first.items().values(), *behind])) if count + len(behind) <= MOST_KEYS else None
 
     def _element(self, holder: ast.expr, key: object) -> Node | None:
         if not isinstance(key, str | int) or not isinstance(holder, ast.Name | ast.Subscript):
@@ -224,7 +225,7 @@ class _Reader:
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 return self._known(body if self._known(test) else orelse)
             case ast.JoinedStr(values=values):
-                return "".join(self._piece(value) for value in values)
+                return _together([self._piece(value) for value in values])
             case ast.Call(func=function, args=arguments, keywords=words):
                 return self._called(function, [self._known(one) for one in arguments], words)
         raise _NotReadError
@@ -287,7 +288,7 @@ def _unary(op: ast.unaryop, value: Any) -> Any:
 
 def _binary(op: ast.operator, left: Any, right: Any) -> Any:
     if isinstance(op, ast.Add) and isinstance(left, str) and isinstance(right, str):
-        return left + right
+        return _together([left, right])
     work = _OPERATIONS.get(type(op))
     numbers = isinstance(left, int | float) and isinstance(right, int | float)
     if work is None or not numbers or _bits(op, left, right) > _MOST_BITS:
@@ -316,12 +317,18 @@ def _compared(op: ast.cmpop, left: Any, right: Any) -> bool:
 
 def _formatted(text: str, arguments: list[Any], words: Mapping[str, Any]) -> str:
     fields = re.findall(r"\{([^{}]*)\}", text)
+    if len(fields) * max((len(str(one)) for one in (*arguments, *words.values())), default=0) > _MOST_LETTERS:
+        return str(_refuse())
     if "{{" in text or "}}" in text or any(not re.fullmatch(r"\w*", one) for one in fields):
         return str(_refuse())
     try:
         return text.format(*arguments, **words)
     except (IndexError, KeyError, ValueError):
         return str(_refuse())
+
+
+def _together(texts: list[str]) -> str:
+    return "".join(texts) if sum(map(len, texts)) <= _MOST_LETTERS else str(_refuse())
 
 
 def _refuse() -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError, MachineError
-from pipelines.migrate.config_tree import Finding, Node, Unread
+from pipelines.migrate.config_tree import MOST_KEYS, Finding, Node, Unread
 
 if TYPE_CHECKING:
     import yaml
@@ -28,7 +28,7 @@ def read(path: Path) -> Node:
         document = loader.get_single_node()
         if not isinstance(document, yaml.MappingNode):
             raise ConfigError(f"{path}: expected keys with values; give a config file")
-        return _node(document, (), loader)
+        return _node(document, (), loader, [MOST_KEYS])
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give a config file") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -37,15 +37,19 @@ def read(path: Path) -> Node:
         raise ConfigError(f"{path}: is nested too deep, or in itself, to be read") from error
 
 
-def _node(found: Any, path: tuple[str | int, ...], loader: "yaml.SafeLoader") -> Node:
+def _node(found: Any, path: tuple[str | int, ...], loader: "yaml.SafeLoader", left: list[int]) -> Node:
     import yaml
+
+    left[0] -= 1  # anchors let a small file mean more keys than fit anywhere
+    if left[0] < 0:
+        raise ValueError(f"means more than {MOST_KEYS:,} keys")
 
     node = Node(path, found.start_mark.line + 1)
     if isinstance(found, yaml.MappingNode):
         node.children = {}
         for written, value in found.value:
             key = written.value if isinstance(written, yaml.ScalarNode) else str(written.start_mark.line + 1)
-            child = _node(value, (*path, key), loader)
+            child = _node(value, (*path, key), loader, left)
             child.line = written.start_mark.line + 1
             if key in node.children:
                 earlier = node.children.pop(key)
@@ -55,7 +59,7 @@ def _node(found: Any, path: tuple[str | int, ...], loader: "yaml.SafeLoader") ->
             node.children[key] = child
     elif isinstance(found, yaml.SequenceNode):
         node.is_list = True
-        node.children = {index: _node(value, (*path, index), loader) for index, value in enumerate(found.value)}
+        node.children = {index: _node(value, (*path, index), loader, left) for index, value in enumerate(found.value)}
     else:
         node.value = _scalar(found, loader)
     return node

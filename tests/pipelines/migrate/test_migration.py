@@ -300,6 +300,19 @@ def test_nothing_in_a_config_runs(tmp_path: Path) -> None:
     assert {one.line for one in found.lines if one.verdict == "decide"} >= {2, 4}
 
 
+def test_files_that_mean_more_than_fits_anywhere_are_read_all_the_same(tmp_path: Path) -> None:
+    doubled = "".join(f"a{at + 1} = a{at} + a{at}\nt{at + 1} = f'{{t{at}}}{{t{at}}}'\n" for at in range(60))
+    nested = "".join(f"d{at + 1} = dict(x=d{at}, y=d{at})\n" for at in range(60))
+    nested += "x = y = 1\n" + "x = x + y\ny = x + y\n" * 1000
+    text = f"a0 = [1, 2]\nt0 = 'ab'\nd0 = dict(x=1)\n{doubled}{nested}model = dict(lora=d60)\nmodel['m'] = model\n"
+    (tmp_path / "a.py").write_text(text)
+    assert migrate("xtuner", tmp_path / "a.py").lines
+    laughs = "a0: &a0 [x]\n" + "".join(f"a{at + 1}: &a{at + 1} [*a{at}, *a{at}]\n" for at in range(40))
+    (tmp_path / "a.yaml").write_text(laughs)
+    with pytest.raises(ConfigError, match="means more than 20,000 keys"):
+        migrate("axolotl", tmp_path / "a.yaml")
+
+
 def test_the_command_writes_the_file_and_the_account(tmp_path: Path) -> None:
     path, out = placed("internevo_sft.py", tmp_path), tmp_path / "my.toml"
     arguments = ["migrate", "internevo", str(path), "-o", str(out), "--gpus", "16"]
