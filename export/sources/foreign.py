@@ -19,10 +19,12 @@ from export.sources import deepspeed, distributed, plain, universal
 from export.sources.awq import AwqTensor
 from export.sources.found import Found
 from export.sources.names import Named, named, namings, refuse_code
+from export.sources.original import as_llama, is_original, original_naming, taken_apart
 from export.sources.stored import Float32, StoredTensor, files_of
 from pipelines.artifacts import Json, Manifest, canonical_json, digest_file, identity, write_atomic
 from pipelines.errors import CheckError, ConfigError, DataError
 from pipelines.file_ranges import FileRanges
+from pipelines.llama_layouts import KEY, unit_rows
 
 _READERS = (universal.find, deepspeed.find, distributed.find, plain.find)
 _TOKENIZER = "tokenizer.json"
@@ -87,7 +89,7 @@ class Foreign:
         weakref.finalize(self, shutil.rmtree, gathered, ignore_errors=True)
         self.model = _gather_model(folder, found, beside, gathered)
         self.tokenizer = _tokenizer(folder, found, beside)
-        self._named = _named(folder, found, self.model, beside)
+        self._named, self._normalized = _named(folder, found, self.model, beside)
         self.shapes: Mapping[str, tuple[int, ...]] = {
             name: tensor.shape for name, tensor in self._named.tensors.items()
         }
@@ -102,7 +104,18 @@ class Foreign:
         """Elements start..stop of a flattened tensor; there is no kind but `parameter`."""
         assert kind == "parameter"
         tensor = self._named.tensors[name]
-        return tensor.read(self._ranges, start, tensor.size if stop is None else stop)
+        stop = tensor.size if stop is None else stop
+        if name not in self._normalized:
+            return tensor.read(self._ranges, start, stop)
+        width = tensor.shape[1]
+        first, last = start // width * width, -(-stop // width) * width
+        rows = unit_rows(tensor.read(self._ranges, first, last).reshape(-1, width))
+        return rows.reshape(-1)[start - first : stop - first]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether any matrix is stored in 4 bits."""
+        return any(isinstance(tensor, AwqTensor) for tensor in self._named.tensors.values())
 
     def packed(self, name: str) -> tuple[AwqTensor, FileRanges] | None:
         """A matrix as the 4 bits that it is stored in, and how to read it; None where it is stored as numbers."""
@@ -143,7 +156,14 @@ class Foreign:
             "step": found.step,
             "tied": dict(self._named.tied),
         }
-        return Manifest("checkpoint", 0, identity("foreign", found.format, tensors, files, small), {}, [], facts)
+        return Manifest(
+            "checkpoint",
+            0,
+            identity("foreign", found.format, tensors, sorted(self._normalized), files, small),
+            {},
+            [],
+            facts,
+        )
 
     def _digests(self, *, fresh: bool = False) -> dict[str, str]:
         """SHA-256 by file over the ranges of it that are read, in order."""
@@ -215,6 +235,9 @@ def _gather_model(folder: Path, found: Found, beside: Beside, into: Path) -> Pat
     if any(isinstance(tensor, AwqTensor) for tensor in found.tensors.values()):
         del config["quantization_config"]  # what is read of it are numbers like any other model's
         write_atomic(into / "config.json", canonical_json(config))
+    if is_original(config):
+        write_atomic(into / "config.json", canonical_json(as_llama(_config(where / "config.json"), folder)))
+        return into
     if beside.code and "AutoModelForCausalLM" in (config.get("auto_map") or {}):
         for path in sorted(where.glob("*.py")):
             if path.name != "zero_to_fp32.py":  # which DeepSpeed leaves beside its checkpoints
@@ -229,7 +252,8 @@ def _config(path: Path) -> dict[str, Any]:
         raise CheckError(f"{path}: cannot be read ({error}); copy it again") from error
 
 
-def _named(folder: Path, found: Found, model: Path, beside: Beside) -> Named:
+def _named(folder: Path, found: Found, model: Path, beside: Beside) -> tuple[Named, set[str]]:
+    """The tensors, and those of them whose rows are to be divided by their length."""
     config = _config(model / "config.json")
     code = model if next(model.glob("*.py"), None) else None
     try:
@@ -238,7 +262,13 @@ def _named(folder: Path, found: Found, model: Path, beside: Beside) -> Named:
         if not beside.code:
             refuse_code(config, folder)
         raise
-    return named(folder, found, choices)
+    if KEY not in config:
+        return named(folder, found, choices), set()
+    original, layout = original_naming(config[KEY], choices[0])
+    stored = named(folder, found, [original, *choices])
+    if stored.tensors.keys() != original.shapes.keys():
+        return stored, set()  # a Llama's names already, and lengths divided by
+    return taken_apart(folder, stored, layout, choices[0]), layout.normalized
 
 
 def _tokenizer(folder: Path, found: Found, beside: Beside) -> Path:
