@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -67,7 +68,7 @@ def model_class(config: Mapping[str, Any], origin: str, code: Path | None = None
     Args:
         code: a directory with the same config.json, and the Python files of the model's class, which then run.
     Raises:
-        ConfigError: if Transformers does not know the model.
+        ConfigError: if Transformers does not know the model, or not such settings of it.
     """
     try:
         if code is None:
@@ -77,6 +78,9 @@ def model_class(config: Mapping[str, Any], origin: str, code: Path | None = None
         settings = AutoConfig.from_pretrained(code, local_files_only=True, trust_remote_code=True)
         reference = config["auto_map"]["AutoModelForCausalLM"]
         return settings, get_class_from_dynamic_module(reference, code, local_files_only=True)
+    except StrictDataclassError as error:
+        finding = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ConfigError(f"{origin}: Transformers refuses its config.json ({finding}); correct it") from error
     except (ValueError, KeyError) as error:
         raise ConfigError(
             f"{origin}: Transformers {transformers.__version__} has no language model of type {config['model_type']!r}"

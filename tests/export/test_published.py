@@ -67,6 +67,11 @@ def test_a_model_that_transformers_does_not_know_is_refused_before_anything_is_w
     assert not (tmp_path / "work" / "tiny" / "export" / "hf").exists()
 
 
+def test_settings_that_transformers_refuses_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Transformers refuses its config\.json \(.*hidden_size.*\); correct it"):
+        Form(LLAMA | {"hidden_size": "wide"}, tmp_path)
+
+
 def test_a_buffer_of_whole_numbers_is_refused_by_name(tmp_path: Path) -> None:
     buffers = {"model.table": np.arange(3)}
     checkpoint = write_checkpoint(tmp_path / "step-00000001", LLAMA, random_tensors(LLAMA), buffers=buffers)
