@@ -158,8 +158,11 @@ def _stage(path: Path, state: Mapping[str, Any]) -> int:
 
 def _check_ranks(inner: Path, ranks: Sequence[Path], states: Sequence[Mapping[str, Any]], stage: int) -> None:
     for path, state in zip(ranks, states, strict=True):
-        count = state.get("partition_count")
-        count = max(count) if isinstance(count, list | tuple) else count
+        counts = state.get("partition_count")
+        counts = list(counts) if isinstance(counts, list | tuple) else [counts]
+        if len(set(counts)) > 1:
+            raise DataError(f"{path}: experts are cut over fewer ranks than the rest, which is not read")
+        count = counts[0]
         if count != len(ranks):
             missing = len(ranks) if isinstance(count, int) and count > len(ranks) else None
             if missing is not None:

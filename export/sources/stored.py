@@ -74,6 +74,7 @@ class StoredTensor:
 
     def read(self, ranges: FileRanges, start: int, stop: int) -> Float32:
         """Elements start..stop of the flattened tensor."""
+        assert 0 <= start <= stop <= self.size
         if self.pieces and isinstance(self.pieces[0], Block):
             return self._read_blocks(ranges, start, stop)
         out = np.empty(stop - start, np.float32)

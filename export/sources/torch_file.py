@@ -196,6 +196,8 @@ def _load(path: Path, archive: zipfile.ZipFile, file: Any, first: int, length: i
     entries = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
     if "data.pkl" not in entries:
         raise DataError(f"{path}: an archive without data.pkl, so not of torch.save; name another checkpoint")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
+        raise CheckError(f"{path}: is compressed, which torch.save never does; take it from who made it again")
     try:
         order = archive.read(entries["byteorder"]) if "byteorder" in entries else b"little"
         program = archive.read(entries["data.pkl"])
@@ -226,7 +228,7 @@ def _data_at(path: Path, file: Any, first: int, info: zipfile.ZipInfo, length: i
     """Byte of the archive that an entry's content begins at."""
     file.seek(first + info.header_offset)
     header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\3\4" or info.compress_type != zipfile.ZIP_STORED:
+    if len(header) < 30 or header[:4] != b"PK\3\4":
         raise CheckError(f"{path}: {info.filename} is damaged; copy it again")
     name, extra = struct.unpack("<HH", header[26:])
     begin: int = info.header_offset + 30 + name + extra

@@ -21,6 +21,8 @@ def find(folder: Path) -> Found | None:
     latest = folder / LATEST
     if not (folder / "zero").is_dir() and latest.is_file():
         inner = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
+        if inner.parent != folder:
+            raise CheckError(f"{latest}: names {inner}, which is not in {folder}; copy the checkpoint again")
     paths = sorted((inner / "zero").glob("*/fp32.pt"))
     if not paths:
         return None

@@ -149,6 +149,14 @@ def test_other_cuts_are_refused_by_name(tmp_path: Path, name: str, finding: str)
         opened(tmp_path)
 
 
+def test_groups_that_are_cut_over_other_ranks_are_refused(tmp_path: Path) -> None:
+    inner = write_zero(tmp_path, small_tensors(), stage=2)
+    for path in inner.glob("*_optim_states.pt"):
+        rewrite(path, lambda state: state["optimizer_state_dict"].update(partition_count=[2, 1]))
+    with pytest.raises(DataError, match="experts are cut over fewer ranks"):
+        opened(tmp_path)
+
+
 def test_latest_that_names_nothing_is_found(tmp_path: Path) -> None:
     write_zero(tmp_path, small_tensors(), stage=2)
     (tmp_path / "latest").write_text("global_step9")

@@ -148,6 +148,15 @@ def test_other_files_are_not_taken_for_one(tmp_path: Path) -> None:
         load(tmp_path / "y.pt")
 
 
+def test_compressed_archives_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"w": 1})
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for info in plain.infolist():
+            packed.writestr(info.filename, plain.read(info))
+    with pytest.raises(CheckError, match="is compressed, which"):
+        load(tmp_path / "y.pt")
+
+
 def test_damage_is_found(tmp_path: Path) -> None:
     path = saved(tmp_path, {"w": torch.arange(100.0)})
     content = path.read_bytes()
