@@ -15,6 +15,7 @@ from export.merge import check_base
 from export.plan import FORMAT_VERSION, Plan, model_name
 from export.safetensors_stream import Digests
 from export.source import Source
+from export.sources.foreign import Foreign
 from export.summary import EVALUATION, facts, summary
 from export.turbomind.folder import refuse_turbomind, write_turbomind
 from export.turbomind.geometry import Unservable
@@ -66,6 +67,11 @@ def _refuse(job: Job) -> None:
     pipeline, plan, checkpoint = job.pipeline, job.plan, job.checkpoint
     if next((checkpoint.model).rglob("*.py"), None):
         _refuse_code(pipeline)
+    if isinstance(checkpoint, Foreign) and checkpoint.is_packed and list(plan.targets) != ["turbomind"]:
+        raise ConfigError(
+            f"{pipeline.cite('export.targets')}: {checkpoint.folder} holds weights in 4 bits, which are passed on as "
+            'TurboMind weights alone; set it to ["turbomind"] with export.turbomind.model_format = "awq"'
+        )
     for target in plan.targets:
         refuse_foreign_files(plan.home / target)
     if "hf" in plan.targets and pipeline.export.hf.layout == "original":

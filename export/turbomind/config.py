@@ -57,14 +57,14 @@ def _model(geometry: Geometry, config: Mapping[str, Any], table: TurbomindExport
         "expert_inter_size": geometry.padded_mlp if experts else 0,
         "expert_num": [experts] * geometry.layers if experts else [],
         "experts_per_token": geometry.experts_per_token,
-        "group_size": 0,
+        "group_size": geometry.group,
         "head_num": geometry.heads,
         "hidden_units": geometry.hidden,
         "inter_size": [0 if experts else geometry.padded_mlp] * geometry.layers,
         "kv_head_num": geometry.kv_heads * geometry.kv_repeat,
         "kv_lora_rank": 0,
         "model_arch": geometry.architecture,
-        "model_format": "hf",
+        "model_format": table.model_format,
         "model_name": model_name,
         "moe_group_num": 1,
         "moe_shared_gate": False,
@@ -83,7 +83,7 @@ def _model(geometry: Geometry, config: Mapping[str, Any], table: TurbomindExport
         "tune_layer_num": 1,
         "v_head_dim": 0,
         "vocab_size": geometry.rows,
-        "weight_type": table.weight_type,
+        "weight_type": "int4" if geometry.group else table.weight_type,
     }
 
 

@@ -7,9 +7,11 @@ from export.cast import Dtype
 from export.hf import Model
 from export.model_config import read_config
 from export.progress import progress_bar
+from export.sources.foreign import Foreign
 from export.turbomind.config import config_yaml
 from export.turbomind.geometry import Geometry, architecture_of
 from export.turbomind.hf_direct import refuse_unready
+from export.turbomind.packed import refuse_packed
 from export.turbomind.serve import serving_files
 from export.turbomind.writer import write_weights
 from pipelines.artifacts import write_atomic
@@ -33,7 +35,9 @@ def write_turbomind(model: Model, folder: Path, table: TurbomindExport, model_na
     weights = folder / WEIGHTS
     weights.mkdir(parents=True)
     with progress_bar("writing turbomind", model.weights.nbytes, "B") as progress:
-        write_weights(weights, model.weights, geometry, progress)
+        source = model.checkpoint
+        packed = source if geometry.group and isinstance(source, Foreign) else None
+        write_weights(weights, model.weights, geometry, progress, packed)
     model.write_files(folder)
     _write_files(folder, serving)
     write_atomic(weights / CONFIG, settings)  # last, as its presence is what says that the weights are there
@@ -66,5 +70,7 @@ def settings_of(model: Model, table: TurbomindExport, model_name: str) -> tuple[
         Unservable: if no TurboMind folder of the model can be served, with the reason.
     """
     architecture = architecture_of(read_config(model.checkpoint.model))
-    geometry = Geometry.of(architecture, model.config, model.weights.shapes, table.tp)
+    group = table.group_size if table.model_format == "awq" else 0
+    geometry = Geometry.of(architecture, model.config, model.weights.shapes, table.tp, group)
+    refuse_packed(model.checkpoint, geometry, table)
     return geometry, config_yaml(geometry, model.config, table, model_name)

@@ -103,6 +103,8 @@ class Geometry:
     """The output is the embedding again."""
     tp: int
     """Tensor-parallel size."""
+    group: int = 0
+    """Inputs that share a scale, of 4-bit weights; 0 for others."""
 
     @property
     def kv_repeat(self) -> int:
@@ -111,7 +113,8 @@ class Geometry:
 
     @property
     def padded_mlp(self) -> int:
-        return math.ceil(self.mlp / self.tp) * self.tp
+        group = max(1, self.group)
+        return math.ceil(math.ceil(self.mlp / group) / self.tp) * group * self.tp
 
     @property
     def padded_rows(self) -> int:
@@ -119,12 +122,18 @@ class Geometry:
 
     @classmethod
     def of(
-        cls, architecture: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], tp: int
+        cls,
+        architecture: str,
+        config: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, ...]],
+        tp: int,
+        group: int = 0,
     ) -> "Geometry":
         """The geometry of a model with that config.json and those tensors.
 
         Args:
             architecture: LMDeploy's name of it.
+            group: inputs that share a scale, of 4-bit weights.
         Raises:
             Unservable: if no TurboMind folder of it can be served at `tp`, with the reason.
         """
@@ -149,6 +158,7 @@ class Geometry:
             output_bias="model.layers.0.self_attn.o_proj.bias" in shapes,
             tied=bool(config["tie_word_embeddings"]),
             tp=tp,
+            group=group,
         )
         geometry._refuse_sizes()
         geometry._refuse_features(config, shapes)
@@ -178,7 +188,8 @@ class Geometry:
 
     def _fits(self, tp: int) -> bool:
         whole_heads = self.kv_heads % tp == 0 or tp % self.kv_heads == 0
-        return self.heads % tp == 0 and self.hidden % tp == 0 and whole_heads
+        groups = self.heads * self.head_size % (tp * max(1, self.group)) == 0  # of the attention's output
+        return self.heads % tp == 0 and self.hidden % tp == 0 and whole_heads and groups
 
     def _refuse_features(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
         if any(f"model.layers.0.mlp.{part}_proj.bias" in shapes for part in ("gate", "down", "gate_up")):

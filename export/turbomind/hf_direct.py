@@ -43,6 +43,10 @@ def refuse_unready(model: Model, dtype: Dtype, table: TurbomindExport) -> None:
             "serve the hf export with another engine",
             key="export.turbomind.mode",
         )
+    if table.model_format != "hf":
+        raise Unservable(
+            "passes 4-bit weights into a workspace alone; set it to hf", key="export.turbomind.model_format"
+        )
     if dtype != table.weight_type:
         raise Unservable(
             f"the hf export is {dtype}, and the engine would round it again; set export.hf.dtype to the same",

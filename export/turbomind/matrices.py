@@ -1,7 +1,7 @@
 """Which rows of which tensors are the columns of every matrix of a TurboMind folder."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from export.turbomind.geometry import Geometry
@@ -35,7 +35,8 @@ class Matrix:
     runs: tuple[Run, ...]
     split: Literal["columns", "rows", "copies", "whole"]
     """Equal shares of the columns or of the rows by rank, a copy for each rank, or one file for all."""
-    kind: Literal["weight", "bias"] = "weight"
+    kind: str = "weight"
+    """Of a file: `weight` or `bias`, or one of the three of a matrix in 4 bits."""
 
     @property
     def columns(self) -> int:
@@ -74,6 +75,24 @@ def matrices(geometry: Geometry) -> Iterator[Matrix]:
         else:
             gate, up, down = (f"{theirs}.mlp.{part}_proj" for part in ("gate", "up", "down"))
             yield from _mlp(geometry, f"{ours}.feed_forward", gate=(gate, 0), up=(up, 0), down=down)
+
+
+def bands(runs: Sequence[Run], limit: int) -> Iterator[list[Run]]:
+    """The same rows in lists of about `limit` rows, cutting no head whose order changes."""
+    band: list[Run] = []
+    room = limit
+    for run in runs:
+        unit, start = run.head_size or 1, run.start
+        while start < run.stop:
+            if room < unit and band:
+                yield band
+                band, room = [], limit
+            stop = min(run.stop, start + max(unit, room // unit * unit))
+            band.append(replace(run, start=start, stop=stop))
+            room -= stop - start
+            start = stop
+    if band:
+        yield band
 
 
 def _vector(name: str, tensor: str, size: int) -> Matrix:

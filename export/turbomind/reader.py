@@ -6,18 +6,19 @@ would not notice. A tensor is read by rows, so that memory holds as many of them
 
 import mmap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from export.cast import Bits
+from export.cast import Bits, cast
 from export.turbomind import layout
 from export.turbomind.folder import CONFIG, WEIGHTS
 from export.turbomind.geometry import GLM, MIXTRAL
 from export.turbomind.matrices import EMBEDDING, FINAL_NORM, OUTPUT
+from export.turbomind.packed import KINDS, unpack
 from pipelines.errors import CheckError
 
 TILE = 1 << 23
@@ -48,6 +49,21 @@ class Stored:
     head_size: int = 0
     """Rows whose order the engine has changed within each head."""
     transposed: bool = True
+    group: int = 0
+    """Inputs that share a scale, of 4-bit weights, of which there are three files where `files` says one."""
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is one of those that are in 4 bits where any is."""
+        return self.transposed and self.files[0].endswith(".0.weight")
+
+    def of_kind(self, kind: str) -> "Stored":
+        """One of the three: codes, eight outputs in a number, or scales or zeros, one for a group of inputs."""
+        files = tuple(file.removesuffix("weight") + kind for file in self.files)
+        if kind == "qweight":
+            columns, outputs, first = self.columns // 8, self.outputs // 8, self.first // 8
+            return replace(self, files=files, group=0, columns=columns, outputs=outputs, first=first)
+        return replace(self, files=files, group=0, inputs=self.inputs // self.group)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -73,7 +89,10 @@ class TurbomindReader:
         """The `model_config` map of config.yaml."""
         self.attention: dict[str, Any] = settings["attention_config"]
         """The `attention_config` map."""
-        self.stored: dict[str, Stored] = dict(self._stored())
+        group = self.model["group_size"] if self.model["weight_type"] == "int4" else 0
+        self.stored: dict[str, Stored] = {
+            name: replace(one, group=group) if group and one.is_matrix else one for name, one in self._stored()
+        }
         """Where every tensor is, under its Hugging Face name; a tied output is a tensor of its own."""
         self._check_files()
 
@@ -119,18 +138,11 @@ class TurbomindReader:
             CheckError: if ranks that have a copy each have different ones.
         """
         stored = self.stored[name]
-        unit = stored.head_size or 1
+        unit = stored.head_size or (8 if stored.group else 1)
         first, last = start // unit * unit, -(-stop // unit) * unit
-        result = np.empty((last - first, stored.shape[1]), np.uint16)
         if stored.along == "":
             self._refuse_other_copies(name, first, last)
-        for rank, file in enumerate(stored.files if stored.along else stored.files[:1]):
-            offset = rank * stored.outputs if stored.along == "out" else 0
-            begin, end = max(first - offset, 0), min(last - offset, stored.outputs)
-            if begin < end:
-                left = rank * stored.inputs if stored.along == "in" else 0
-                part = result[begin + offset - first : end + offset - first, left : left + stored.inputs]
-                self._read(stored, file, begin, part)
+        result = self._unpacked(stored, first, last) if stored.group else self._gathered(stored, first, last)
         if stored.head_size:
             result = layout.deinterleave(result, stored.head_size)
         return result[start - first : stop - first]
@@ -138,6 +150,30 @@ class TurbomindReader:
     def tensor(self, name: str) -> Bits:
         """A whole tensor, as it is stored."""
         return self.rows(name, 0, self.stored[name].shape[0])
+
+    def _gathered(self, stored: Stored, first: int, last: int, dtype: type[np.unsignedinteger] = np.uint16) -> Bits:
+        """Rows first..last of all ranks."""
+        result = np.empty((last - first, stored.shape[1]), dtype)
+        for rank, file in enumerate(stored.files if stored.along else stored.files[:1]):
+            offset = rank * stored.outputs if stored.along == "out" else 0
+            begin, end = max(first - offset, 0), min(last - offset, stored.outputs)
+            if begin < end:
+                left = rank * stored.inputs if stored.along == "in" else 0
+                part = result[begin + offset - first : end + offset - first, left : left + stored.inputs]
+                self._read(stored, file, begin, part)
+        return result
+
+    def _unpacked(self, stored: Stored, first: int, last: int) -> Bits:
+        """Rows first..last of a matrix in 4 bits, as the numbers that they stand for in float16."""
+        codes = unpack(self._gathered(stored.of_kind("qweight"), first // 8, last // 8, np.uint32))
+        zeros, scales = (
+            self._gathered(stored.of_kind(kind), first, last).view(np.float16) for kind in ("zeros", "scales")
+        )
+        numbers = codes.astype(np.float32)
+        groups = numbers.reshape(len(codes), -1, stored.group)
+        groups -= zeros.astype(np.float32)[:, :, None]
+        groups *= scales.astype(np.float32)[:, :, None]
+        return cast(numbers.reshape(-1), "float16").reshape(codes.shape)
 
     def _refuse_other_copies(self, name: str, first: int, last: int) -> None:
         stored = self.stored[name]
@@ -153,10 +189,10 @@ class TurbomindReader:
         with (self.folder / file).open("rb") as opened:
             if stored.transposed:
                 columns = slice(stored.first + begin, stored.first + begin + len(part))
-                for top, tile in _tiles(opened.fileno(), 0, height, stored.columns):
+                for top, tile in _tiles(opened.fileno(), 0, height, stored.columns, part.dtype):
                     layout.transpose(tile[:, columns], part[:, top : top + len(tile)])
             else:
-                for top, tile in _tiles(opened.fileno(), begin, begin + len(part), stored.columns):
+                for top, tile in _tiles(opened.fileno(), begin, begin + len(part), stored.columns, part.dtype):
                     part[top - begin : top - begin + len(tile)] = tile
 
     def _experts_of_config(self) -> dict[str, int]:
@@ -222,8 +258,9 @@ class TurbomindReader:
     def _check_files(self) -> None:
         expected = {CONFIG: (self.folder / CONFIG).stat().st_size}
         for stored in self.stored.values():
-            height = stored.inputs if stored.transposed else stored.outputs
-            expected |= dict.fromkeys(stored.files, height * stored.columns * 2)
+            for one, width in _kinds(stored):
+                height = one.inputs if one.transposed else one.outputs
+                expected |= dict.fromkeys(one.files, height * one.columns * width)
         for name, size in expected.items():
             path = self.folder / name
             if not path.is_file() or path.stat().st_size != size:
@@ -234,7 +271,14 @@ class TurbomindReader:
             raise CheckError(f"{self.folder / extra[0]}: no weight of this model; export again")
 
 
-def _tiles(file: int, begin: int, end: int, columns: int) -> Iterator[tuple[int, Bits]]:
+def _kinds(stored: Stored) -> list[tuple[Stored, int]]:
+    """The files of a tensor, and the bytes of a number in them."""
+    if not stored.group:
+        return [(stored, 2)]
+    return [(stored.of_kind(kind), 4 if kind == "qweight" else 2) for kind in KINDS]
+
+
+def _tiles(file: int, begin: int, end: int, columns: int, dtype: np.dtype[Any]) -> Iterator[tuple[int, Bits]]:
     """Rows begin..end of a file of rows of `columns` numbers, a few at a time, each with the number of its first.
 
     They are mapped, which finds the numbers of a column in one sweep, until the caller takes the next.
@@ -242,8 +286,8 @@ def _tiles(file: int, begin: int, end: int, columns: int) -> Iterator[tuple[int,
     step = max(1, TILE // columns)
     for row in range(begin, end, step):
         rows = min(step, end - row)
-        start = row * columns * 2
+        start = row * columns * dtype.itemsize
         offset = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        size = rows * columns * 2
+        size = rows * columns * dtype.itemsize
         mapped = mmap.mmap(file, start - offset + size, offset=offset, access=mmap.ACCESS_READ)
-        yield row, np.frombuffer(mapped, np.uint16, rows * columns, start - offset).reshape(rows, columns)
+        yield row, np.frombuffer(mapped, dtype, rows * columns, start - offset).reshape(rows, columns)

@@ -25,6 +25,7 @@ from export.hf import Model, write_hf
 from pipelines.checkpoints import Checkpoint
 from pipelines.llama_layouts import KEY
 from tests.export.tiny import Tensors, write_checkpoint
+from tests.export.turbomind import awq
 from tests.export.turbomind.models import CASES, EVERY, UNLIKE_LMDEPLOY, model_tensors
 from tests.export.turbomind.test_folder import GOLDEN, digest
 
@@ -77,16 +78,17 @@ def _import_converter(unpacked: Path) -> None:
         import_module(f"{deploy}.{module}")
 
 
-def _convert(source: Path, target: Path, dtype: str, tp: int) -> None:
+def _convert(source: Path, target: Path, dtype: str, tp: int, form: str = "hf") -> None:
     deploy = "lmdeploy.turbomind.deploy"
     config = import_module(f"{deploy}.config").TurbomindModelConfig.from_dict()
     architecture, _ = _architecture(str(source))
-    settings = {"model_arch": architecture, "weight_type": dtype, "model_format": "hf", "group_size": 0, "tp": tp}
+    settings = {"model_arch": architecture, "weight_type": dtype, "model_format": form, "tp": tp}
+    settings["group_size"] = 0 if form == "hf" else 128
     for key, value in {**settings, "session_len": 512, "chat_template": "base", "model_name": "tiny"}.items():
         setattr(config.model_config, key, value)
     reader = import_module(f"{deploy}.source_model.base").INPUT_MODELS.get(_CONVERTERS[architecture])
     writer = import_module(f"{deploy}.target_model.base").OUTPUT_MODELS.get("tm")
-    policy = import_module(f"{deploy}.policy").get_input_policy("hf")
+    policy = import_module(f"{deploy}.policy").get_input_policy(form)
     target.mkdir()
     writer(
         input_model=reader(model_path=str(source), tokenizer_path=str(source), input_policy=policy),
@@ -156,6 +158,15 @@ def main(unpacked: Path) -> None:
             _convert(folder / "hf", folder / "turbomind", dtype, tp)
             files = {path.name: path.read_bytes() for path in (folder / "turbomind").iterdir()}
             found[f"{name} {dtype} {tp}"] = digest(files)
+    for name, tp in awq.CASES:
+        if name in awq.UNLIKE_LMDEPLOY:
+            continue
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            awq.write_awq(folder / "hf", awq.MODELS[name])
+            _convert(folder / "hf", folder / "turbomind", "int4", tp, "awq")
+            files = {path.name: path.read_bytes() for path in (folder / "turbomind").iterdir()}
+            found[f"{name} int4 {tp}"] = digest(files)
     GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
 
 
