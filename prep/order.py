@@ -49,9 +49,9 @@ def inputs_in_order(pipeline: Pipeline) -> list[Input]:
 
 
 def inputs_read_only(pipeline: Pipeline) -> list[Input]:
-    """`inputs_in_order` for who only looks: a file that mode "write" would write is not written."""
+    """`inputs_in_order` for who only looks: without data_order.txt in code point order, and none is written."""
     order = pipeline.prep.order
-    if order.mode == "write" and not order.file.exists():
+    if not order.file.exists():
         order = order.model_copy(update={"mode": "scan"})
         pipeline = pipeline.model_copy(update={"prep": pipeline.prep.model_copy(update={"order": order})})
     return inputs_in_order(pipeline)

@@ -59,7 +59,8 @@ def test_packs_are_shown_where_there_are_shards_and_samples_before(prepared: Pat
     found = told(before)["samples"]
     assert [one["samples"][0]["record"] for one in found] == [1, 2, 3]
     assert found[0]["title"] == "sample of a"
-    assert not (before.parent / "work").exists()
+    assert told(before, "--set", 'prep.order.mode="locked"')["samples"] == found  # before `order write` too
+    assert sorted(path.name for path in before.parent.iterdir()) == ["data", "run.toml"]
 
 
 def test_json_of_a_pack_is_what_the_shard_holds(prepared: Path) -> None:
