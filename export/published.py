@@ -74,16 +74,6 @@ class Form:
         return PublishedWeights(weights, {name: tensors[name] for name in order})
 
 
-def _every_setting(config: Any) -> dict[str, Any]:
-    # The difference is to what any model has by default, not to the defaults of its class.
-    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
-    # A class that says `num_experts` in one version may say `num_local_experts` in another, and read the first as well.
-    for other, name in type(config).attribute_map.items():
-        if name in found:
-            found.setdefault(other, found[name])
-    return found
-
-
 class PublishedWeights(Weights):
     """Weights under the names of the model's files; no number changes.
 
@@ -208,6 +198,16 @@ class Joined:
             size = prod(part.shape)
             yield from part.runs(max(start - position, 0), min(stop - position, size))
             position += size
+
+
+def _every_setting(config: Any) -> dict[str, Any]:
+    # The difference is to what any model has by default, not to the defaults of its class.
+    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
+    # A class that says `num_experts` in one version may say `num_local_experts` in another, and read the first as well.
+    for other, name in type(config).attribute_map.items():
+        if name in found:
+            found.setdefault(other, found[name])
+    return found
 
 
 def _chunk(region: Region, chunks: int, dim: int = 0) -> list[Region]:
