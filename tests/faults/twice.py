@@ -28,10 +28,9 @@ def _one(ready: Case, stage: Stage, folder: Path) -> str | None:
     case = before(ready, stage, folder / "twice")
     idle = _seconds(case, "--help")
     first = case.start(stage)
-    if not _holds(case.home / stage, first.pid):
+    if not _stopped_while_it_holds(case.home / stage / ".lock", first.pid):
         first.communicate()
         return f"{stage}: never held its directory"
-    os.killpg(first.pid, signal.SIGSTOP)
     began = time.monotonic()
     code, output = case.run(stage)
     took = time.monotonic() - began - idle
@@ -46,18 +45,26 @@ def _one(ready: Case, stage: Stage, folder: Path) -> str | None:
     return finish(case, stage, expected, "after a dead holder")
 
 
-def _holds(folder: Path, process: int) -> bool:
-    """Wait until a process, or one below it, has locked a directory."""
-    for _ in range(1200):
-        try:
-            if (folder / ".lock").read_text().strip():
+def _stopped_while_it_holds(lock: Path, process: int) -> bool:
+    """Stop a process and those below it at a moment at which one of them holds a directory."""
+    while Path(f"/proc/{process}/stat").read_text().split()[2] != "Z":
+        if _is_held(lock):
+            os.killpg(process, signal.SIGSTOP)
+            time.sleep(0.1)
+            if _is_held(lock):  # some hold it for a moment only, to look
                 return True
-        except OSError:
-            pass
-        time.sleep(0.05)
-        if not Path(f"/proc/{process}").exists():
-            return False
+            os.killpg(process, signal.SIGCONT)
+        time.sleep(0.01)
     return False
+
+
+def _is_held(lock: Path) -> bool:
+    """As the system tells, since trying it would hold it as well."""
+    try:
+        inode = str(lock.stat().st_ino)
+    except FileNotFoundError:
+        return False
+    return any(line.split()[5].split(":")[-1] == inode for line in Path("/proc/locks").read_text().splitlines())
 
 
 def _seconds(case: Case, option: str) -> float:
