@@ -215,5 +215,6 @@ DESCRIBED_VALUES: Mapping[str, str] = {
     "export.targets": "hf adapter turbomind",
     "export.hf.dtype": "auto bfloat16 float16 float32",
     "export.turbomind.weight_type": "bfloat16 float16",
+    "export.turbomind.model_format": "hf awq gptq",
 }
 """The named values of the whole design, for keys that the schema has."""

@@ -109,6 +109,7 @@ def form_of(render: Render, *, stop_words: Sequence[str], bos: str | None = None
     Raises:
         Unservable: if the form cannot say what the template does, with an example.
     """
+    render = _careful(render)
     opening, opens = _cut(render([_user(_FIRST)], True), _FIRST)
     head, later, between, last = _cut(
         render([_user(_FIRST), _assistant(_ANSWER), _user(_SECOND)], True), _FIRST, _ANSWER, _SECOND
@@ -118,7 +119,7 @@ def form_of(render: Render, *, stop_words: Sequence[str], bos: str | None = None
     opening = opening.removeprefix(bos or "")
     try:
         system, behind, _ = _cut(render([_system(_SYSTEM), _user(_FIRST)], True), _SYSTEM, _FIRST)
-    except (Unservable, TemplateError, ValueError, TypeError):
+    except Unservable:
         system, behind = "", None  # the template takes no system text, or leaves it out
     system = system.removeprefix(bos or "")
     user = _common_end([text for text in (opening, between, behind) if text is not None])
@@ -135,6 +136,19 @@ def form_of(render: Render, *, stop_words: Sequence[str], bos: str | None = None
         form = replace(form, meta_instruction=block[len(system) : len(block) - len(eosys)])
     _compare(form, render, bos or "", takes_system=behind is not None)
     return form
+
+
+def _careful(render: Render) -> Render:
+    """What the template refuses cannot be said either."""
+
+    def careful(messages: Sequence[Message], prompt: bool) -> str:
+        try:
+            return render(messages, prompt)
+        except (TemplateError, ValueError, TypeError, KeyError) as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise _unsayable(f"it refuses a conversation of {roles} ({error})") from error
+
+    return careful
 
 
 def _compare(form: ChatForm, render: Render, bos: str, *, takes_system: bool) -> None:

@@ -9,7 +9,7 @@ from export.model_config import read_config
 from export.progress import progress_bar
 from export.sources.foreign import Foreign
 from export.turbomind.config import config_yaml
-from export.turbomind.geometry import Geometry, architecture_of
+from export.turbomind.geometry import Geometry, Unservable, architecture_of
 from export.turbomind.hf_direct import refuse_unready
 from export.turbomind.packed import refuse_packed
 from export.turbomind.serve import serving_files
@@ -72,5 +72,7 @@ def settings_of(model: Model, table: TurbomindExport, model_name: str) -> tuple[
     architecture = architecture_of(read_config(model.checkpoint.model))
     group = table.group_size if table.model_format == "awq" else 0
     geometry = Geometry.of(architecture, model.config, model.weights.shapes, table.tp, group)
+    if kept := next((name for name in model.weights.shapes if model.weights.dtype_of(name) == "float32"), None):
+        raise Unservable(f"{kept} stays in float32, and a TurboMind folder has one number format")
     refuse_packed(model.checkpoint, geometry, table)
     return geometry, config_yaml(geometry, model.config, table, model_name)

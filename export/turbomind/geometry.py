@@ -1,7 +1,7 @@
 """The sizes of a model that decide its TurboMind files, and which models have a TurboMind folder at all."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,18 +178,11 @@ class Geometry:
         if self.rotary != (_GLM_ROTARY if self.architecture == GLM else self.head_size):
             expected = f"{_GLM_ROTARY} numbers of each" if self.architecture == GLM else "whole heads"
             raise self._unservable(f"LMDeploy 0.7.3 rotates {expected}, this model {self.rotary} of {self.head_size}")
-        if not self._fits(self.tp):
-            possible = [str(tp) for tp in (1, 2, 4, 8) if self._fits(tp)]
-            raise Unservable(
-                f"does not divide {self.heads} attention heads ({self.kv_heads} key-value heads); "
-                f"use {' or '.join(possible)}",
-                key="export.turbomind.tp",
-            )
+        refuse_tp(self.heads, self.kv_heads, self.tp, fits=self._fits)
 
     def _fits(self, tp: int) -> bool:
-        whole_heads = self.kv_heads % tp == 0 or tp % self.kv_heads == 0
-        groups = self.heads * self.head_size % (tp * max(1, self.group)) == 0  # of the attention's output
-        return self.heads % tp == 0 and self.hidden % tp == 0 and whole_heads and groups
+        """Whether it divides what is cut beside heads: the embedding, and the groups of the attention's output."""
+        return self.hidden % tp == 0 and self.heads * self.head_size % (tp * max(1, self.group)) == 0
 
     def _refuse_features(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
         if any(f"model.layers.0.mlp.{part}_proj.bias" in shapes for part in ("gate", "down", "gate_up")):
@@ -201,6 +194,20 @@ class Geometry:
 
     def _unservable(self, reason: str) -> Unservable:
         return Unservable(reason, architecture=self.architecture)
+
+
+def refuse_tp(heads: int, kv_heads: int, tp: int, *, fits: Callable[[int], bool] = lambda _: True) -> None:
+    """Raises Unservable where ranks would not have whole heads, or `fits` says no, naming what is possible."""
+
+    def possible(size: int) -> bool:
+        return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0) and fits(size)
+
+    if not possible(tp):
+        sizes = " or ".join(str(size) for size in (1, 2, 4, 8) if possible(size))
+        raise Unservable(
+            f"does not divide {heads} attention heads ({kv_heads} key-value heads); use {sizes}",
+            key="export.turbomind.tp",
+        )
 
 
 def _refuse_architecture(architecture: str) -> None:

@@ -11,7 +11,7 @@ from export.cast import Dtype
 from export.hf import Model
 from export.model_config import rope_spellings
 from export.safetensors_stream import INDEX, SINGLE
-from export.turbomind.geometry import Unservable, architecture_of
+from export.turbomind.geometry import Unservable, architecture_of, refuse_tp
 from export.turbomind.releases import LOADED_FROM_HF
 from pipelines.artifacts import Json
 from pipelines.errors import CheckError
@@ -43,6 +43,8 @@ def refuse_unready(model: Model, dtype: Dtype, table: TurbomindExport) -> None:
             "serve the hf export with another engine",
             key="export.turbomind.mode",
         )
+    heads = int(model.config["num_attention_heads"])
+    refuse_tp(heads, int(model.config.get("num_key_value_heads") or heads), table.tp)
     if table.model_format != "hf":
         raise Unservable(
             "passes 4-bit weights into a workspace alone; set it to hf", key="export.turbomind.model_format"

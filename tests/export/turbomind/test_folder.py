@@ -22,6 +22,7 @@ from export.turbomind.geometry import Unservable
 from export.turbomind.reader import TurbomindReader
 from export.turbomind.verify import compare
 from export.turbomind.writer import write_weights
+from export.weights import Weights
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError
 from pipelines.schema import TurbomindExport
@@ -197,6 +198,23 @@ def test_what_no_engine_would_serve_right_is_refused_with_the_reason(
     with pytest.raises(Unservable, match=finding) as caught:
         settings()
     assert caught.value.key == ("export.targets" if tp == 1 else "export.turbomind.tp")
+
+
+def test_an_internlm3_with_code_of_its_own_has_the_files_of_a_llama(tmp_path: Path) -> None:
+    config = LLAMA | EIGHT | {"architectures": ["InternLM3ForCausalLM"], "model_type": "internlm3"}
+    tensors = model_tensors(config)
+    folder = write_checkpoint(tmp_path / "step-00000001", config, tensors)
+    (folder / "model" / "modeling_internlm3.py").touch()
+    write_turbomind(Model.of(Checkpoint(folder), "bfloat16"), tmp_path / "out", TurbomindExport(tp=2), "tiny")
+    found = {path.name: path.read_bytes() for path in (tmp_path / "out" / "triton_models" / "weights").iterdir()}
+    assert yaml.safe_load(found.pop("config.yaml"))["model_config"]["model_arch"] == "InternLM3ForCausalLM"
+    assert found == weight_files(config, tensors, 2, "bfloat16")
+
+
+def test_what_stays_in_float32_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Weights, "dtype_of", lambda _, name: "float32" if "norm" in name else "bfloat16")
+    with pytest.raises(Unservable, match=r"input_layernorm\.weight stays in float32"):
+        write(tmp_path, LLAMA, "bfloat16", 1)
 
 
 def test_nothing_is_written_of_a_model_that_is_refused(tmp_path: Path) -> None:

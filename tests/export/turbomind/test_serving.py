@@ -28,8 +28,13 @@ DEFAULT_SYSTEM = (
 )
 
 
+def refusal(reason: str) -> str:
+    raise jinja2.TemplateError(reason)
+
+
 def renderer(template: str) -> Callable[[Sequence[Message], bool], str]:
     compiled = jinja2.Environment().from_string(template)
+    compiled.globals["raise_exception"] = refusal
     return lambda messages, prompt: compiled.render(messages=messages, add_generation_prompt=prompt)
 
 
@@ -72,6 +77,7 @@ def test_what_the_tokenizer_adds_is_left_to_it() -> None:
         (TEMPLATE.replace("['content'] }", "['content'] | trim }"), "takes spaces and line ends off what is said"),
         ("{% if messages | length > 4 %}!{% endif %}" + TEMPLATE, "depends on more than who speaks"),
         (TEMPLATE.replace("{{ message['content'] }}", "{{ message['content'][:3] }}"), "does not show each message"),
+        ("{{ raise_exception('no') }}" + TEMPLATE, "refuses a conversation of user .*no"),
         (TEMPLATE + "{% if messages | length > 1 %}Now:{% endif %}", "earlier turns look otherwise"),
     ],
 )
@@ -187,6 +193,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ({}, {"targets": ["turbomind"]}, 'what is served is the hf export; add "hf"'),
         ({}, {"hf": {"dtype": "float16"}}, "the hf export is float16, and the engine would round it again"),
+        ({}, {"turbomind": {"mode": "hf_direct", "tp": 4}}, "tp = 4: does not divide 2 attention heads"),
         ({"head_dim": 32}, {}, "heads of 64 and 128 numbers, this LlamaForCausalLM has 32"),
         ({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, {}, "does not know MistralForCausalLM"),
         ({}, {"turbomind": {"mode": "hf_direct", "session_len": 513}}, "made for 512 tokens; use 512 or less"),
