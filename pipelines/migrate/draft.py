@@ -115,32 +115,14 @@ class Draft:
         """
         users = _users(self.config)
         leaves = [*dict.fromkeys(self.config.leaves())]
-        while sum(self._inherit(leaf, users) for leaf in leaves):
-            pass
+        while ready := _ready(leaves, users):
+            for leaf, found in ready:
+                leaf.finding = _inherited(leaf, found)
         for leaf in leaves:
             if leaf.finding is None and leaf.chooses:
                 leaf.finding = Finding("same", (), "it chooses between lines of the file")
             elif leaf.finding is None:
                 leaf.finding = unused(leaf)
-
-    def _inherit(self, leaf: Node, users: Mapping[int, list[Node]]) -> bool:
-        if leaf.finding is not None:
-            return False
-        if leaf.alias is not None and any(one.finding for one in leaf.resolved().leaves()):
-            leaf.finding = Finding("same", (), f"it is {leaf.alias.key}, which stands by itself")
-            return True
-        found = [one for one in users.get(id(leaf), ()) if one.finding]
-        for verdict in _STRONGEST:
-            for user in found:
-                assert user.finding is not None
-                if user.finding.verdict == verdict:
-                    note = user.finding.note if verdict in ("dropped", "decide") else ""
-                    told = f"{_THROUGH}{user.key}" + (f": {note}" if note else "")
-                    if note.startswith(_THROUGH):
-                        told = note
-                    leaf.finding = Finding(verdict, user.finding.keys, told)
-                    return True
-        return False
 
     def text(self) -> str:
         """The TOML.
@@ -257,6 +239,36 @@ _STRONGEST: tuple[Verdict, ...] = ("mapped", "decide", "same", "dropped")
 def _find(node: Node, finding: Finding) -> None:
     for leaf in node.leaves():
         leaf.finding = finding
+
+
+_Readers = list[tuple[Node, Finding]]
+"""Keys that read a name, and what became of them."""
+
+
+def _ready(leaves: list[Node], users: Mapping[int, list[Node]]) -> list[tuple[Node, _Readers]]:
+    """Keys without a finding whose users have one, all of them where there are such keys."""
+    whole, part = [], []
+    for leaf in leaves:
+        if leaf.finding is None:
+            reading = users.get(id(leaf), [])
+            found = [(user, user.finding) for user in reading if user.finding]
+            named = leaf.alias is not None and any(one.finding for one in leaf.resolved().leaves())
+            if named or (found and len(found) == len(reading)):
+                whole.append((leaf, found))
+            elif found:
+                part.append((leaf, found))
+    return whole or part
+
+
+def _inherited(leaf: Node, readers: _Readers) -> Finding:
+    """What becomes of a name, by what becomes of those that read it."""
+    if leaf.alias is not None and any(one.finding for one in leaf.resolved().leaves()):
+        return Finding("same", (), f"it is {leaf.alias.key}, which stands by itself")
+    reader, finding = min(readers, key=lambda one: _STRONGEST.index(one[1].verdict))
+    if finding.note.startswith(_THROUGH):
+        return finding
+    note = finding.note if finding.verdict in ("dropped", "decide") else ""
+    return Finding(finding.verdict, finding.keys, f"{_THROUGH}{reader.key}" + (f": {note}" if note else ""))
 
 
 def _users(config: Node) -> Mapping[int, list[Node]]:

@@ -99,7 +99,12 @@ def _from_scratch(draft: Draft) -> None:
             value = node.get("")
             draft.map(node, f"model.scratch.{key}", value)
     hidden, ratio = config.get("model.hidden_size"), config.at("model.mlp_ratio")
-    if ratio is not None and isinstance(hidden, int) and isinstance(share := ratio.get(""), int | float) and share < 64:
+    if (
+        ratio is not None
+        and isinstance(hidden, int)
+        and isinstance(share := ratio.get(""), int | float)
+        and 0 < share < 64
+    ):
         width = -(-int(hidden * share) // _ROUNDED_TO) * _ROUNDED_TO
         draft.map(ratio, "model.scratch.intermediate_size", width, note=f"rounded up to a multiple of {_ROUNDED_TO}")
     if kind in _BIASED:
@@ -187,7 +192,7 @@ def _schedule(draft: Draft) -> None:
     ratio = config.get("lr_scheduler.warmup_ratio")
     if not ratio:
         draft.put("train.scheduler.warmup_ratio", 0.0, "no warm-up there")
-    elif isinstance(ratio, int | float) and isinstance(total, int) and int(total * ratio) > 0:
+    elif isinstance(ratio, int | float) and isinstance(total, int) and 0 < ratio <= 1 <= int(total * ratio):
         draft.put("train.scheduler.warmup_start_factor", round(1 / int(total * ratio), 10), "its first step")
     if isinstance(start, int) and start > 0:
         draft.decide(config.at("lr_scheduler.init_steps"), "no steps without learning here; see warmup_steps")
