@@ -227,12 +227,12 @@ def shared(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path, path: Path, kind: int) -> Iterator[int]:
-    with path.open("a+") as file:  # NFS wants a file open for reading to share, for writing to exclude
+    # NFS wants a file open for reading to share, for writing to exclude.
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+") as file:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "not known which"
+            holder = file.readline().strip() or "not known which"
             raise BusyError(
                 f"{folder}: another packtrain process works here ({holder}); wait for it or stop it"
             ) from error
@@ -242,8 +242,9 @@ def _locked(folder: Path, path: Path, kind: int) -> Iterator[int]:
                 "elsewhere"
             ) from error
         with suppress(OSError):  # who is told of a holder may not know which; a full disk is the stage's to tell
-            os.ftruncate(file.fileno(), 0)
-            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
+            line = f"process {os.getpid()} on {platform.node()}\n".encode()
+            os.pwrite(file.fileno(), line, 0)  # before what an earlier one left is cut off: never is nothing there
+            os.ftruncate(file.fileno(), len(line))
         yield file.fileno()
 
 
