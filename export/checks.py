@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from export.hf import Model
@@ -75,7 +76,9 @@ def check_again(pipeline: Pipeline) -> dict[str, Json]:
 
 def record(home: Path, file: Path, overrides: Sequence[str]) -> None:
     """Note which pipeline file wrote an export, for whoever has the export alone."""
-    write_atomic(home / RECORD, canonical_json({"pipeline": str(file.resolve()), "set": list(overrides)}))
+    content = canonical_json({"pipeline": str(file.resolve()), "set": list(overrides)})
+    with suppress(OSError):  # an export that was there already may lie where nothing can be written
+        write_atomic(home / RECORD, content)
 
 
 def recorded(folder: Path) -> tuple[Path, tuple[str, ...]]:
@@ -100,13 +103,20 @@ def summary(found: Mapping[str, Json]) -> str:
 
 def _plan(pipeline: Pipeline, manifest: Manifest) -> Plan:
     plan = Plan.of(pipeline)
-    if plan.identity != manifest.identity and pipeline.export.checkpoint in ("latest", "best"):
+    exported = manifest.parents["checkpoint"]
+    if plan.parent != exported and pipeline.export.checkpoint in ("latest", "best"):
         # A newer checkpoint may be there by now: the one that was exported counts.
         there = pipeline.export.model_copy(update={"checkpoint": manifest.facts["step"]})
         plan = Plan.of(pipeline.model_copy(update={"export": there}))
-    if plan.identity != manifest.identity:
+    if plan.parent != exported:
         raise CheckError(
-            f"{plan.home}: was written with other settings, by other versions or from another checkpoint than this "
-            "pipeline's; run `packtrain export` with it"
+            f"{plan.home}: was made from checkpoint {exported[:12]}, this pipeline's is {plan.parent[:12]}; run "
+            "`packtrain export` with it"
+        )
+    # Other settings and versions of libraries show in what is compared, or do not matter.
+    if (written := set(manifest.facts["verified"])) != set(plan.targets):
+        raise CheckError(
+            f"{plan.home}: holds {', '.join(sorted(written))}, this pipeline's targets are "
+            f"{', '.join(sorted(plan.targets))}; run `packtrain export` with it"
         )
     return plan

@@ -81,7 +81,8 @@ def test_finished_export_passes_again_from_its_file_and_its_directories(tmp_path
     # Training went on since; what was exported is compared with the checkpoint that it is of.
     write_checkpoint(step_folder(tmp_path / "work/tiny/train/checkpoints", 4), LLAMA, random_tensors(LLAMA, 8))
     given = ("--set", "export.hf.dtype='bfloat16'", "--set", "export.checkpoint=4")
-    assert packtrain("export", "verify", path, *given).exit_code == 4
+    other = packtrain("export", "verify", path, *given)
+    assert (other.exit_code, "export: was made from checkpoint" in other.output) == (4, True)
     assert packtrain("export", "verify", home).exit_code == 0
     assert all(path.read_bytes() == content for path, content in before.items())
 
@@ -108,7 +109,9 @@ def test_changed_file_settings_and_place_are_each_named(tmp_path: Path) -> None:
     checkpoint, _ = write_run(tmp_path)
     path, home = exported(tmp_path, targets='["hf"]'), tmp_path / "work/tiny/export"
     other = packtrain("export", "verify", path, "--set", "export.hf.dtype='float16'")
-    assert (other.exit_code, "was written with other settings" in other.output) == (4, True)
+    assert (other.exit_code, "is F32[259, 128]; export again" in other.output) == (4, True)
+    fewer = packtrain("export", "verify", path, "--set", "export.targets=['hf', 'turbomind']")
+    assert (fewer.exit_code, "holds hf, this pipeline's targets are hf, turbomind" in fewer.output) == (4, True)
     (home / "hf/config.json").write_text("{}")
     damaged = packtrain("export", "verify", home)
     assert (damaged.exit_code, "config.json: 2 bytes, manifest.json says" in damaged.output) == (4, True)
@@ -130,3 +133,4 @@ def test_nothing_loads_a_model_without_greedy_tokens(tmp_path: Path, monkeypatch
         monkeypatch.setattr(place, load)
     path = exported(tmp_path, "--set", "export.verify.greedy_tokens=0")
     assert packtrain("export", "verify", path, "--set", "export.verify.greedy_tokens=0").exit_code == 0
+    assert isinstance(packtrain("export", "verify", path).exception, AssertionError)  # with them, it would
