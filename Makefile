@@ -8,7 +8,7 @@ BIN      := .venv/bin
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
-.PHONY: all setup data prep train export chat check lint types fast test faults golden tokenizer bench-prep bench-train bench-plan bench-export clean help
+.PHONY: all setup data prep train export chat check lint types fast test faults golden tokenizer docs bench-prep bench-train bench-plan bench-export clean help
 
 all: prep train export
 
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-plan          what \`packtrain plan\` says of memory beside what a step takes; JSON=1 likewise"
 	@echo "make bench-export        exports of a ZeRO 3 checkpoint beside DeepSpeed's own tool; JSON=1 likewise"
 	@echo "make faults              kill, starve and damage real runs, and count what was lost; FAULTS_HOURS=8 for a night"
+	@echo "make docs                the documentation as a site, in site/; it loads nothing from elsewhere"
 	@echo "make clean               remove the runs below work/"
 
 setup: .venv/.ready .venv/transformers-4.56/.ready
@@ -79,9 +80,10 @@ test: setup
 	@$(BIN)/pytest -n 2 --dist worksteal
 
 # Real kills, full disks and damaged files, counted; FAULTS_HOURS goes on with other seeds for so long.
-FAULTS_HOURS ?= 0
+FAULTS_HOURS  ?= 0
+FAULTS_POINTS ?= 3
 faults: setup
-	@$(BIN)/python -m tests.faults --hours $(FAULTS_HOURS)
+	@$(BIN)/python -m tests.faults --points $(FAULTS_POINTS) --hours $(FAULTS_HOURS)
 
 # After a deliberate change of the bytes that prep writes: raise the format version, then this.
 golden: prep
@@ -89,6 +91,17 @@ golden: prep
 
 tokenizer: setup
 	@$(BIN)/python -m prep.bpe pipelines/quickstart/tokenizer
+
+# Pages that are written from the code first, then the site; a link or anchor that leads nowhere ends it.
+docs: .venv/.docs-ready
+	@$(BIN)/python -m pipelines.reference
+	@$(BIN)/python -m pipelines.api_reference
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+.venv/.docs-ready: .venv/.ready
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 # Peers live apart, so that nothing of theirs decides about a version of ours; where they cannot be had, the table says so.
 bench-prep: setup
