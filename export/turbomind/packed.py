@@ -75,8 +75,8 @@ def _gathered(source: Foreign, runs: Sequence[Run], inputs: int, kind: str) -> B
     for run in runs:
         packed = source.packed(run.tensor) if run.tensor else None
         if packed is None:
-            part: Bits = np.zeros((run.stop - run.start, inputs if kind == "qweight" else inputs // GROUP), np.uint16)
-            part = part.astype(np.uint8) if kind == "qweight" else part
+            width, number = (inputs, np.uint8) if kind == "qweight" else (inputs // GROUP, np.uint16)
+            part: Bits = np.zeros((run.stop - run.start, width), number)
         elif kind == "qweight":
             part = packed[0].read_codes(packed[1], run.start, run.stop)
         else:
@@ -101,5 +101,7 @@ def pack(codes: Codes) -> npt.NDArray[np.uint32]:
 
 def unpack(packed: npt.NDArray[np.uint32]) -> Codes:
     """Undo `pack`."""
-    shifts = np.arange(0, 32, 4, dtype=np.uint32)[:, None]
-    return ((packed[:, None] >> shifts) & np.uint32(15)).astype(np.uint8).reshape(-1, packed.shape[1])
+    codes = np.empty((len(packed), 8, packed.shape[1]), np.uint8)
+    for place in range(8):
+        codes[:, place] = (packed >> np.uint32(4 * place)) & np.uint32(15)
+    return codes.reshape(-1, packed.shape[1])

@@ -8,7 +8,7 @@ import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -44,7 +44,7 @@ class Stored:
     """Columns of the tensor in each file."""
     first: int = 0
     """The first column of the tensor's in each file."""
-    along: str = "out"
+    along: Literal["out", "in", ""] = "out"
     """What the ranks have shares of: `out`, `in`, or nothing, as each has a copy."""
     head_size: int = 0
     """Rows whose order the engine has changed within each head."""
