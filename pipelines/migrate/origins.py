@@ -38,12 +38,12 @@ def map_data(draft: Draft, node: Node, index: int) -> None:
     """The path of a source, from a file, a directory, or a data set of a hub."""
     value = node.get("")
     path = ("prep", "source", index, "path")
-    if isinstance(value, str) and _is_local(value):
+    if isinstance(value, str) and value and _is_local(value):
         draft.map(node, f"prep.source.{index}.path", local(value), note=_begins(value))
         return
     name = draft.keys[("prep", "source", index, "name")].value
     draft.keys[path] = Written(f"data/{name}", f"decide: was: {node.key}")
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         what = f"prep reads files: `hf download {value} --repo-type dataset --local-dir data/{name}`, or name your own"
     else:
         what = "name the file or the directory of the data"
@@ -69,7 +69,7 @@ def stem(value: object) -> str:
 
 def local(value: str) -> str:
     """A path as the TOML takes it."""
-    return "${env:HOME}" + value[1:] if value.startswith("~") else value or "."
+    return "${env:HOME}" + value[1:] if value.startswith("~/") else value or "."
 
 
 def run_name(draft: Draft, text: str) -> None:
