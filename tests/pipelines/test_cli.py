@@ -187,14 +187,3 @@ def test_the_pipeline_of_the_readme_is_read_without_complaint(tmp_path: Path) ->
     [text] = readme_blocks("toml")
     (tmp_path / "my-sft.toml").write_text(text)
     assert load(tmp_path / "my-sft.toml").export.targets == ["hf", "turbomind"]
-
-
-def test_every_command_of_the_readme_exists() -> None:
-    lines = [line.partition("#")[0].split() for block in readme_blocks("sh") for line in block.splitlines()]
-    assert sum(words[:1] == ["packtrain"] for words in lines) >= 7
-    for words in lines:
-        if words[:1] == ["packtrain"]:
-            name = words[1:3] if words[1] == "order" or words[2] in ("verify", "convert") else words[1:2]
-            assert CliRunner().invoke(main, [*name, "--help"]).exit_code == 0, words
-        elif words[:1] == ["make"]:
-            subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
