@@ -130,7 +130,7 @@ def _write(job: Job, target: str) -> None:
             write_turbomind(model, folder, table.turbomind, model_name(pipeline))
         vanished = model.weights.vanished  # before the checks read numbers again
         about: dict[str, Json] = {"verified": check_target(job, target, model, folder, written)}
-        if job.was_in_four_bits and target == next(name for name in plan.targets if name != "adapter"):
+        if job.was_in_four_bits and target == _measured(plan):
             about["merging"] = _measure(job, model, folder)
         about |= {
             "dtype": model.weights.dtype,
@@ -150,6 +150,12 @@ def _write(job: Job, target: str) -> None:
     if target == "turbomind":
         releases = about["serving"]["lmdeploy"]
         log.info("export: serve it with LMDeploy %s: sh %s", releases, plan.home / target / COMMAND)
+
+
+def _measured(plan: Plan) -> str | None:
+    """The target that says what merging came to; one says it for all."""
+    merged = [target for target in plan.targets if target != "adapter"]
+    return "hf" if "hf" in merged else next(iter(merged), None)
 
 
 def _measure(job: Job, model: Model, folder: Path) -> Json:

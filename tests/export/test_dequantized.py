@@ -125,7 +125,8 @@ def test_merged_onto_the_dequantized_base_it_computes_what_was_trained(kind: str
 def test_report_is_what_dense_arithmetic_says_and_stands_in_the_card(tmp_path: Path) -> None:
     _, trained = write_adapted_run(tmp_path, LORA, quantization={"bnb_4bit_compute_dtype": "bfloat16"})
     packing = {"bnb_4bit_compute_dtype": "bfloat16"}
-    run(adapted_pipeline(tmp_path, LORA, packing, targets=["hf", "turbomind", "adapter"], verify={"greedy_tokens": 0}))
+    run(adapted_pipeline(tmp_path, LORA, packing, targets=["adapter"], verify={"greedy_tokens": 0}))
+    run(adapted_pipeline(tmp_path, LORA, packing, targets=["turbomind", "hf", "adapter"], verify={"greedy_tokens": 0}))
     home = tmp_path / "work/tiny/export"
     found = json.loads((home / "manifest.json").read_text())["facts"]["merging"]
     assert found["original"]["logits"] is None
