@@ -259,7 +259,9 @@ def _order(draft: Draft, *, exact: bool) -> None:
         return
     known = SAMPLERS.get(_last(kind.get("")) if kind else "")
     seeded = exact or any(node is not None and isinstance(node.get(""), int) for node in (seed, general))
-    if known and seeded:
+    if known == "internrepo" and draft.keys.get(("run", "seed"), Written(1024)).value != 1024:
+        draft.decide(kind, "its seed is always 1024, and that of the packs another; there is one seed here, run.seed")
+    elif known and seeded:
         draft.map(kind, "train.shuffle", known)
         draft.same(shuffle, "train.shuffle")
         unseeded = all(node is None or node.get("") is None for node in (seed, general))
