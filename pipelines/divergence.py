@@ -24,6 +24,7 @@ from pipelines.file_ranges import FileRanges
 from pipelines.provenance import artefacts, find_artefact
 from pipelines.safetensors_header import Entry, read_header
 from pipelines.shards import Pack, ShardReader
+from pipelines.terminal import printable
 
 What = Literal["kind", "setting", "input", "record", "pack", "step", "tensor", "file"]
 
@@ -32,6 +33,8 @@ COMPUTED = ("epoch", "loss", "loss_tokens", "tokens", "grad_norm", "lr", "answer
 
 _BLOCK = 1 << 22
 """Elements that are compared at once."""
+_SHOWN = 80
+"""Bytes of a record."""
 _RECORDED = ("settings", "origins", "adapter", "tokenizer", "attention", "layout", "versions")
 """Facts that decide what the files of an artefact hold."""
 _LINES = {".jsonl", ".bin", ".csv", ".tsv", ".txt"}
@@ -121,15 +124,15 @@ def compare(a: Path, b: Path) -> Comparison:
 def _below(place: Path) -> dict[str, Path]:
     """Artefacts and metrics at or below a place by their names there, in the order of the work."""
     found = {path.relative_to(place).as_posix(): path for path in artefacts(place)}
-    for metrics in (place / "metrics.jsonl", place / "train" / "metrics.jsonl"):
-        if metrics.is_file() and "." not in found:
+    runs = {path.parent.parent for path in found.values() if path.parent.name == "checkpoints"} - {place.parent.parent}
+    for metrics in (folder / "metrics.jsonl" for folder in {*runs, place, place / "train"}):
+        if metrics.is_file() and metrics.is_relative_to(place) and "." not in found:
             found[metrics.relative_to(place).as_posix()] = metrics
     return dict(sorted(found.items(), key=lambda one: (_stage(one[0]), "metrics" not in one[0], one[0])))
 
 
 def _stage(name: str) -> int:
-    first = name.partition("/")[0]
-    return _STAGES.index(first) if first in _STAGES else 1
+    return next((_STAGES.index(part) for part in name.split("/") if part in _STAGES), 1)
 
 
 def _artefacts(a: Path, b: Path) -> Iterator[Divergence]:
@@ -213,7 +216,7 @@ def _record(name: str, a: Path, b: Path) -> Iterator[Divergence]:
         with a.open("rb") as mine, b.open("rb") as other:
             for number, (one, two) in enumerate(zip_longest(mine, other), start=1):
                 if one != two:
-                    yield Divergence("record", f"{name}:{number}", *(_line(line) for line in (one, two)))
+                    yield Divergence("record", f"{name}:{number}", *_lines(one, two))
                     return
     elif a.suffix == b.suffix == ".parquet":
         from pyarrow.parquet import ParquetFile
@@ -221,9 +224,8 @@ def _record(name: str, a: Path, b: Path) -> Iterator[Divergence]:
         rows = ((row for batch in ParquetFile(path).iter_batches(1024) for row in batch.to_pylist()) for path in (a, b))
         for number, (row, its) in enumerate(zip_longest(*rows), start=1):
             if row != its:
-                yield Divergence(
-                    "record", f"{name}:{number}", *(None if one is None else str(one) for one in (row, its))
-                )
+                texts = (None if one is None else str(one).encode() for one in (row, its))
+                yield Divergence("record", f"{name}:{number}", *_lines(*texts))
                 return
 
 
@@ -312,10 +314,14 @@ def _rows(path: Path) -> dict[tuple[int, str, str], Mapping[str, Any]]:
     """Rows by step and kind; of a step that was done again after a kill, what was computed last."""
     found = {}
     with path.open("rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):  # a run that goes on may be writing the last one
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break  # a run that goes on may be writing it
+            try:
                 row = json.loads(line)
                 found[row["step"], row["kind"], str(row.get("prompt", ""))] = row
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{path}:{number}: not a row of metrics; compare checkpoints instead") from error
     return found
 
 
@@ -439,12 +445,24 @@ def _in_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _line(line: bytes | None) -> str | None:
-    return None if line is None else line.decode("utf-8", "replace").rstrip("\n")
+def _lines(a: bytes | None, b: bytes | None) -> list[str | None]:
+    """Two lines as text: as much as `_SHOWN` bytes of either, from shortly before they part."""
+    if a is None or b is None:
+        start = 0
+    else:
+        shorter = min(len(a), len(b))
+        unequal = np.flatnonzero(np.frombuffer(a, np.uint8, shorter) != np.frombuffer(b, np.uint8, shorter))
+        parted = int(unequal[0]) if unequal.size else shorter
+        start = parted - _SHOWN // 4 if max(len(a), len(b)) > _SHOWN and parted > _SHOWN // 2 else 0
+    return [None if line is None else _text(line, start) for line in (a, b)]
+
+
+def _text(line: bytes, start: int) -> str:
+    cut = line.rstrip(b"\r\n")
+    text = cut[start : start + _SHOWN].decode("utf-8", "replace")
+    return f"{'...' if start else ''}{text}{'...' if len(cut) > start + _SHOWN else ''}"
 
 
 def _spelled(value: Json) -> str:
-    text = (
-        "nothing" if value is None else json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
-    )
-    return text if len(text) <= 100 else f"{text[:100]}..."
+    text = value if isinstance(value, str) else "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    return printable(text if len(text) <= 2 * _SHOWN else f"{text[: 2 * _SHOWN]}...")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,16 @@ def test_an_input_is_named_with_the_record_that_differs(a: Path, b: Path) -> Non
     one, two = compare(a, b).divergences
     assert (one.what, one.where) == ("input", "s/data.jsonl, its sha256")
     assert two == Divergence("record", "s/data.jsonl:2", '{"text": "two"}', '{"text": "zwei"}')
+    long = '{"text": "' + "same " * 100
+    for home, end in ((a, "\x1b[2J"), (b, "other")):
+        text = home.parent / f"{home.name}.jsonl"
+        text.write_text(f"{long}{end}\n")
+        digest = {"sha256": digest_file(text)}
+        rewrite(home / "prep", partial(lambda new, facts: facts["files"][0].update(new), digest))
+    record = compare(a, b).divergences[1]
+    assert str(record) == (
+        "record s/data.jsonl:1: ...same same same same \\x1b[2J in A, ...same same same same other in B"
+    )
     data.write_text("changed since")
     assert [found.what for found in compare(a, b).divergences] == ["input"]
 
@@ -135,6 +146,20 @@ def test_a_step_is_named(a: Path, b: Path) -> None:
     metrics = b / "train" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"loss": 2', '"loss": 2.5'))
     assert first(a, b) == Divergence("step", "2 loss", 2, 2.5)
+
+
+def test_runs_are_compared_in_the_order_of_the_work_also_from_above(a: Path, b: Path, tmp_path: Path) -> None:
+    for home in (a, b):
+        (tmp_path / f"above-{home.name}").mkdir()
+        home.rename(tmp_path / f"above-{home.name}" / "run")
+    found = compare(tmp_path / "above-a", tmp_path / "above-b").compared
+    assert found == ["run/prep", "run/train/metrics.jsonl", "run/train/checkpoints/step-00000002"]
+
+
+def test_a_damaged_row_of_metrics_is_named(a: Path, b: Path) -> None:
+    (b / "train" / "metrics.jsonl").write_text('{"step": 1\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl:1: not a row of metrics"):
+        compare(a, b)
 
 
 def test_the_first_tensor_of_the_model_is_named(a: Path, b: Path) -> None:
