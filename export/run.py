@@ -18,7 +18,7 @@ from export.source import Source
 from export.sources.foreign import Foreign
 from export.summary import EVALUATION, facts, summary
 from export.turbomind.folder import refuse_turbomind, write_turbomind
-from export.turbomind.geometry import Unservable
+from export.turbomind.geometry import Unservable, architecture_of
 from export.turbomind.releases import served_by
 from export.turbomind.serve import COMMAND
 from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, write_atomic
@@ -140,7 +140,7 @@ def _write(job: Job, target: str) -> None:
             "versions": dict(plan.versions),
         }
         if target == "turbomind":
-            about["serving"] = served_by(table.turbomind.mode)
+            about["serving"] = served_by(table.turbomind.mode, architecture_of(model.config))
         if checkpoint.adapter is not None:
             about["base"] = checkpoint.adapter["base"]
         _manifest(target, plan.targets[target], plan, _records(folder), about).write(folder)
@@ -148,8 +148,8 @@ def _write(job: Job, target: str) -> None:
     if not direct:
         log.info("export: %s written, %s parameters in %s, and read back equal", target, count, model.weights.dtype)
     if target == "turbomind":
-        releases = about["serving"]["lmdeploy"]
-        log.info("export: serve it with LMDeploy %s: sh %s", releases, plan.home / target / COMMAND)
+        served_with = about["serving"]["lmdeploy"]
+        log.info("export: serve it with LMDeploy %s: sh %s", served_with, plan.home / target / COMMAND)
 
 
 def _measured(plan: Plan) -> str | None:

@@ -4,8 +4,10 @@ from pipelines.artifacts import Json
 
 FOLDER = "0.6.0 to 0.7.3"
 """Releases that read a weight folder of this form; from 0.8 on they load it without weights, and without an error."""
-HF_DIRECT = "0.10.0 and newer"
+_HF_DIRECT = "0.10.0 and newer"
 """Releases that read a Hugging Face directory alone, and make the engine's weights of it themselves."""
+_LATER = {"Glm4MoeLiteForCausalLM": "0.14.0 and newer"}
+"""Models that their engine learnt of later: the earliest of the releases that were looked at."""
 LOADED_FROM_HF = (
     "LlamaForCausalLM",
     "InternLM2ForCausalLM",
@@ -21,6 +23,11 @@ LOADED_FROM_HF = (
 """Language models that their TurboMind engine knows; others run in the PyTorch engine of the same releases."""
 
 
-def served_by(mode: str) -> Json:
-    """For a manifest: the releases that serve what `mode` writes."""
-    return {"lmdeploy": FOLDER if mode == "workspace" else HF_DIRECT, "engine": "turbomind", "mode": mode}
+def releases(mode: str, architecture: str) -> str:
+    """The releases of LMDeploy that serve what `mode` writes of a model, in words."""
+    return FOLDER if mode == "workspace" else _LATER.get(architecture, _HF_DIRECT)
+
+
+def served_by(mode: str, architecture: str) -> Json:
+    """The same for a manifest."""
+    return {"lmdeploy": releases(mode, architecture), "engine": "turbomind", "mode": mode}

@@ -6,7 +6,8 @@ from pathlib import Path
 from export.hf import Model
 from export.turbomind.chat_form import FORM, chat_form
 from export.turbomind.config import FROM_TEMPLATE, session_len
-from export.turbomind.releases import FOLDER, HF_DIRECT
+from export.turbomind.geometry import architecture_of
+from export.turbomind.releases import releases
 from pipelines.artifacts import canonical_json
 from pipelines.schema import TurbomindExport
 
@@ -32,8 +33,9 @@ def serving_files(model: Model, table: TurbomindExport, model_name: str) -> dict
         options += ["--chat-template", FORM]
     elif table.chat_template != FROM_TEMPLATE and direct:
         options += ["--chat-template", table.chat_template]  # in a folder config.yaml says it
+    served_with = releases(table.mode, architecture_of(model.config))
     text = f"""#!/bin/sh
-# Serves the model with LMDeploy {HF_DIRECT if direct else FOLDER}. Copy it to change it: an export writes it again.
+# Serves the model with LMDeploy {served_with}. Copy it to change it: an export writes it again.
 set -eu
 cd "$(dirname "$0")"
 exec lmdeploy serve api_server {HF.as_posix() if direct else "."} {shlex.join(options)} "$@"

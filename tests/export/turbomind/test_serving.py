@@ -13,6 +13,7 @@ import yaml
 from export.run import run
 from export.turbomind.chat_form import ChatForm, Message, form_of
 from export.turbomind.geometry import Unservable
+from export.turbomind.releases import served_by
 from pipelines.artifacts import Manifest
 from pipelines.errors import CheckError, ConfigError
 from tests.export.tiny import LLAMA, TEMPLATE, pipeline, write_run
@@ -91,6 +92,11 @@ def test_lmdeploy_continues_a_conversation_as_the_form_says() -> None:
     form = ChatForm("S", "s", None, "U", "u", "A", "a", "-")
     messages = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "user")]
     assert form.prompt(messages) == "SxsUxuAxa-UxuA"
+
+
+def test_a_model_that_the_engine_learnt_of_later_is_served_by_later_releases() -> None:
+    assert served_by("hf_direct", "Glm4MoeLiteForCausalLM")["lmdeploy"] == "0.14.0 and newer"
+    assert served_by("hf_direct", "Qwen3ForCausalLM")["lmdeploy"] == "0.10.0 and newer"
 
 
 def test_a_folder_comes_with_its_chat_template_and_the_command_that_serves_it(tmp_path: Path) -> None:
