@@ -35,8 +35,12 @@ _BLOCK = 1 << 22
 """Elements that are compared at once."""
 _SHOWN = 80
 """Bytes of a record."""
-_RECORDED = ("settings", "origins", "adapter", "tokenizer", "attention", "layout", "versions")
-"""Facts that decide what the files of an artefact hold."""
+_RECORDED = (
+    "settings", "origins", "adapter", "tokenizer", "attention", "layout", "versions", "step", "packs_consumed",
+    "optimizer", "scaler",
+)  # fmt: skip
+"""Facts that decide what the files of an artefact hold, and where a checkpoint is."""
+_CONTENT = ("pack", "tensor", "file")
 _LINES = {".jsonl", ".bin", ".csv", ".tsv", ".txt"}
 """Files whose lines are records."""
 _STAGES = ("prep", "train", "export")
@@ -83,7 +87,7 @@ class Comparison:
         else:
             first, *rest = self.divergences
             lines = [f"first difference: {first}", *(f"then {one}" for one in rest)]
-            if not any(one.what in ("pack", "step", "tensor", "file") for one in self.divergences):
+            if not any(one.what in ("step", *_CONTENT) for one in self.divergences):
                 lines.append("no pack, step, tensor or file differs")
         lines += [f"only in A, not compared: {one}" for one in self.only_a]
         return "\n".join([*lines, *(f"only in B, not compared: {one}" for one in self.only_b)])
@@ -124,7 +128,7 @@ def compare(a: Path, b: Path) -> Comparison:
 def _below(place: Path) -> dict[str, Path]:
     """Artefacts and metrics at or below a place by their names there, in the order of the work."""
     found = {path.relative_to(place).as_posix(): path for path in artefacts(place)}
-    runs = {path.parent.parent for path in found.values() if path.parent.name == "checkpoints"} - {place.parent.parent}
+    runs = {path.parent.parent for path in found.values() if path.parent.name == "checkpoints"}
     for metrics in (folder / "metrics.jsonl" for folder in {*runs, place, place / "train"}):
         if metrics.is_file() and metrics.is_relative_to(place) and "." not in found:
             found[metrics.relative_to(place).as_posix()] = metrics
@@ -147,12 +151,29 @@ def _artefacts(a: Path, b: Path) -> Iterator[Divergence]:
         yield from (Divergence("setting", *one) for one in _differences(*values, () if key == "settings" else (key,)))
     if mine.kind == "prep":
         yield from _inputs(a, mine, b, other)
+    found = list(_content(a, mine, b, other))
+    yield from found
+    if not found and mine.facts.get("layout") == other.facts.get("layout"):
+        yield from _other_bytes(mine, other)
+
+
+def _content(a: Path, mine: Manifest, b: Path, other: Manifest) -> Iterator[Divergence]:
+    if mine.kind == "prep":
         yield from _packs(a, mine, b, other)
-    elif mine.kind == "checkpoint" and _digests(mine) != _digests(other):
+    elif mine.kind == "checkpoint" and _digests(mine, ".safetensors") != _digests(other, ".safetensors"):
         yield from _training_state(Checkpoint(a), Checkpoint(b))
     else:
         yield from _weight_files(a, mine, b, other)
     yield from _files(a, mine, b, other)
+
+
+def _other_bytes(mine: Manifest, other: Manifest) -> Iterator[Divergence]:
+    """A file of other bytes in which nothing was found, such as state of an optimizer that is no number an element."""
+    digests = _digests(mine), _digests(other)
+    for name in sorted(digests[0].keys() & digests[1].keys()):
+        if digests[0][name] != digests[1][name]:
+            yield Divergence("file", name, digests[0][name], digests[1][name])
+            return
 
 
 def _verified(folder: Path) -> Manifest:
@@ -266,13 +287,25 @@ def _pack(index: int, a: ShardReader, b: ShardReader) -> tuple[str, Json, Json] 
         [at] = place
         return f" boundary {at}", _at(one.segments, at), _at(other.segments, at)
     else:
-        return None
+        return _other_origin(a, one, b, other)
     [at] = place
     said = [
         None if at >= pack.tokens.size else f"{_at(kept, at)} of {_origin(reader, pack, at)}"
         for kept, reader, pack in zip(values, (a, b), (one, other), strict=True)
     ]
     return f" {what} {at}", said[0], said[1]
+
+
+def _other_origin(a: ShardReader, one: Pack, b: ShardReader, other: Pack) -> tuple[str, Json, Json] | None:
+    """Where equal tokens of two packs are of other records, or of another place in them."""
+    for segment, at in enumerate(one.segments[:-1].tolist()):
+        said = [
+            f"{_origin(reader, pack, at)} from its token {int(pack.start[segment])}"
+            for reader, pack in ((a, one), (b, other))
+        ]
+        if said[0] != said[1]:
+            return f" origin of token {at}", said[0], said[1]
+    return None
 
 
 def _unequal(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> tuple[int] | None:

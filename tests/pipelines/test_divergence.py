@@ -137,9 +137,32 @@ def test_a_pack_is_named_with_its_token_and_record(a: Path, b: Path) -> None:
     pack, *rest = compare(a, b).divergences
     assert (pack.what, pack.where, rest) == ("pack", "3 token 3", [])
     segment = int(np.searchsorted(np.cumsum(packs.lengths), at, side="right"))
-    origin = f"{'stt'[int(packs.file[segment])]}/data.jsonl:{int(packs.record[segment]) + 1}"
-    origin = origin.replace("t/", "s/", 1) if int(packs.file[segment]) == 1 else origin
+    origin = f"{'sst'[int(packs.file[segment])]}/data.jsonl:{int(packs.record[segment]) + 1}"
     assert (pack.a, pack.b) == (f"{was} of {origin}", f"{47 - was} of {origin}")
+
+
+def test_equal_tokens_of_another_record_are_named(a: Path, b: Path) -> None:
+    shard = b / "prep" / "shards" / "shard-00000.arrow"
+    packs = read_shard(shard)
+    record = packs.record.copy()
+    record[1] += 7
+    write_shard(shard.with_suffix(".new"), type(packs)(**{**vars(packs), "record": record}))
+    shard.with_suffix(".new").replace(shard)
+    rewrite(b / "prep")
+    at = int(packs.lengths[0])
+    said = [f"{'sst'[int(packs.file[1])]}/data.jsonl:{number} from its token 0" for number in (2, 9)]
+    assert compare(a, b).divergences == [Divergence("pack", f"0 origin of token {at}", *said)]
+
+
+def test_state_that_is_no_tensor_is_not_taken_for_equal(a: Path, b: Path) -> None:
+    for home, state in ((a, 1), (b, 2)):
+        folder = home / "train" / "checkpoints" / "step-00000002"
+        path = folder / "state-00000-of-00001.safetensors"
+        values = {f"parameter/{name}/0": np.arange(6, dtype=np.float32) for name in LAYERS}
+        save_file({**values, "block/digest.absmax/0": np.array([state], np.uint8)}, path)
+        rewrite(folder)
+    [found] = compare(a, b).divergences
+    assert (found.what, found.where) == ("file", "state-00000-of-00001.safetensors")
 
 
 def test_a_step_is_named(a: Path, b: Path) -> None:
