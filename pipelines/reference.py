@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from inspect import cleandoc
 from itertools import chain, groupby
 from pathlib import Path
 from types import NoneType, UnionType
@@ -78,7 +79,7 @@ def _bullet(key: Key) -> str:
 
 def _purpose(key: Key) -> str:
     assert key.table is not None
-    text = (key.table.__doc__ or "").removeprefix(f"{key.header}: ")
+    text = cleandoc(key.table.__doc__ or "").removeprefix(f"{key.header}: ")
     text = text[:1].upper() + text[1:]
     if not key.required and key.field.default is None:
         text += " Optional."
