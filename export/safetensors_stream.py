@@ -6,7 +6,6 @@ the raw numbers. A model is one file, or several with an index of which name is 
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from itertools import accumulate
@@ -16,6 +15,7 @@ import numpy as np
 
 from export.blocks import THREADS, Block, blocks_of, each
 from export.cast import WIDTH, Bits
+from export.direct_file import DirectFile, direct_file
 from export.weights import Weights
 from pipelines.artifacts import canonical_json, write_atomic
 
@@ -52,18 +52,16 @@ def write_model(
     names = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     taken: dict[Block, bytes] = {}
     for file_name, shard in zip(names, shards, strict=True):
-        with (folder / file_name).open("wb") as file:
-            header, length = _header(dtypes, {name: weights.shapes[name] for name in shard})
-            file.write(header)
-            file.truncate(len(header) + length)
-            file.flush()
+        header, length = _header(dtypes, {name: weights.shapes[name] for name in shard})
+        with direct_file(folder / file_name, len(header) + length) as file:
+            file.write(0, header)
             places = dict(zip(shard, accumulate((sizes[name] for name in shard), initial=len(header)), strict=False))
 
-            def write(block: Block, file: int = file.fileno(), places: Mapping[str, int] = places) -> None:
+            def write(block: Block, file: DirectFile = file, places: Mapping[str, int] = places) -> None:
                 bits = np.ascontiguousarray(weights.read(block.name, block.start, block.stop))
                 if digests:
                     taken[block] = sha256(bits.data).digest()
-                _write_at(file, bits, places[block.name] + block.start * bits.itemsize)
+                file.write(places[block.name] + block.start * bits.itemsize, bits.data)
                 progress(bits.nbytes)
 
             each(write, blocks_of(weights, shard), threads)
@@ -74,13 +72,6 @@ def write_model(
         }
         write_atomic(folder / INDEX, canonical_json(index))
     return taken
-
-
-def _write_at(file: int, bits: Bits, offset: int) -> None:
-    content = bits.data.cast("B")
-    while content:  # a disk that is nearly full takes a part, and says so at the next
-        written = os.pwrite(file, content, offset)
-        content, offset = content[written:], offset + written
 
 
 def plan_shards(sizes: Mapping[str, int], max_shard_size: int) -> list[list[str]]:
