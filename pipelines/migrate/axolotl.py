@@ -68,6 +68,8 @@ def _model(draft: Draft) -> None:
     four = config.at("load_in_4bit")
     kind = config.get("adapter") if config.at("adapter") else None
     if kind in ("lora", "qlora"):
+        if config.at("lora_target_linear") and config.get("lora_target_linear") is True:
+            draft.same(config.at("lora_target_modules"), "lora_target_linear takes every linear layer, these too")
         draft.rules(config, LORA)
         draft.keys.setdefault(("model", "lora", "r"), Written(8, "PEFT's default"))
         draft.same(config.at("adapter"), "[model.lora]")

@@ -402,6 +402,7 @@ RULES: Mapping[str, Rule] = {
     "hub_strategy": drops("nothing is uploaded"),
     "disable_tqdm": drops("a line every train.log.steps steps is logged"),
     "predict_with_generate": only((None, False), "no generation", "see train.eval.prompts"),
+    "lr_scheduler_kwargs.min_lr": to("train.scheduler.min_lr"),
     "lr_scheduler_kwargs": asks("see train.scheduler.min_lr and decay_ratio"),
     "optim_args": asks("see train.optimizer.options"),
 }

@@ -13,6 +13,7 @@ from pipelines.migrate.config_tree import Finding, Node, Symbol
 from pipelines.migrate.draft import Draft, Rule, asks, drops, known_elsewhere, only, same, to
 from pipelines.migrate.origins import add_source, map_data, map_model, run_name, stem
 from pipelines.migrate.trainer_arguments import short
+from pipelines.migrate.xtuner_dump import ACCUMULATED, accumulated, map_strategy, name_symbols
 from pipelines.schema import MapName
 from pipelines.system_texts import SYSTEM_TEXTS
 from pipelines.toml_file import Written
@@ -29,11 +30,13 @@ def draft(config: Node, *, name: str, gpus: int | None) -> Draft:
         name: of the file.
         gpus: of the whole run, which the config does not say.
     """
+    name_symbols(config)
     found = Draft(config, trainer="XTuner 0.1", name=name)
     run_name(found, Path(name).stem)
     _model(found)
     _data(found)
     _batch(found, gpus)
+    map_strategy(found)
     _optimizer(found)
     _schedule(found)
     for hook in _listed(config.at("custom_hooks")):
@@ -441,7 +444,7 @@ SHAPES = {
 }
 BATCH = {
     "batch_size": ("train_dataloader.batch_size", "batch_size"),
-    "accumulative_counts": ("optim_wrapper.accumulative_counts", "accumulative_counts"),
+    "accumulative_counts": ACCUMULATED,
     "sp": ("sequence_parallel_size",),
 }
 DTYPES = {
@@ -639,7 +642,7 @@ TOP: Mapping[str, Rule] = {
     "test_cfg": only(None, "not set", "see [train.eval]"),
     "val_evaluator": only(None, "not set", "see [train.eval]"),
     "test_evaluator": only(None, "not set", "see [train.eval]"),
-    "strategy": asks("see [train.deepspeed]"),
+    "runner_type": same("[train.deepspeed]"),
 }
 
 
@@ -647,7 +650,7 @@ def _steps(key: str) -> Rule:
     """Iterations, which are micro-batches there, in optimizer steps."""
 
     def rule(draft: Draft, node: Node) -> None:
-        value, each = node.get(""), draft.config.get("optim_wrapper.accumulative_counts")
+        value, each = node.get(""), accumulated(draft.config)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             draft.map(node, key)
         elif not isinstance(each, int) or each < 2:

@@ -25,6 +25,7 @@ CONFIGS = Path(__file__).parent / "configs"
 ALL: tuple[tuple[Trainer, str], ...] = (
     ("xtuner", "xtuner_tokenized.py"),
     ("xtuner", "xtuner_qlora.py"),
+    ("xtuner", "xtuner_dump.py"),
     ("internevo", "internevo_sft.py"),
     ("internevo", "internevo_pretrain.py"),
     ("axolotl", "axolotl_lora.yaml"),
@@ -133,6 +134,44 @@ def test_packs_order_and_batch_of_a_tokenized_run_of_xtuner_stay_what_they_were(
     assert pipeline.template.name == "internlm2_chat", "of the hook that asks the model"
     assert line(found, "pack_to_max_length").verdict == "dropped", "nothing in that file reads it"
     assert not [one for one in found.lines if one.verdict == "decide"]
+
+
+def test_the_copy_that_xtuner_leaves_in_its_work_dir_is_the_same_run(tmp_path: Path) -> None:
+    found, pipeline = migrated("xtuner_dump.py", tmp_path, gpus=16)
+    train = pipeline.train
+    assert train is not None
+    assert pipeline.template.name == "internlm2_chat"
+    assert [one.map for one in pipeline.prep.source] == ["alpaca"]
+    assert (train.optimizer.type, train.precision, train.max_grad_norm) == ("paged_adamw_32bit", "bf16", 0.5)
+    assert (train.deepspeed.zero_stage, train.deepspeed.offload_optimizer) == (3, "cpu")
+    assert train.global_batch_size == 2 * 8 * 16, "of the strategy, as nothing else says it"
+    assert train.checkpoint.save_steps == 100 // 8, "of 8 iterations each"
+    assert pipeline.model.quantization.bnb_4bit_compute_dtype == "bfloat16"
+    assert pipeline.model.lora is not None
+    assert not [one for one in found.lines if one.verdict == "decide"]
+
+
+def test_every_linear_layer_of_axolotl_is_more_than_the_layers_that_it_names_beside_it(tmp_path: Path) -> None:
+    config = tmp_path / "lora.yaml"
+    config.write_text(
+        "base_model: models/base\nadapter: lora\nlora_target_linear: true\nlora_target_modules: [q_proj, v_proj]\n"
+    )
+    found = migrate("axolotl", config, gpus=1)
+    assert "target_modules" not in found.toml, "all-linear is the default"
+    assert line(found, "lora_target_modules.0").verdict == "same"
+    config.write_text(config.read_text().replace("true", "false"))
+    assert 'target_modules = ["q_proj", "v_proj"]' in migrate("axolotl", config, gpus=1).toml.replace("  ", " ")
+
+
+def test_the_least_rate_among_the_arguments_of_a_schedule_is_ours(tmp_path: Path) -> None:
+    config = tmp_path / "sft.yaml"
+    config.write_text(
+        "model_name_or_path: models/base\nlr_scheduler_type: cosine_with_min_lr\n"
+        "lr_scheduler_kwargs: {min_lr: 1.0e-5, num_cycles: 2}\n"
+    )
+    found = migrate("llamafactory", config, gpus=1)
+    assert line(found, "lr_scheduler_kwargs.min_lr").keys == ("train.scheduler.min_lr",)
+    assert line(found, "lr_scheduler_kwargs.num_cycles").verdict == "decide"
 
 
 def test_what_a_config_of_xtuner_does_that_cannot_be_read_is_listed(tmp_path: Path) -> None:
