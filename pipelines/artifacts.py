@@ -168,14 +168,14 @@ def sync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def make_directory(folder: Path) -> Path:
-    """Create a directory and its parents, or say why not."""
+def make_directory(folder: Path, remedy: str = "set run.work_dir elsewhere") -> Path:
+    """Create a directory and its parents, or say why not and what to do."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):  # without a name, so that ranks asking at once do not meet
             pass
     except OSError as error:
-        raise MachineError(f"{folder}: cannot be written ({error.strerror}); set run.work_dir elsewhere") from error
+        raise MachineError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
     return folder
 
 

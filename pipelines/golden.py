@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from pipelines.artifacts import Json, Manifest, canonical_json, digest_file, identity, write_atomic
+from pipelines.artifacts import Json, Manifest, canonical_json, digest_file, identity
 from pipelines.errors import CheckError, DataError
+from pipelines.named_file import write_named_file
 from pipelines.schema import Pipeline
 
 
@@ -26,7 +27,7 @@ def digests(pipeline: Pipeline) -> Json:
 
 def write(pipeline: Pipeline, golden: Path) -> None:
     """Make what prep wrote the golden output."""
-    write_atomic(golden, canonical_json(digests(pipeline)))
+    write_named_file(golden, canonical_json(digests(pipeline)))
 
 
 def check(pipeline: Pipeline, golden: Path) -> int:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,8 +49,9 @@ def copy(name: str, folder: Path) -> list[Path]:
         ConfigError: if there is no such recipe, or a file of another content is in the way. Nothing is copied then.
     """
     if name not in recipes():
-        near = [one for one in recipes() if any(part in one for part in name.lower().split("-"))]
-        raise ConfigError(f"{name}: no such recipe; there are {', '.join(near or recipes())}")
+        near = get_close_matches(name.lower(), recipes(), 5, 0.7)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ConfigError(f"{name}: no such recipe; {hint}`packtrain recipes` lists all of them")
     if (READY / f"{name}.toml").is_file():
         contents = {Path(f"{name}.toml"): self_standing(READY / f"{name}.toml").encode()}
     else:
@@ -64,7 +66,7 @@ def copy(name: str, folder: Path) -> list[Path]:
         elif target.read_bytes() != content:
             raise ConfigError(f"{target}: exists with another content; move it away or choose another directory")
     for target, content in missing.items():
-        make_directory(target.parent)
+        make_directory(target.parent, "name another directory")
         write_atomic(target, content)
     return list(missing)
 

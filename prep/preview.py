@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipelines.artifacts import Json, write_atomic
+from pipelines.artifacts import Json
 from pipelines.errors import CheckError, ConfigError
+from pipelines.named_file import write_named_file
 from pipelines.pack_facts import pack_facts
 from pipelines.preview import Preview
 from pipelines.preview_page import page
@@ -149,4 +150,4 @@ def _shown(
 
 
 def _write(place: Path, pipeline: Pipeline, facts: Sequence[dict[str, Any]]) -> None:
-    write_atomic(place, page(f"{pipeline.run.name}: what is trained", facts).encode("utf-8"))
+    write_named_file(place, page(f"{pipeline.run.name}: what is trained", facts).encode("utf-8"))

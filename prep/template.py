@@ -139,6 +139,16 @@ class _Renderer(Protocol):
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_ -]*")
 
 
+_ELSEWHERE = {
+    "chatml": "qwen_chat",
+    "qwen": "qwen_chat",
+    "llama3": "llama3_chat",
+    "intern2": "internlm2_chat",
+    "tokenizer_default": "tokenizer",
+}
+"""What axolotl and LLaMA-Factory call a template, and its name here."""
+
+
 def _renderer(settings: schema.Template, tokenizer: Tokenizer) -> _Renderer:
     escape, end_of_turn = settings.special_text != "allow", settings.loss.end_of_turn
     if settings.name == "none":
@@ -149,7 +159,8 @@ def _renderer(settings: schema.Template, tokenizer: Tokenizer) -> _Renderer:
         )
     if settings.name not in ("tokenizer", "custom"):
         names = ("tokenizer", "custom", "none", *layouts())
-        near = get_close_matches(settings.name, names, 1)
+        near = [_ELSEWHERE.get(settings.name.lower(), "")] if settings.name.lower() in _ELSEWHERE else []
+        near = near or get_close_matches(settings.name, names, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
         raise ConfigError(f"template.name = {settings.name!r}: no such template, {hint}")
     if other := [role for role in settings.loss.roles if role != "assistant"]:

@@ -6,11 +6,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from pipelines.artifacts import make_directory, write_atomic
 from pipelines.errors import ConfigError
 from pipelines.migrate import axolotl, internevo, llamafactory, python_config, xtuner, yaml_config
 from pipelines.migrate.config_tree import Node, Symbol, Unread, Verdict
 from pipelines.migrate.draft import Draft
+from pipelines.named_file import write_named_file
 from pipelines.toml_text import on_one_line, spell_value
 
 Trainer = Literal["xtuner", "internevo", "axolotl", "llamafactory"]
@@ -81,10 +81,9 @@ def write(migration: Migration, out: Path) -> None:
         ConfigError: if another file is there.
     """
     content = migration.toml.encode()
-    if out.exists() and out.read_bytes() != content:
+    if out.is_file() and out.read_bytes() != content:
         raise ConfigError(f"{out}: exists with another content; move it away or choose another name")
-    make_directory(out.parent)
-    write_atomic(out, content)
+    write_named_file(out, content)
 
 
 def _draft(trainer: Trainer, path: Path, gpus: int | None) -> Draft:

@@ -45,7 +45,7 @@ class Run:
         Raises:
             DataError: if no stage has written there.
         """
-        if not any((folder / stage).is_dir() for stage in STAGES):
+        if not any(_begun(folder / stage) for stage in STAGES):
             parent = folder.resolve().parent
             inside = folder.name in STAGES or (parent.parent.name == "train" and parent.name == "checkpoints")
             hint = "name the run's directory above it" if inside else "run `packtrain prep FILE` first"
@@ -112,7 +112,7 @@ class Run:
 
     def has(self, stage: str) -> bool:
         """Whether a stage has begun."""
-        return (self.folder / stage).is_dir()
+        return _begun(self.folder / stage)
 
     def _artefact(self, path: str) -> Artefact | None:
         folder = self.folder / path
@@ -121,6 +121,11 @@ class Run:
             return None
         missing = tuple(record.path for record in manifest.files if _size(folder / record.path) != record.size)
         return Artefact(path, manifest, missing)
+
+
+def _begun(folder: Path) -> bool:
+    """Whether anything is there but the lock of a command that was refused."""
+    return folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())
 
 
 def _json(path: Path) -> Json:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipelines.artifacts import Json, make_directory, write_atomic
-from pipelines.errors import MachineError
+from pipelines.artifacts import Json
+from pipelines.named_file import write_named_file
 from pipelines.report.page import page
 from pipelines.report.run import Run
 from pipelines.report.verdict import facts
@@ -29,10 +29,7 @@ def write(source: Pipeline | Path, out: Path | None = None) -> dict[str, Json]:
         run = Run.open(source)
     file = run.folder / PAGE if out is None else out
     content = page(run)
-    if file.is_dir():
-        raise MachineError(f"{file}: a directory; name the file to write with -o")
-    make_directory(file.parent)
-    write_atomic(file, content)
+    write_named_file(file, content)
     return {"file": str(file), "bytes": len(content), **facts(run)}
 
 

@@ -566,6 +566,7 @@ def test_a_file_of_ones_own_serves_as_template(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "finding"),
     [
+        ({"name": "chatml"}, "no such template, did you mean 'qwen_chat'"),
         ({"name": "internlm2-chat"}, "no such template, did you mean 'internlm2_chat'"),
         ({"name": "xyz"}, "no such template, expected one of tokenizer, custom, none, default"),
         ({"name": "tokenizer"}, "has no chat template; name one of default, zephyr"),

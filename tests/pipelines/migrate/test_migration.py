@@ -146,6 +146,7 @@ def test_the_copy_that_xtuner_leaves_in_its_work_dir_is_the_same_run(tmp_path: P
     assert (train.deepspeed.zero_stage, train.deepspeed.offload_optimizer) == (3, "cpu")
     assert train.global_batch_size == 2 * 8 * 16, "of the strategy, as nothing else says it"
     assert train.checkpoint.save_steps == 100 // 8, "of 8 iterations each"
+    assert pipeline.model.quantization is not None
     assert pipeline.model.quantization.bnb_4bit_compute_dtype == "bfloat16"
     assert pipeline.model.lora is not None
     assert not [one for one in found.lines if one.verdict == "decide"]

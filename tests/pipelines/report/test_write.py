@@ -45,9 +45,16 @@ def test_what_cannot_be_done_is_one_line_with_its_exit_code(run: Path, tmp_path:
         ([str(tmp_path / "tiny.toml")], 3, "no run here"),
         ([str(tmp_path)], 3, "no run here"),
         ([str(tmp_path / "missing.toml")], 2, "no such file"),
-        ([str(run), "-o", str(tmp_path)], 5, "a directory; name the file to write with -o"),
+        ([str(run), "-o", str(tmp_path)], 5, "a directory; name the file to write"),
         ([str(run), "--set", "run.seed=1"], 2, "--set changes a pipeline file"),
     ):
         answer = CliRunner().invoke(main, ["report", *arguments])
         assert (answer.exit_code, message in answer.output) == (code, True), answer.output
         assert "Traceback" not in answer.output
+
+
+def test_a_directory_with_nothing_but_a_lock_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "prep").mkdir()
+    (tmp_path / "prep" / ".lock").touch()
+    answer = CliRunner().invoke(main, ["report", str(tmp_path)])
+    assert (answer.exit_code, "no run here" in answer.output) == (3, True), answer.output
