@@ -225,6 +225,17 @@ def shared(folder: Path) -> Iterator[None]:
         yield
 
 
+def refuse_busy(folder: Path) -> None:
+    """Learn early that another process holds `folder` for itself; taking it is still to come, and may fail.
+
+    Raises:
+        BusyError: if one does.
+    """
+    if (folder / ".lock").exists():
+        with _locked(folder, folder / ".lock", fcntl.LOCK_SH):
+            pass
+
+
 @contextmanager
 def _locked(folder: Path, path: Path, kind: int) -> Iterator[int]:
     # NFS wants a file open for reading to share, for writing to exclude.
@@ -241,7 +252,8 @@ def _locked(folder: Path, path: Path, kind: int) -> Iterator[int]:
                 f"{folder}: cannot be locked ({error.strerror}); mount its file system with locks, or set run.work_dir "
                 "elsewhere"
             ) from error
-        with suppress(OSError):  # who is told of a holder may not know which; a full disk is the stage's to tell
+        # Who is told of a holder may not know which; a full disk is the stage's to tell.
+        with suppress(OSError):
             line = f"process {os.getpid()} on {platform.node()}\n".encode()
             os.pwrite(file.fileno(), line, 0)  # before what an earlier one left is cut off: never is nothing there
             os.ftruncate(file.fileno(), len(line))

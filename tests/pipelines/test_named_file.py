@@ -15,7 +15,8 @@ def test_directories_above_are_made_and_a_link_stays_one(tmp_path: Path) -> None
     link = tmp_path / "link.html"
     link.symlink_to(file)
     write_named_file(link, b"two")
-    assert link.is_symlink() and file.read_bytes() == b"two"
+    assert link.is_symlink()
+    assert file.read_bytes() == b"two"
 
 
 def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
