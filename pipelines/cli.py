@@ -87,6 +87,15 @@ def read(file: Path, overrides: tuple[str, ...]) -> "Pipeline":
     return load(file, overrides)
 
 
+def read_for(file: Path, overrides: tuple[str, ...], stage: str) -> "Pipeline":
+    """The same for a stage that nobody else may be running, learnt before libraries take their time to load."""
+    from pipelines.artifacts import refuse_busy
+
+    pipeline = read(file, overrides)
+    refuse_busy(pipeline.home / stage)
+    return pipeline
+
+
 class WithDefault(Commands):
     """A group that takes a FILE where no command of its own is named: `prep FILE` is `prep run FILE`."""
 
@@ -136,14 +145,14 @@ def prep_run(
     as_json: bool,
 ) -> None:
     """Tokenize, order, mix and pack the data of the pipeline FILE into shards."""
+    if plan_only and part is not None:
+        raise click.UsageError("--plan and --part exclude each other: a part plans no packs")
+    pipeline = read(file, overrides) if part else read_for(file, overrides, "prep")
     from prep import part as parts
     from prep import plan
     from prep.executors import slurm
     from prep.run import dry_run, processes, run, summary
 
-    if plan_only and part is not None:
-        raise click.UsageError("--plan and --part exclude each other: a part plans no packs")
-    pipeline = read(file, overrides)
     if part is None and pipeline.prep.executor == "slurm":
         part = slurm.part_of(os.environ)
     try:
@@ -223,10 +232,10 @@ def export() -> None:
 @json_output
 def export_run(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Write the newest checkpoint of the pipeline FILE in the forms its users load, and check them."""
+    pipeline = read_for(file, overrides, "export")
     from export.checks import record
     from export.run import facts, run, summary
 
-    pipeline = read(file, overrides)
     run(pipeline)
     record(pipeline.home / "export", file, overrides)
     show(facts(pipeline), summary(pipeline), as_json=as_json)
