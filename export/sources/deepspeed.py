@@ -29,7 +29,7 @@ LATEST = "latest"
 _OPTIMIZER = re.compile(r"((?:bf16_|fp16_)?)zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _REFUSED = {
-    r"layer_\d+-model_\d+-model_states\.pt": "is cut over pipeline stages",
+    r"layer_\d+(-model_\d+)?-model_states\.pt": "is cut over pipeline stages",
     r"(layer_\d+_)?expert_\d+_mp_rank_\d+_model_states\.pt": "holds experts in files of their own",
     r"expp_rank_\d+_mp_rank_\d+_optim_states\.pt": "is cut over expert-parallel ranks",
 }
@@ -76,6 +76,8 @@ def find(folder: Path) -> Found | None:
     models = [_model_state(path) for path in _model_files(inner, stage, len(ranks))]
     _check_steps(ranks, states, [int(model.get("global_steps") or 0) for model in models])
     tensors = dict(_module_tensors(inner, models[0])) | dict(_frozen(inner, models, stage))
+    if is_dealt(models[0], len(ranks)):
+        states = [{**state, "param_slice_mappings": None} for state in states]  # where they would be if not dealt
     cut = _by_parameter if stage == 3 else _by_group
     tensors |= cut(inner, ranks, states, _shapes(inner, models[0]))
     for name, tensor in tensors.items():
@@ -89,13 +91,30 @@ def _found(what: str, tensors: Mapping[str, StoredTensor], beside: tuple[Path, .
     return Found(what, once, beside, step=int(model.get("global_steps") or 0), aliases=aliases)
 
 
-def module_of(inner: Path) -> tuple[dict[str, StoredTensor], int]:
-    """The module's state as far as it is whole, rounded as it was trained with, and the steps done."""
+def module_of(inner: Path) -> tuple[dict[str, StoredTensor], Mapping[str, Any]]:
+    """The module's state as far as it is whole, rounded as it was trained with, and all that its file holds."""
     path = next((path for path in sorted(inner.glob("*_model_states.pt")) if _MODEL.fullmatch(path.name)), None)
     if path is None:
-        return {}, 0
+        return {}, {}
     model = _model_state(path)
-    return dict(_module_tensors(inner, model)), int(model.get("global_steps") or 0)
+    return dict(_module_tensors(inner, model)), model
+
+
+def is_dealt(model: Mapping[str, Any], ranks: int) -> bool:
+    """Whether ZeRO 1 or 2 dealt a group's parameters out to the ranks in turn (round_robin_gradients).
+
+    The shapes are in that order then. DeepSpeed (0.19.8) notes the ranks' addresses as if they were not, and its
+    ds_to_universal goes by those.
+    """
+    config = model.get("ds_config")  # a path where the trainer was given one
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    said = isinstance(zero, dict) and bool(zero.get("round_robin_gradients")) and zero.get("stage") in (1, 2)
+    for group in model.get("param_shapes") or []:
+        order = [name for name in model["module"] if name in group]
+        in_turn = [name for rank in range(ranks) for name in order[rank::ranks]]
+        if list(group) != order and (said or list(group) == in_turn):
+            return True
+    return False
 
 
 def _refuse_other_cuts(inner: Path, names: Sequence[str]) -> None:

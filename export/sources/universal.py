@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from export.sources.deepspeed import module_of
+from export.sources.deepspeed import is_dealt, module_of
 from export.sources.found import Found, stored_tensor
 from export.sources.stored import StoredTensor
 from export.sources.torch_file import TensorPlace, load
-from pipelines.errors import CheckError
+from pipelines.errors import CheckError, DataError
 
 LATEST = "latest_universal"
 
@@ -16,6 +16,7 @@ def find(folder: Path) -> Found | None:
 
     Raises:
         CheckError: if it is incomplete or damaged.
+        DataError: if DeepSpeed made it of the wrong numbers.
     """
     inner = folder
     latest = folder / LATEST
@@ -30,10 +31,15 @@ def find(folder: Path) -> Found | None:
     for state in sorted((inner / "zero").glob("*/exp_avg.pt")):
         if state.parent.name not in tensors:
             raise CheckError(f"{state.parent / 'fp32.pt'}: missing, and is the weight itself; copy it as well")
-    module, step = module_of(inner)
+    module, model = module_of(inner)
+    if is_dealt(model, int(model.get("dp_world_size") or 1)):
+        raise DataError(
+            f"{inner}: was made of a run with round_robin_gradients, whose weights DeepSpeed's ds_to_universal takes "
+            "from the wrong places; name the checkpoint that it was made of"
+        )
     # A conversion of ZeRO 3 leaves a parameter's numbers without its shape.
     beside = (folder, inner) if inner != folder else (folder, folder.parent)
-    return Found("DeepSpeed universal", module | tensors, beside, step=step, flat=True)
+    return Found("DeepSpeed universal", module | tensors, beside, step=int(model.get("global_steps") or 0), flat=True)
 
 
 def _tensor(path: Path) -> StoredTensor:

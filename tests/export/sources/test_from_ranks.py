@@ -16,7 +16,7 @@ from export.run import run
 from export.sources import deepspeed, universal
 from export.sources.found import Found
 from export.sources.torch_file import Record, TensorPlace, load
-from pipelines.errors import CheckError
+from pipelines.errors import CheckError, DataError
 from tests.export.sources.test_deepspeed import read, rewrite
 from tests.export.tiny import LLAMA, pipeline, shapes, write_tokenizer
 from tests.train.ranks import run_on_ranks
@@ -28,6 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one": {"zero_optimization": {"stage": 1}},
     "one-bf16-alone": {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}},
     "two": {"zero_optimization": {"stage": 2}},
+    "two-dealt": {"zero_optimization": {"stage": 2, "round_robin_gradients": True}},
     "three": {
         "zero_optimization": {"stage": 3, "sub_group_size": 20000, "stage3_param_persistence_threshold": 100},
         "zero_force_ds_cpu_optimizer": False,
@@ -113,7 +114,7 @@ def opened(folder: Path) -> Found:
     return found
 
 
-@pytest.mark.parametrize("case", ["one", "two", "three"])
+@pytest.mark.parametrize("case", ["one", "two", "two-dealt", "three"])
 def test_numbers_are_those_of_zero_to_fp32(saved: Path, case: str) -> None:
     theirs, ours = by_deepspeed(saved / case), read(opened(saved / case))
     assert theirs.keys() - ours.keys() == {"lm_head.weight"}  # tied, and here once
@@ -143,13 +144,33 @@ def test_places_that_the_file_itself_says_otherwise_are_found(saved: Path, tmp_p
 
 @pytest.mark.parametrize("case", ["two", "three"])
 def test_a_universal_checkpoint_has_the_same_numbers(saved: Path, tmp_path: Path, case: str) -> None:
+    out = as_universal(saved / case, tmp_path)
+    found, same = universal.find(out), read(opened(saved / case))
+    assert found is not None
+    values = read(found)
+    for name in same.keys() & values.keys():
+        np.testing.assert_array_equal(values[name].reshape(-1), same[name].reshape(-1), err_msg=name)
+    assert len(same.keys() - values.keys()) == (1 if case == "three" else 0)  # what was not trained, left behind
+
+
+def test_a_universal_checkpoint_of_wrong_numbers_is_refused(saved: Path, tmp_path: Path) -> None:
+    out = as_universal(saved / "two-dealt", tmp_path)
+    right, name = read(opened(saved / "two-dealt")), "model.layers.0.self_attn.o_proj.weight"
+    theirs = torch.load(out / "zero" / name / "fp32.pt", weights_only=False)["param"]
+    assert not np.array_equal(theirs.detach().numpy(), right[name])  # else DeepSpeed has mended it, and it may be read
+    with pytest.raises(DataError, match=r"round_robin_gradients, .* name the checkpoint that it was made of"):
+        universal.find(out)
+
+
+def as_universal(folder: Path, tmp_path: Path) -> Path:
+    """The checkpoint as DeepSpeed's own conversion has it."""
     from argparse import Namespace
 
     from deepspeed.checkpoint import ds_to_universal
 
     out = tmp_path / "universal"
     arguments = Namespace(
-        input_folder=str(saved / case / "global_step1"),
+        input_folder=str(folder / "global_step1"),
         output_folder=str(out),
         num_extract_workers=1,
         num_merge_workers=1,
@@ -159,12 +180,7 @@ def test_a_universal_checkpoint_has_the_same_numbers(saved: Path, tmp_path: Path
     )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(arguments)
-    found, same = universal.find(out), read(opened(saved / case))
-    assert found is not None
-    values = read(found)
-    for name in same.keys() & values.keys():
-        np.testing.assert_array_equal(values[name].reshape(-1), same[name].reshape(-1), err_msg=name)
-    assert len(same.keys() - values.keys()) == (1 if case == "three" else 0)  # what was not trained, left behind
+    return out
 
 
 def test_what_fsdp_saves_is_exported(saved: Path, tmp_path: Path) -> None:
