@@ -65,10 +65,11 @@ def check_ready(model: Model, hf: Path, table: TurbomindExport) -> dict[str, Jso
     findings: list[str] = []
     config = _read(hf / "config.json")
     settings: dict[str, Iterator[str]] = {
+        "architecture": _architecture(config),
         "dtype": _dtype(config, table),
         "tied": _tied(config, hf),
         "rope": _rope(config),
-        "weights": _weights(hf),
+        "weights": _weights(model, hf),
         "quantization": _quantization(config),
         "tokenizer": _tokenizer(model, hf),
         "stop": _stop(model, hf),
@@ -84,6 +85,14 @@ def _head_size(config: Mapping[str, Any]) -> int | None:
     if config.get("kv_lora_rank"):
         return None  # latent attention, which has kernels of its own
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _architecture(config: Mapping[str, Any]) -> Iterator[str]:
+    architecture = next(iter(config.get("architectures") or ()), None)
+    if architecture not in LOADED_FROM_HF:
+        yield f"architectures in config.json names {architecture}, which the engine does not know"
+    elif (size := _head_size(config)) is not None and size not in _HEAD_SIZES:
+        yield f"config.json means heads of {size} numbers, and the engine has kernels for 64 and 128"
 
 
 def _dtype(config: Mapping[str, Any], table: TurbomindExport) -> Iterator[str]:
@@ -107,17 +116,22 @@ def _tied(config: Mapping[str, Any], hf: Path) -> Iterator[str]:
 
 def _rope(config: Mapping[str, Any]) -> Iterator[str]:
     new = config.get("rope_parameters")
-    if not new or any(isinstance(value, dict) for value in new.values()):
-        return  # none, or one for each kind of layer, which has no older spelling
+    if new is None:
+        yield "config.json has no rope_parameters"
+        return
+    if any(isinstance(value, dict) for value in new.values()):
+        return  # one for each kind of layer, which has no older spelling
     older = {key: value for key, value in config.items() if key != "rope_parameters"}
     if rope_spellings(older).get("rope_parameters") != {"rope_type": "default", **new}:
         yield "rope_parameters and the older rope_theta and rope_scaling in config.json differ"
 
 
-def _weights(hf: Path) -> Iterator[str]:
+def _weights(model: Model, hf: Path) -> Iterator[str]:
     places = _places(hf)
     if not places:
         yield "it has no safetensors"
+    elif unlisted := sorted(set(model.weights.shapes) - set(places)):
+        yield f"no file has {unlisted[0]}"
     for file in sorted(set(places.values())):
         try:
             with safe_open(hf / file, framework="numpy") as opened:

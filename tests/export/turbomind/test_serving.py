@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pytest
 import yaml
 
@@ -135,6 +136,7 @@ def test_hf_direct_checks_the_hf_export_and_writes_what_serves_it(
     assert manifest is not None
     assert manifest.facts["serving"] == {"engine": "turbomind", "lmdeploy": "0.10.0 and newer", "mode": "hf_direct"}
     assert manifest.facts["verified"]["turbomind"]["ready"] == [
+        "architecture",
         "dtype",
         "quantization",
         "rope",
@@ -152,6 +154,9 @@ def test_hf_direct_checks_the_hf_export_and_writes_what_serves_it(
         ({"torch_dtype": "float16"}, "torch_dtype in config.json is 'float16'"),
         ({"tie_word_embeddings": None}, "does not say tie_word_embeddings"),
         ({"rope_theta": 1.0}, "rope_parameters and the older rope_theta and rope_scaling in config.json differ"),
+        ({"rope_parameters": None}, "has no rope_parameters"),
+        ({"architectures": ["BaichuanForCausalLM"]}, "names BaichuanForCausalLM, which the engine does not know"),
+        ({"head_dim": 32}, "means heads of 32 numbers"),
         ({"quantization_config": {}}, "still has the quantization_config of training"),
         ("tokenizer.json", "tokenizer.json is missing"),
         ("chat_template.jinja", "the chat template is missing"),
@@ -184,6 +189,27 @@ def test_each_thing_that_would_be_served_wrong_is_named(
     finally:
         path.write_bytes(before)
     assert check_ready(model, hf, plain.export.turbomind)["ready"]
+
+
+def test_a_tensor_that_no_file_has_is_named(written: Path) -> None:
+    from safetensors.numpy import save_file
+
+    from export.job import Job
+    from export.plan import Plan
+    from export.turbomind.hf_direct import check_ready
+
+    plain = pipeline(written, **DIRECT)
+    plan = Plan.of(plain)
+    model = Job(plain, plan, plan.source).model("turbomind")
+    path = plan.home / "hf" / "model.safetensors"
+    before = path.read_bytes()
+    tensors = {"model.norm.weight": np.zeros(2, np.float32), "lm_head.weight": np.zeros(2, np.float32)}
+    save_file(tensors, path)
+    try:
+        with pytest.raises(CheckError, match=r"no file has model\.embed_tokens\.weight"):
+            check_ready(model, plan.home / "hf", plain.export.turbomind)
+    finally:
+        path.write_bytes(before)
 
 
 @pytest.fixture(scope="module")
