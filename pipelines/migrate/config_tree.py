@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from pipelines.toml_text import spell_key
 
+ELSEWHERE = "what it brings does not stand in this file; migrate that file as well, and join the two"
+"""What is said of a line that reads another file."""
 Verdict = Literal["mapped", "same", "dropped", "decide"]
 """mapped: a key here says it; same: it is so here without a key; dropped: for a reason; decide: for the user to do."""
 

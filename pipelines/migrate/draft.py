@@ -13,7 +13,7 @@ from pipelines import foreign
 from pipelines.complaints import complaints
 from pipelines.errors import ConfigError
 from pipelines.keys import find, is_known
-from pipelines.migrate.config_tree import Finding, Node, Symbol, Unread, Verdict, plain
+from pipelines.migrate.config_tree import ELSEWHERE, Finding, Node, Symbol, Unread, Verdict, plain
 from pipelines.schema import Pipeline
 from pipelines.toml_file import Written, toml_file
 from pipelines.toml_text import KeyPath, spell_key, spell_value, value_at
@@ -45,6 +45,15 @@ class Draft:
         """Write a key that no key of theirs says; not where it is written, or is the default here."""
         if not _is_default(_path(key), value):
             self.keys.setdefault(_path(key), Written(value, comment))
+
+    def unsaid(self, key: str, value: Any, why: str) -> None:
+        """Write what theirs comes to where it does not say it; for the user to decide where it reads other files."""
+        if _path(key) in self.keys:
+            return
+        if any(leaf.finding and leaf.finding.note == ELSEWHERE for leaf in self.config.leaves()):
+            self.ask(key, value, f"{why}, unless the files that it reads say otherwise")
+        else:
+            self.put(key, value, why)
 
     def ask(self, key: str, value: Any, why: str) -> None:
         """Write a key that the user has to set, with something that stands for it."""

@@ -191,7 +191,7 @@ def _schedule(draft: Draft) -> None:
     start, total = config.get("lr_scheduler.init_steps"), config.get("data.total_steps")
     ratio = config.get("lr_scheduler.warmup_ratio")
     if not ratio:
-        draft.put("train.scheduler.warmup_ratio", 0.0, "no warm-up there")
+        draft.unsaid("train.scheduler.warmup_ratio", 0.0, "no warm-up there")
     elif isinstance(ratio, int | float) and isinstance(total, int) and 0 < ratio <= 1 <= int(total * ratio):
         draft.put("train.scheduler.warmup_start_factor", round(1 / int(total * ratio), 10), "its first step")
     if isinstance(start, int) and start > 0:
@@ -209,7 +209,7 @@ def _optimizer(draft: Draft) -> None:
         draft.map(node, "train.optimizer.betas", betas)
     draft.rules(config.at("adam"), ADAM)
     if config.at("hybrid_zero_optimizer.clip_grad_norm") is None:
-        draft.put("train.max_grad_norm", 0.0, "gradients are not clipped there")
+        draft.unsaid("train.max_grad_norm", 0.0, "gradients are not clipped there")
     draft.rules(config.at("hybrid_zero_optimizer"), ZERO)
     decay = draft.keys.get(("train", "optimizer", "weight_decay"))
     if decay and decay.value:

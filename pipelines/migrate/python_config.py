@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
-from pipelines.migrate.config_tree import MOST_KEYS, Finding, Node, Symbol, Unread, plain
+from pipelines.migrate.config_tree import ELSEWHERE, MOST_KEYS, Finding, Node, Symbol, Unread, plain
 
 _MOST_BITS = 256  # of a number that arithmetic gives
 _MOST_LETTERS = 1 << 16  # of a text that is put together
 _LONGEST = 60  # characters of an expression that is shown
-_ELSEWHERE = "what it brings does not stand in this file; migrate that file as well, and join the two"
 
 
 def read(path: Path, *, cited: str = "") -> Node:
@@ -74,10 +73,10 @@ class _Reader:
             case ast.ImportFrom(names=names, level=0) if all(one.name != "*" for one in names):
                 pass
             case ast.ImportFrom():
-                self._other(statement, "decide", _ELSEWHERE)
+                self._other(statement, "decide", ELSEWHERE)
             case ast.With(body=body) if all(isinstance(one, ast.ImportFrom) for one in body):
                 for one in body:
-                    self._other(one, "decide", _ELSEWHERE)
+                    self._other(one, "decide", ELSEWHERE)
             case _:
                 self._forget(statement)
                 self._other(statement, "decide", "is code, which is not run; see what it changes")

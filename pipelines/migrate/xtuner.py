@@ -69,7 +69,7 @@ def _model(draft: Draft) -> None:
             draft.keys[("model", "lora", "r")] = Written(8, "PEFT's default")
     draft.rules(config.at("model"), MODEL)
     if config.at("model.use_activation_checkpointing") is None:
-        draft.put("train.activation_checkpointing", "full", "XTuner's default")
+        draft.unsaid("train.activation_checkpointing", "full", "XTuner's default")
 
 
 def _hub(resource: Node | None) -> str:
@@ -312,7 +312,7 @@ def _optimizer(draft: Draft) -> None:
         draft.ask("train.optimizer.lr", 1e-3, "the config names none")
     for key, (value, why) in _UNSAID.items():
         if not (wrapper and wrapper.at(key.partition(":")[2])):
-            draft.put(key.partition(":")[0], value, why)
+            draft.unsaid(key.partition(":")[0], value, why)
     decay = draft.keys.get(("train", "optimizer", "weight_decay"))
     if decay and decay.value and ("train", "optimizer", "no_decay") not in draft.keys:
         draft.put("train.optimizer.no_decay", [], "every parameter is decayed there")
@@ -349,9 +349,9 @@ def _schedule(draft: Draft) -> None:
             draft.map(by_epoch, "train.scheduler.interval", "step" if rising else "epoch")
         draft.rules(stage, STAGE)
     if not warmed:
-        draft.put("train.scheduler.warmup_ratio", 0.0, "no warm-up there")
+        draft.unsaid("train.scheduler.warmup_ratio", 0.0, "no warm-up there")
     if not stages:
-        draft.put("train.scheduler.type", "constant", "no param_scheduler there")
+        draft.unsaid("train.scheduler.type", "constant", "no param_scheduler there")
 
 
 def _warm_up(draft: Draft, stage: Node, epochs: Any) -> None:

@@ -152,6 +152,17 @@ def test_the_copy_that_xtuner_leaves_in_its_work_dir_is_the_same_run(tmp_path: P
     assert not [one for one in found.lines if one.verdict == "decide"]
 
 
+def test_what_a_file_does_not_say_may_stand_in_those_that_it_reads(tmp_path: Path) -> None:
+    config = tmp_path / "sft.py"
+    config.write_text("from configs.base import *\nadam = dict(lr=1e-4)\n")
+    for trainer in ("internevo", "xtuner"):
+        found = migrate(trainer, config, gpus=1)
+        (clip,) = (one for one in found.toml.splitlines() if one.startswith("max_grad_norm"))
+        assert "decide: gradients are not clipped there, unless the files that it reads say otherwise" in clip
+    config.write_text("adam = dict(lr=1e-4)\n")
+    assert "not clipped there, unless" not in migrate("internevo", config, gpus=1).toml
+
+
 def test_every_linear_layer_of_axolotl_is_more_than_the_layers_that_it_names_beside_it(tmp_path: Path) -> None:
     config = tmp_path / "lora.yaml"
     config.write_text(
