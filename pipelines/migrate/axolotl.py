@@ -72,6 +72,8 @@ def _model(draft: Draft) -> None:
             draft.same(config.at("lora_target_modules"), "lora_target_linear takes every linear layer, these too")
         draft.rules(config, LORA)
         draft.keys.setdefault(("model", "lora", "r"), Written(8, "PEFT's default"))
+        if config.at("lora_alpha") is None or config.get("lora_alpha") is None:
+            draft.put("model.lora.lora_alpha", 8, "PEFT's default")
         draft.same(config.at("adapter"), "[model.lora]")
         if (four is not None and four.get("") is True) or kind == "qlora":
             draft.map(four, "model.quantization.load_in_4bit", True, keep=True)
@@ -276,6 +278,15 @@ def _attention(name: str) -> Rule:
     return rule
 
 
+def _in_host_memory(draft: Draft, node: Node) -> None:
+    """FSDP keeps parameters, gradients and optimizer state in the host's memory."""
+    if node.get("") is True and draft.keys.get(("train", "deepspeed", "zero_stage"), Written(0)).value == 3:
+        draft.map(node, "train.deepspeed.offload_param", "cpu")
+        draft.put("train.deepspeed.offload_optimizer", "cpu", f"was: {node.key}")
+    else:
+        draft.same(node, "nothing is offloaded")
+
+
 def _targets(value: Any) -> Any:
     return [value] if isinstance(value, str) and value != "all-linear" else value
 
@@ -382,6 +393,8 @@ RULES: Mapping[str, Rule] = {
     "float16": only((None, False), "not set", "see train.precision"),
     "sdp_attention_backend": drops(_KERNEL),
     "fsdp": trainer.sharded,
+    "fsdp_config.fsdp_offload_params": lambda draft, node: _in_host_memory(draft, node),
+    "fsdp_config.offload_params": lambda draft, node: _in_host_memory(draft, node),
     "fsdp_config": drops("ZeRO 3 shards parameters; see [train.deepspeed]"),
     "fsdp_version": drops("ZeRO 3 shards parameters; see [train.deepspeed]"),
     "use_wandb": _tracker("wandb"),

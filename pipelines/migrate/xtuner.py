@@ -67,6 +67,8 @@ def _model(draft: Draft) -> None:
         draft.rules(config.at("model.lora"), LORA)
         if ("model", "lora", "r") not in draft.keys:
             draft.keys[("model", "lora", "r")] = Written(8, "PEFT's default")
+        if config.at("model.lora.lora_alpha") is None:
+            draft.put("model.lora.lora_alpha", 8, "PEFT's default")
     draft.rules(config.at("model"), MODEL)
     if config.at("model.use_activation_checkpointing") is None:
         draft.unsaid("train.activation_checkpointing", "full", "XTuner's default")

@@ -175,6 +175,20 @@ def test_every_linear_layer_of_axolotl_is_more_than_the_layers_that_it_names_bes
     assert 'target_modules = ["q_proj", "v_proj"]' in migrate("axolotl", config, gpus=1).toml.replace("  ", " ")
 
 
+def test_what_peft_and_fsdp_take_where_nothing_is_said_is_said_here(tmp_path: Path) -> None:
+    config = tmp_path / "lora.yaml"
+    config.write_text(
+        "base_model: models/base\nadapter: lora\nlora_r: 64\nfsdp: [full_shard]\n"
+        "fsdp_config: {fsdp_offload_params: true, fsdp_use_orig_params: false}\n"
+    )
+    found = tomli.loads(migrate("axolotl", config, gpus=1).toml)
+    assert found["model"]["lora"] == {"r": 64, "lora_alpha": 8}
+    assert found["train"]["deepspeed"] == {"zero_stage": 3, "offload_param": "cpu", "offload_optimizer": "cpu"}
+    other = tmp_path / "lora.py"
+    other.write_text("from peft import LoraConfig\nmodel = dict(lora=dict(type=LoraConfig, r=64))\n")
+    assert tomli.loads(migrate("xtuner", other, gpus=1).toml)["model"]["lora"] == {"r": 64, "lora_alpha": 8}
+
+
 def test_the_least_rate_among_the_arguments_of_a_schedule_is_ours(tmp_path: Path) -> None:
     config = tmp_path / "sft.yaml"
     config.write_text(
