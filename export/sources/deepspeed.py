@@ -294,16 +294,23 @@ def _by_group(
     parts = [_places(path, state, "single_partition_of_fp32_groups") for path, state in zip(ranks, states, strict=True)]
     gaps = states[0].get("param_alignment_paddings")
     found: dict[str, StoredTensor] = {}
+    for path, own in zip(ranks, parts, strict=True):
+        if len(own) != len(shapes):
+            raise CheckError(
+                f"{path}: holds {len(own)} groups of weights, the shapes in {inner.name} are of {len(shapes)}; the "
+                "files are not of one run"
+            )
     for index, group in enumerate(shapes):
-        if any(len(own) <= index for own in parts):
-            raise CheckError(f"{inner}: a rank has fewer groups of parameters than the shapes name; copy it again")
         line = [own[index] for own in parts]
         held, offset = sum(place.size for place in line), 0
         for number, (name, shape) in enumerate(group.items()):
             size = math.prod(shape)
             found[name] = StoredTensor(shape, list(_runs(name, line, offset, size, 0, shape)))
             _check_addresses(inner, ranks, states, index, name, offset, size, line)
-            offset += size + (gaps[index][number] if gaps and index < len(gaps) else 0)
+            gap = gaps[index][number] if gaps and index < len(gaps) else 0
+            if gap < 0:
+                raise CheckError(f"{ranks[0]}: has {gap} numbers behind {name}; copy it again")
+            offset += size + gap
         align = 2 * len(ranks)  # what is cut is a multiple of this
         if -(-offset // align) != -(-held // align):
             raise CheckError(

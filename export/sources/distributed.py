@@ -86,11 +86,13 @@ def _tensor(
             )
         tensor = _chunk(folder, name, place, sizes)
         stored, path = stored_format(tensor.storage.path, name, tensor.dtype), tensor.storage.path
-        if sizes[1:] == shape[1:]:
+        if len(sizes) != len(shape) or len(offsets) != len(shape) or any(one < 0 for one in offsets):
+            raise CheckError(f"{folder / METADATA}: has a part of {name} that is none of {list(shape)}; copy it again")
+        if sizes[1:] == shape[1:] and not any(offsets[1:]):
             row = prod(shape[1:])
             runs.append(Run(path, tensor.first, stored, (offsets[0] if offsets else 0) * row, prod(sizes)))
             continue
-        if sizes[2:] != shape[2:]:
+        if sizes[2:] != shape[2:] or any(offsets[2:]):
             raise DataError(f"{folder}: {name} is cut along its third dimension or a later one, which is not read")
         width = prod(shape[2:])
         blocks.append(Block(path, tensor.first, stored, offsets[0], sizes[0], offsets[1] * width, sizes[1] * width))

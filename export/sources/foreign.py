@@ -23,6 +23,7 @@ from export.sources.original import as_llama, is_original, original_naming, take
 from export.sources.stored import Float32, StoredTensor, files_of
 from pipelines.artifacts import Json, Manifest, canonical_json, digest_file, identity, write_atomic
 from pipelines.errors import CheckError, ConfigError, DataError
+from pipelines.failing_disk import storage_error
 from pipelines.file_ranges import FileRanges
 from pipelines.llama_layouts import KEY, unit_rows
 
@@ -31,6 +32,8 @@ _TOKENIZER = "tokenizer.json"
 _BLOCK = 1 << 20
 _THREADS = 2
 _LISTED = 6  # names in a message
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What comes of taking apart values that are of another kind than they have to be."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,18 @@ def find(folder: Path) -> Found:
         DataError: if there are none, or of a kind that is not read.
     """
     for reader in _READERS:
-        if (found := reader(folder)) is not None:
+        try:
+            found = reader(folder)
+        except _MALFORMED as error:
+            raise CheckError(
+                f"{folder}: what its files say of the weights does not fit together ({type(error).__name__}: {error}); "
+                "copy it again"
+            ) from error
+        except OSError as error:
+            if storage_error(error) is not None:
+                raise
+            raise CheckError(f"{error.filename or folder}: cannot be read ({error.strerror}); copy it again") from error
+        if found is not None:
             return found
     if not folder.is_dir():
         raise DataError(f"{folder}: no such directory")

@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from export.sources.pickle_program import refuse_excess
 from pipelines.errors import CheckError, DataError
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save began with before zip archives
@@ -129,6 +130,8 @@ def load(path: Path, first: int = 0, length: int | None = None) -> Any:
         raise CheckError(f"{path}: cannot be read ({error.strerror}); copy it again") from error
     with path.open("rb") as file:
         length = size - first if length is None else length
+        if first < 0 or length < 0:
+            raise CheckError(f"{path}: is said to have {length:,} bytes from byte {first:,} on; copy it again")
         if first + length > size:
             raise CheckError(f"{path}: ends {first + length - size:,} bytes early; it was cut short, copy it again")
         window = _Window(file, first, length)
@@ -217,6 +220,7 @@ def _load(path: Path, archive: zipfile.ZipFile, file: Any, first: int, length: i
 
 def _run(path: Path, program: bytes, place: Callable[[str, str], Storage]) -> Any:
     try:
+        refuse_excess(program)
         return _Interpreter(path, program, place).load()
     except (CheckError, DataError):
         raise
@@ -287,11 +291,15 @@ def _tensor(storage: Storage, offset: int, shape: Sequence[int], stride: Sequenc
     return place
 
 
-def _parameter(data: Any, *_: Any) -> Any:
+def _parameter(data: Any, *_: Any) -> TensorPlace:
+    if not isinstance(data, TensorPlace):
+        raise ValueError("a parameter of something else than a tensor")
     return data
 
 
 def _from_type(rebuild: Callable[..., Any], kind: Any, args: tuple[Any, ...], state: Any) -> Any:  # noqa: ARG001
+    if not isinstance(rebuild, _Maker):
+        raise ValueError("a tensor made by something else than a function for tensors")
     return rebuild(*args)
 
 
@@ -303,6 +311,8 @@ def _member(of: Any, name: str) -> Any:
 
 
 def _shape(sizes: Sequence[int] = ()) -> tuple[int, ...]:
+    if not all(isinstance(size, int) for size in sizes):
+        raise ValueError("a shape of something else than numbers")
     return tuple(sizes)
 
 

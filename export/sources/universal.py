@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from export.sources.deepspeed import is_dealt, module_of
+from export.sources.deepspeed import LATEST as ORDINARY
+from export.sources.deepspeed import is_dealt, module_of, step_folder
 from export.sources.found import Found, stored_tensor
 from export.sources.stored import StoredTensor
 from export.sources.torch_file import TensorPlace, load
@@ -22,8 +23,8 @@ def find(folder: Path) -> Found | None:
     latest = folder / LATEST
     if not (folder / "zero").is_dir() and latest.is_file():
         inner = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
-        if inner.parent != folder:
-            raise CheckError(f"{latest}: names {inner}, which is not in {folder}; copy the checkpoint again")
+        if inner.parent != folder or not (inner / "zero").is_dir():
+            raise CheckError(f"{inner}: {latest} names it, and there is no directory zero in it; copy it again")
     paths = sorted((inner / "zero").glob("*/fp32.pt"))
     if not paths:
         return None
@@ -37,9 +38,23 @@ def find(folder: Path) -> Found | None:
             f"{inner}: was made of a run with round_robin_gradients, whose weights DeepSpeed's ds_to_universal takes "
             "from the wrong places; name the checkpoint that it was made of"
         )
+    step = int(model.get("global_steps") or 0)
+    if inner != folder:
+        _refuse_other_step(folder, inner, step)
     # A conversion of ZeRO 3 leaves a parameter's numbers without its shape.
     beside = (folder, inner) if inner != folder else (folder, folder.parent)
-    return Found("DeepSpeed universal", module | tensors, beside, step=int(model.get("global_steps") or 0), flat=True)
+    return Found("DeepSpeed universal", module | tensors, beside, step=step, flat=True)
+
+
+def _refuse_other_step(folder: Path, inner: Path, step: int) -> None:
+    """Training that went on from a universal checkpoint leaves it beside newer ones of its own."""
+    newest = step_folder(folder) if (folder / ORDINARY).is_file() else None
+    _, model = module_of(newest) if newest is not None else ({}, {})
+    other = int(model.get("global_steps") or 0)
+    if newest is not None and other != step:
+        raise DataError(
+            f"{folder}: {LATEST} names step {step}, {ORDINARY} names step {other}; name {inner} or {newest} itself"
+        )
 
 
 def _tensor(path: Path) -> StoredTensor:

@@ -42,7 +42,12 @@ def written(path: Path, header: object, numbers: bytes = b"") -> Path:
         ([1], "cannot be read"),
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, "a has 4 bytes, its shape asks for 8"),
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}, "a ends at byte"),
-        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-4, 4]}}, "a ends at byte"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-4, 4]}}, "something else than whole"),
+        ({"a": {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}}, "something else than whole"),
+        (b'{"a": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 8]}}', "something else than whole"),
+        ({name: {"dtype": "F16", "shape": [3], "data_offsets": [i, i + 6]} for i, name in enumerate("ab")}, "within"),
+        (b'{"a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}, "a": 3}', "a is there twice"),
+        (b"[" * 100_000, "recursion"),
         ({"a": {"dtype": "F32"}}, "data_offsets"),
     ],
 )

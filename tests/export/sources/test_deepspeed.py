@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from export.sources import deepspeed, universal
+from export.sources.foreign import find
 from export.sources.found import Found
 from pipelines.errors import CheckError, DataError
 from pipelines.file_ranges import FileRanges
@@ -134,10 +135,37 @@ def test_shapes_that_the_ranks_do_not_fill_are_found(tmp_path: Path, stage: int)
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["param_shapes"].pop(),
+        lambda state: state["param_shapes"].append({}),
+        lambda state: state.update(param_shapes=[]),
+    ],
+)
+def test_groups_that_the_shapes_leave_out_do_not_come_rounded_from_the_module(
+    tmp_path: Path, change: Callable[[Any], object]
+) -> None:
+    tensors = small_tensors()
+    inner = write_zero(tmp_path, tensors, stage=2, groups=[["a.weight", "c.weight"], ["b.weight"]])
+    rewrite(inner / "mp_rank_00_model_states.pt", change)
+    with pytest.raises(CheckError, match=r"holds 2 groups of weights, the shapes in global_step7 are of [013]; "):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("shapes", [[3], [{"a.weight": ["x"]}], [{"a.weight": None}]])
+def test_values_of_other_kinds_than_they_have_to_be_are_damage(tmp_path: Path, shapes: Any) -> None:
+    inner = write_zero(tmp_path, small_tensors(), stage=2)
+    rewrite(inner / "mp_rank_00_model_states.pt", lambda state: state.update(param_shapes=shapes))
+    with pytest.raises(CheckError, match="what its files say of the weights does not fit together"):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("name", "finding"),
     [
         ("zero_pp_rank_0_mp_rank_01_optim_states.pt", "tensor-parallel ranks"),
         ("layer_03-model_00-model_states.pt", "pipeline stages"),
+        ("layer_03-model_states.pt", "pipeline stages"),
         ("layer_0_expert_1_mp_rank_00_model_states.pt", "experts in files of their own"),
         ("expp_rank_0_mp_rank_00_optim_states.pt", "expert-parallel ranks"),
     ],
@@ -162,6 +190,32 @@ def test_latest_that_names_nothing_is_found(tmp_path: Path) -> None:
     (tmp_path / "latest").write_text("global_step9")
     with pytest.raises(CheckError, match=r"global_step9: .*latest names it, and there are no"):
         opened(tmp_path)
+
+
+def test_a_universal_checkpoint_beside_one_of_another_step_is_not_taken_for_the_latest(tmp_path: Path) -> None:
+    inner = write_zero(tmp_path, small_tensors(), stage=1, step=8)
+    universal_of(tmp_path / "global_step7_universal", small_tensors())
+    state = torch.load(inner / "mp_rank_00_model_states.pt", weights_only=False)
+    torch.save(state | {"global_steps": 7}, tmp_path / "global_step7_universal" / "mp_rank_00_model_states.pt")
+    (tmp_path / "latest_universal").write_text("global_step7_universal")
+    with pytest.raises(DataError, match=r"latest_universal names step 7, latest names step 8; name .*7_universal or "):
+        find(tmp_path)
+    rewrite(inner / "mp_rank_00_model_states.pt", lambda content: content.update(global_steps=7))
+    assert find(tmp_path).format == "DeepSpeed universal"
+
+
+@pytest.mark.parametrize("latest", ["global_step9", "", "..", "a/b", "x" * 5000])
+@pytest.mark.parametrize("name", ["latest", "latest_universal"])
+def test_files_that_name_no_checkpoint_are_found(tmp_path: Path, name: str, latest: str) -> None:
+    (tmp_path / name).write_text(latest)
+    with pytest.raises(CheckError, match=r"names it, and there|cannot be read"):
+        find(tmp_path)
+
+
+def universal_of(folder: Path, tensors: Tensors) -> None:
+    for name, tensor in tensors.items():
+        (folder / "zero" / name).mkdir(parents=True)
+        torch.save({"param": torch.from_numpy(tensor)}, folder / "zero" / name / "fp32.pt")
 
 
 def test_a_universal_checkpoint_is_its_files(tmp_path: Path) -> None:

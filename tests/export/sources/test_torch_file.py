@@ -178,6 +178,13 @@ def test_damage_is_found(tmp_path: Path) -> None:
         load(path)
 
 
+def test_places_before_a_file_are_found(tmp_path: Path) -> None:
+    path = saved(tmp_path, torch.arange(4.0))
+    for place in ((-1, 10), (0, -1)):
+        with pytest.raises(CheckError, match=r"is said to have -?\d+ bytes from byte -?\d+ on"):
+            load(path, *place)
+
+
 def test_a_tensor_beyond_its_storage_is_found(tmp_path: Path) -> None:
     path = saved(tmp_path, torch.arange(4.0))
     content = path.read_bytes()
