@@ -82,13 +82,19 @@ class Deriver:
             return None
         return "".join(span.text for span in spans)
 
-    def at(self, one: Input, chunk: tuple[int, int], number: int) -> Derived | None:
+    def at(self, one: Input, chunk: tuple[int, int], number: int, before: int | None = None) -> Derived | None:
         """The sample of a record of a chunk, counted from the chunk's first; None where it gives none.
 
+        Args:
+            one: the file.
+            chunk: begin and end.
+            number: of the record.
+            before: records of the file before the chunk, where that is known.
         Raises:
             DataError: if it is faulty, or there is no such record.
         """
         place = f"{one.where}, record {number + 1} of its chunk {chunk[0]}..{chunk[1]}"
+        place = place if before is None else f"{one.where}:{before + number + 1}"
         try:
             found: Any
             if one.format in ("parquet", "arrow", "hf_disk"):
@@ -106,9 +112,14 @@ class Deriver:
         except RecordError as error:
             raise DataError(f"{place}: {error}") from error
 
-    def first(self, one: Input, chunk: tuple[int, int], count: int) -> Iterator[tuple[int, Derived]]:
-        """The first samples of a chunk, with their record numbers.
+    def first(self, one: Input, chunk: tuple[int, int], count: int, before: int = 0) -> Iterator[tuple[int, Derived]]:
+        """The first samples of a chunk, with their record numbers in it.
 
+        Args:
+            one: the file.
+            chunk: begin and end.
+            count: of samples, at most.
+            before: records of the file before the chunk.
         Raises:
             DataError: if one of them is faulty.
         """
@@ -120,9 +131,9 @@ class Deriver:
                     raise found
                 made = None if found is None else _tokenized(found) if one.format == "ftdp" else self.of(one, found)
             except RecordFault as fault:
-                raise DataError(f"{one.where}:{number + 1}: {fault.message}") from fault
+                raise DataError(f"{one.where}:{before + number + 1}: {fault.message}") from fault
             except RecordError as error:
-                raise DataError(f"{one.where}:{number + 1}: {error}") from error
+                raise DataError(f"{one.where}:{before + number + 1}: {error}") from error
             if made is not None and made.tokens:
                 count -= 1
                 yield number, made

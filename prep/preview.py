@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipelines.artifacts import Json
-from pipelines.errors import CheckError, ConfigError
+from pipelines.errors import CheckError, ConfigError, DataError
 from pipelines.named_file import write_named_file
 from pipelines.pack_facts import pack_facts
 from pipelines.preview import Preview
@@ -77,6 +77,8 @@ def show_samples(pipeline: Pipeline, records: Sequence[str], wanted: Wanted) -> 
     """
     sources = SourceSamples(pipeline)
     samples = [sources.at(name) for name in records] if records else list(sources.first(wanted.count))
+    if not samples:
+        raise DataError("no sample in the sources; are they empty, or do their maps leave every record out?")
     files = list({(one.file["source"], one.file["path"]): one.file for one in samples}.values())
     with TemporaryDirectory() as folder:
         sources.write_tokenizer(Path(folder))

@@ -68,7 +68,7 @@ class SourceSamples:
                 for chunk in chunks_of([one]):
                     if not left:
                         break
-                    for number, derived in self._deriver.first(one, (chunk.begin, chunk.end), left):
+                    for number, derived in self._deriver.first(one, (chunk.begin, chunk.end), left, before):
                         yield self._sample(one, before + number, derived)
                         left -= 1
                     if left:
@@ -91,7 +91,7 @@ class SourceSamples:
         for chunk in chunks_of([one]):
             count = count_records(chunk, self._rules)
             if record < before + count:
-                derived = self._deriver.at(one, (chunk.begin, chunk.end), record - before)
+                derived = self._deriver.at(one, (chunk.begin, chunk.end), record - before, before)
                 if derived is None or not derived.tokens:
                     raise DataError(
                         f"{one.where}:{record + 1}: gives no sample; is it blank, or does its map leave it out?"
@@ -117,13 +117,12 @@ class SourceSamples:
     def _sample(self, one: Input, record: int, derived: Derived) -> Sample:
         tokens = np.array(derived.tokens, np.uint32)
         loss = np.array(derived.loss, np.bool_)
-        reasons, _ = fit(tokens | np.where(loss, LOSS_BIT, np.uint32(0)), self._rules)
+        if tokens.size > self._rules.max_length and self._rules.overlength == "error":
+            becomes = f"overlong: {tokens.size:,} tokens, prep.max_length is {self._rules.max_length:,}"
+        else:
+            becomes = ", ".join(fit(tokens | np.where(loss, LOSS_BIT, np.uint32(0)), self._rules)[0])
         loss[:1] = False  # nothing comes before it that could predict it
         bounds = np.array([0, tokens.size], np.int32)
         zero = np.zeros(1, np.uint32)
         pack = Pack(tokens, loss, bounds, bounds, zero, zero + np.uint32(record), zero)
-        refused = tokens.size > self._rules.max_length and self._rules.overlength == "error"
-        words = (
-            [f"overlong: {tokens.size:,} tokens, prep.max_length is {self._rules.max_length:,}"] if refused else reasons
-        )
-        return Sample(pack, {"source": one.name, "path": one.path}, derived, ", ".join(words))
+        return Sample(pack, {"source": one.name, "path": one.path}, derived, becomes)

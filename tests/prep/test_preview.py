@@ -208,3 +208,18 @@ def test_every_command_of_the_page_is_understood(
         answer = preview(prepared, *[names.get(word, word) for word in words[3:]])
         assert answer.exit_code == 0, (line, answer.output)
     assert (tmp_path / "pack.html").is_file()
+
+
+def test_samples_that_prep_refuses_are_shown_with_the_reason(make_pipeline: MakePipeline) -> None:
+    file = make_pipeline(LINES)
+    (one,) = told(file, "--sample", "a:1", "--set", "prep.max_length=20", "--set", 'prep.overlength="error"')["samples"]
+    assert re.search(r"\(overlong: \d+ tokens, prep\.max_length is 20\)", one["title"])
+
+
+def test_sources_without_a_sample_and_faulty_records_are_one_line(make_pipeline: MakePipeline) -> None:
+    answer = preview(make_pipeline(""))
+    assert (answer.exit_code, "no sample in the sources" in answer.output) == (3, True), answer.output
+    file = make_pipeline(LINES.replace("yes 2", "\\ud800"))
+    for arguments in ((), ("--sample", "a:3")):
+        answer = preview(file, *arguments)
+        assert (answer.exit_code, "a.jsonl:3: " in answer.output) == (3, True), answer.output
