@@ -149,7 +149,9 @@ class _Lint:
                 self._tell(Finding.warning("faulty-records", f"{where} ({len(faults)} of the first {_TRIED} records)"))
         if not samples:
             self._report.facts[what] = "no sample among the first records of its first file"
-            if not faults:
+            if not self._report.input_bytes:
+                self._tell(Finding("no-samples", f"{one.where}: is empty, as all inputs are", DataError.exit_code))
+            elif not faults:
                 self._tell(
                     Finding.warning(
                         "no-samples",

@@ -144,3 +144,9 @@ def test_a_data_order_that_does_not_match_is_found_beside_the_rest(make_pipeline
     assert [one.kind for one in told.findings] == ["data", "data", "special-text"]
     assert 'data_order.txt:2: "gone.jsonl" is listed, but is not on disk' in told.findings[0].text
     assert {one.exit_code for one in told.findings} == {3, 0}
+
+
+def test_inputs_that_are_all_empty_fail_the_check_as_they_fail_prep(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    empty = found(lint(load(pipeline_file(tmp_path, ""))))["no-samples"]
+    assert (empty.is_error, empty.exit_code, "is empty" in empty.text) == (True, 3, True)
