@@ -20,6 +20,7 @@ from prep.formats.fault import RecordFault
 from prep.inputs import Input
 from prep.job import rules_of
 from prep.order import inputs_read_only
+from prep.order_check import since_prep
 from prep.rendering import check_rendering, exports_chat, renders_chats, template_of
 from prep.store import LOSS_BIT, Marked
 from prep.template import Template
@@ -64,6 +65,10 @@ class _Lint:
         if inputs is not None:
             self._report.input_bytes = sum(one.where.stat().st_size for one in inputs)
             self._report.facts["data order"] = f"{len(inputs):,} files, {self._report.input_bytes:,} bytes"
+            if changed := self._tried(lambda: since_prep(pipeline, inputs)):
+                where = pipeline.home / "prep"
+                text = f"{where}: the shards are of other inputs: {changed}; run `packtrain prep` again"
+                self._tell(Finding.warning("other-inputs", text))
         if tokenizer is not None and self._renders(tokenizer):
             self._templates(tokenizer)
             if inputs is not None:

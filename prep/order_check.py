@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 from pipelines.artifacts import FileRecord, Manifest
 from pipelines.errors import CheckError, DataError
 from pipelines.schema import Pipeline
-from prep.inputs import digest
+from prep.inputs import Input, digest
 from prep.order import OnDisk, files_on_disk, input_of, line_of, read_order
 
 CONTEXT = 3
@@ -82,6 +82,19 @@ def compare(pipeline: Pipeline, listed: Sequence[str], found: Mapping[str, OnDis
         changed |= {line: "not the content prep read" for line in same_size if sha256[line] != before[line].sha256}
         moved = {gone[sha256[line]]: line for line in perhaps_moved if sha256[line] in gone}
     return Difference(added, removed, moved, changed, _reordered(kept, before, found))
+
+
+def since_prep(pipeline: Pipeline, inputs: Sequence[Input]) -> str:
+    """How inputs differ from what a finished prep read, by names and sizes; nothing where prep has not finished."""
+    before = _read_by_prep(pipeline)
+    sources = pipeline.prep.source
+    now = {line_of(sources, one.source, one.path): one.where.stat().st_size for one in inputs} if before else {}
+    kinds = {
+        "new": [line for line in now if line not in before],
+        "gone": [line for line in before if line not in now],
+        "of another size": [line for line in now if line in before and now[line] != before[line].size],
+    }
+    return ", ".join(f"{len(lines):,} {kind} (such as {lines[0]})" for kind, lines in kinds.items() if lines)
 
 
 def report(difference: Difference, file: str, listed: Sequence[str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pipelines.cli import main
 from pipelines.config import load
 from pipelines.findings import Finding, Report
 from prep.lint import lint
+from prep.run import run
 from tests.prep.faults import BROKEN_TEMPLATES, DATA_FAULTS, TEMPLATE_FAULTS
 from tests.prep.folders import byte_level
 from tests.prep.small import MakePipeline, conversations
@@ -150,3 +151,14 @@ def test_inputs_that_are_all_empty_fail_the_check_as_they_fail_prep(tmp_path: Pa
     (tmp_path / "a.jsonl").touch()
     empty = found(lint(load(pipeline_file(tmp_path, ""))))["no-samples"]
     assert (empty.is_error, empty.exit_code, "is empty" in empty.text) == (True, 3, True)
+
+
+def test_shards_of_inputs_that_changed_since_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(CHAT) + "\n")
+    file = pipeline_file(tmp_path, "")
+    run(load(file), workers=1)
+    assert lint(load(file)).findings == []
+    with (tmp_path / "a.jsonl").open("a") as data:
+        data.write(json.dumps(CHAT) + "\n")
+    one = found(lint(load(file)))["other-inputs"]
+    assert (one.is_error, "1 of another size (such as a.jsonl)" in one.text) == (False, True)
