@@ -112,7 +112,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         return load_folder(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
     manifest = Manifest.read(folder)
     if manifest is None or manifest.kind != "checkpoint":
-        raise DataError(f"{folder}: neither an exported model nor a finished checkpoint")
+        raise DataError(f"{folder}: neither an exported model nor a finished checkpoint, such as work/NAME/export/hf")
     return _load_checkpoint(Checkpoint(folder))
 
 

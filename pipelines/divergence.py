@@ -87,7 +87,7 @@ class Comparison:
         else:
             first, *rest = self.divergences
             lines = [f"first difference: {first}", *(f"then {one}" for one in rest)]
-            if not any(one.what in ("step", *_CONTENT) for one in self.divergences):
+            if not any(one.what in ("kind", "step", *_CONTENT) for one in self.divergences):
                 lines.append("no pack, step, tensor or file differs")
         lines += [f"only in A, not compared: {one}" for one in self.only_a]
         return "\n".join([*lines, *(f"only in B, not compared: {one}" for one in self.only_b)])

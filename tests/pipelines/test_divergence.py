@@ -239,4 +239,6 @@ def test_a_file_that_changed_since_it_was_written_is_named_first(a: Path, b: Pat
 def test_two_places_without_anything_in_common_are_refused(a: Path, b: Path) -> None:
     with pytest.raises(DataError, match="name two runs, or two artefacts of one kind"):
         compare(a, b / "prep")
-    assert first(a / "prep", b / "train" / "checkpoints" / "step-00000002").what == "kind"
+    other = b / "train" / "checkpoints" / "step-00000002"
+    assert first(a / "prep", other).what == "kind"
+    assert "differs" not in compare(a / "prep", other).text(), "nothing else was compared"
