@@ -33,8 +33,12 @@ _NAMES: Mapping[Where, Mapping[str, tuple[str, ...]]] = {
     },
     "xtuner": {
         "batch_size": ("train_dataloader.batch_size", "batch_size"),
-        "accumulative_counts": ("optim_wrapper.accumulative_counts", "accumulative_counts"),
-        "max_length": ("max_length",),
+        "accumulative_counts": (
+            "optim_wrapper.accumulative_counts",
+            "strategy.gradient_accumulation_steps",  # of the copy in its work_dir
+            "accumulative_counts",
+        ),
+        "max_length": ("train_dataloader.dataset.packed_length", "train_dataloader.dataset.max_length", "max_length"),
         "sp": ("sequence_parallel_size",),
         "gpus": (),
     },

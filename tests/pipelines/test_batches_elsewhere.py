@@ -45,6 +45,15 @@ def test_configs_are_read_as_syntax_and_never_run(tmp_path: Path) -> None:
         "accumulative_counts *= sequence_parallel_size\nmax_length = 4096\nbatch_size = 1\n"
     ))  # fmt: skip
     assert batch_of("xtuner", str(path), gpus=8).keys["train.global_batch_size"] == 32 * 2
+    path.write_text(
+        "strategy = dict(gradient_accumulation_steps=8)\n"
+        "train_dataloader = dict(batch_size=2, dataset=dict(max_length=4096))\n"
+    )
+    assert batch_of("xtuner", str(path), gpus=4).keys == {
+        "prep.pack.capacity": 4096,
+        "train.global_batch_size": 2 * 8 * 4,
+        "train.parallel.sequence_parallel_size": 1,
+    }
 
 
 @pytest.mark.parametrize(
