@@ -28,10 +28,15 @@ def load_folder(folder: Path, *, code: bool = False) -> Any:
     Raises:
         CheckError: if Transformers misses a tensor or finds one too many.
     """
-    with _quiet():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", local_files_only=True, output_loading_info=True, trust_remote_code=code
-        )
+    try:
+        with _quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", local_files_only=True, output_loading_info=True, trust_remote_code=code
+            )
+    except TypeError as error:
+        raise CheckError(
+            f"{folder}: Transformers does not load it ({error}); correct the model's generation_config.json"
+        ) from error
     _refuse_gaps(info, str(folder))
     return model.eval()
 
@@ -81,10 +86,31 @@ def model_class(config: Mapping[str, Any], origin: str, code: Path | None = None
     except StrictDataclassError as error:
         finding = str(error.__cause__ or error).strip().splitlines()[0]
         raise ConfigError(f"{origin}: Transformers refuses its config.json ({finding}); correct it") from error
+    except (ArithmeticError, AttributeError, TypeError) as error:
+        raise _refused(origin, error) from error
     except (ValueError, KeyError) as error:
         raise ConfigError(
             f"{origin}: Transformers {transformers.__version__} has no language model of type {config['model_type']!r}"
         ) from error
+
+
+def without_numbers(config: Mapping[str, Any], origin: str, code: Path | None = None) -> Any:
+    """The model of that config.json on no device, as `model_class` finds its class.
+
+    Raises:
+        ConfigError: if Transformers does not know the model, or not such settings of it.
+    """
+    settings, architecture = model_class(config, origin, code)
+    try:
+        with torch.device("meta"):
+            return architecture._from_config(settings, dtype=torch.float32)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise _refused(origin, error) from error
+
+
+def _refused(origin: str, error: Exception) -> ConfigError:
+    finding = f"{type(error).__name__}: {error}"
+    return ConfigError(f"{origin}: Transformers refuses its config.json ({finding}); correct it")
 
 
 def as_tensor(bits: Bits, dtype: Dtype) -> Tensor:

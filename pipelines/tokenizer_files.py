@@ -40,15 +40,16 @@ def special_tokens(folder: Path, model_config: Mapping[str, Any]) -> SpecialToke
     """
     tokenizer = _tokenizer(folder)
     config = _read_config(folder)
+    rows = model_config["vocab_size"]
 
     def named(part: str) -> list[int]:
         text = _text(config.get(f"{part}_token"))
         id_ = None if text is None else tokenizer.token_to_id(text)
-        return _ids(model_config.get(f"{part}_token_id")) if id_ is None else [id_]
+        of_model = [one for one in _ids(model_config.get(f"{part}_token_id")) if 0 <= one < rows]  # -1 stands for none
+        return of_model if id_ is None else [id_]
 
     stop = list(dict.fromkeys([*Probes.read(folder).stop_ids, *named("eos")]))
     bos, pad = named("bos"), [*named("pad"), *reversed(stop)]
-    rows = model_config["vocab_size"]
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise CheckError(

@@ -242,16 +242,19 @@ def _gather_model(folder: Path, found: Found, beside: Beside, into: Path) -> Pat
         raise DataError(
             f"{folder}: has no config.json, and model.name_or_path names no model that has; put the model's there"
         )
-    for name in ("config.json", "generation_config.json"):
-        if (where / name).is_file():
-            shutil.copyfile(where / name, into / name)
     config = _config(where / "config.json")
-    if any(isinstance(tensor, AwqTensor) for tensor in found.tensors.values()):
-        del config["quantization_config"]  # what is read of it are numbers like any other model's
+    shutil.copyfile(where / "config.json", into / "config.json")
+    if (where / "generation_config.json").is_file():
+        _config(where / "generation_config.json")
+        shutil.copyfile(where / "generation_config.json", into / "generation_config.json")
+    if config.pop("quantization_config", None) is not None:  # what is read are numbers like any other model's
         write_atomic(into / "config.json", canonical_json(config))
     if is_original(config):
-        write_atomic(into / "config.json", canonical_json(as_llama(_config(where / "config.json"), folder)))
+        write_atomic(into / "config.json", canonical_json(as_llama(config, folder)))
         return into
+    for key in ("model_type", "architectures", "vocab_size"):
+        if not config.get(key):
+            raise DataError(f"{where / 'config.json'}: {key} is missing; put the model's own config.json there")
     if beside.code and "AutoModelForCausalLM" in (config.get("auto_map") or {}):
         for path in sorted(where.glob("*.py")):
             if path.name != "zero_to_fp32.py":  # which DeepSpeed leaves beside its checkpoints
@@ -261,9 +264,12 @@ def _gather_model(folder: Path, found: Found, beside: Beside, into: Path) -> Pat
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckError(f"{path}: cannot be read ({error}); copy it again") from error
+    if not isinstance(found, dict):
+        raise CheckError(f"{path}: holds no settings by name; copy it again")
+    return found
 
 
 def _named(folder: Path, found: Found, model: Path, beside: Beside) -> tuple[Named, set[str]]:

@@ -54,15 +54,12 @@ def namings(config: Mapping[str, Any], folder: Path, code: Path | None = None) -
     Raises:
         ConfigError: if Transformers does not know the model.
     """
-    import torch  # which an export that is current need not wait for
-    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.core_model_loading import revert_weight_conversion  # an export that is current need not wait
 
-    from export.language_model import model_class
+    from export.language_model import without_numbers
     from export.published import Joined, Region
 
-    settings, architecture = model_class(config, str(folder), code)
-    with torch.device("meta"):
-        model = architecture._from_config(settings, dtype=torch.float32)
+    model = without_numbers(config, str(folder), code)
     once = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     every = model.named_parameters(remove_duplicate=False)

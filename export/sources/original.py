@@ -28,6 +28,11 @@ def as_llama(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return llama_config(config)
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{folder}: its config.json is not that of {config['model_type']} ({type(error).__name__}: {error}); "
+            "put the model's own there"
+        ) from error
 
 
 def original_naming(config: Mapping[str, Any], llama: Naming) -> tuple[Naming, Layout]:

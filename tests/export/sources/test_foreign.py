@@ -216,6 +216,46 @@ def test_what_is_not_the_models_is_named(
     assert finding in str(refused(write_plain(tmp_path / "m", tensors)))
 
 
+@pytest.mark.parametrize(
+    ("config", "finding"),
+    [
+        ("[1]", "config.json: holds no settings by name"),
+        ("[" * 100_000, "config.json: cannot be read (maximum recursion"),
+        ({"model_type": None}, "config.json: model_type is missing; put the model's own config.json there"),
+        ({"architectures": None}, "config.json: architectures is missing"),
+        ({"num_attention_heads": 0}, "Transformers refuses its config.json (ZeroDivisionError"),
+        ({"hidden_act": "nosuch"}, "Transformers refuses its config.json (KeyError: 'nosuch')"),
+        ({"model_type": "internlm2", "rope_scaling": "x"}, "its config.json is not that of internlm2 (Attribute"),
+        ({"pad_token_id": 259}, "Transformers refuses its config.json (AssertionError"),
+    ],
+)
+def test_settings_that_describe_no_model_are_named(tmp_path: Path, config: Any, finding: str) -> None:
+    folder = write_plain(tmp_path / "m", random_tensors(LLAMA))
+    (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(LLAMA | config))
+    error = str(refused(folder))
+    assert error.startswith(str(folder))
+    assert finding in error
+
+
+def test_settings_of_a_quantized_model_are_not_those_of_its_numbers(tmp_path: Path) -> None:
+    quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    write_plain(tmp_path / "m", random_tensors(LLAMA), LLAMA | quantized | {"pad_token_id": -1})
+    run(pipeline(tmp_path, checkpoint="m"))
+    config = json.loads((tmp_path / "work" / "tiny" / "export" / "hf" / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert config["pad_token_id"] == 2  # -1 is written for none
+
+
+def test_generation_settings_that_transformers_does_not_load_are_named(tmp_path: Path) -> None:
+    folder = write_plain(tmp_path / "m", random_tensors(LLAMA))
+    (folder / "generation_config.json").write_text("[]")
+    assert "generation_config.json: holds no settings by name" in str(refused(folder))
+    (folder / "generation_config.json").write_text('{"max_new_tokens": "x"}')
+    with pytest.raises(CheckError, match=r"does not load it .*; correct the model's generation_config\.json"):
+        run(pipeline(tmp_path, checkpoint="m"))
+    assert not (tmp_path / "work" / "tiny" / "export" / "hf").exists()
+
+
 def test_what_the_class_leaves_unread_is_no_error(tmp_path: Path) -> None:
     tensors: dict[str, Any] = random_tensors(LLAMA)
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(3, np.float32)}
