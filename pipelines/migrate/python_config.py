@@ -40,6 +40,8 @@ def read(path: Path, *, cited: str = "") -> Node:
         raise ConfigError(f"{cited}: is no Python file ({error})") from error
     except (RecursionError, MemoryError) as error:
         raise ConfigError(f"{cited}: its expressions are nested too deep to be read") from error
+    if not reader.names and not reader.others:
+        raise ConfigError(f"{cited}: sets nothing; give a config file")
     return Node((), 1, children={**reader.names, **reader.others})
 
 

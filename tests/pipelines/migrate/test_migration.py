@@ -339,6 +339,7 @@ def test_odd_values_in_a_python_config_are_listed_and_never_crash(value: str, tm
     ("trainer", "name", "content", "message"),
     [
         ("xtuner", "a.py", "x = (", "is no Python file"),
+        ("internevo", "a.py", "# nothing\n", "sets nothing"),
         ("xtuner", "a.py", "x = " + "-" * 100_000 + "1", "nested too deep"),
         ("internevo", "a.py", "data = dict(micro_num=0)", "expected sizes of 1 or more"),
         ("internevo", "a.py", "parallel = dict(tensor=3)", "tensor 3 x pipeline 1 does not divide it"),
