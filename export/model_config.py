@@ -34,14 +34,18 @@ def read_config(model: Path) -> dict[str, Any]:
     return _read(model / "config.json")
 
 
-def stored_dtype(model: Path) -> Dtype:
-    """The number format that a model was stored in by its directory's config.json, or float32 where nothing says."""
-    path = model / "config.json"
-    config = _read(path)
+def stored_dtype(model: Path, origin: Path | None = None) -> Dtype:
+    """The number format that a model was stored in by its directory's config.json, or float32 where nothing says.
+
+    Args:
+        origin: what to name in an error, if `model` is a copy.
+    """
+    config = _read(model / "config.json")
     stored = config.get("dtype") or config.get("torch_dtype") or "float32"
     if stored not in WIDTH:
         raise ConfigError(
-            f"{path}: dtype {stored!r} cannot be exported; set export.hf.dtype to bfloat16, float16 or float32"
+            f"{origin or model}: by its config.json in {stored!r}, which cannot be exported; set export.hf.dtype to "
+            "bfloat16, float16 or float32"
         )
     return cast(Dtype, stored)
 

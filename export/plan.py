@@ -219,7 +219,7 @@ def _dtype(pipeline: Pipeline, source: Source, base: Path | None) -> Dtype:
     for chosen in (pipeline.export.hf.dtype, pipeline.model.torch_dtype):
         if chosen != "auto":
             return chosen
-    return stored_dtype(base or source.model)
+    return stored_dtype(base or source.model, base or source.folder)
 
 
 def _versions() -> dict[str, str]:

@@ -179,5 +179,5 @@ def test_the_stored_format_is_read_in_either_spelling(tmp_path: Path, said: dict
 
 def test_a_format_that_cannot_be_exported_is_refused_with_the_key_to_set(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, LLAMA | {"dtype": "float8_e4m3fn"}).folder
-    with pytest.raises(ConfigError, match=r"'float8_e4m3fn' cannot be exported; set export\.hf\.dtype"):
+    with pytest.raises(ConfigError, match=r"'float8_e4m3fn', which cannot be exported; set export\.hf\.dtype"):
         stored_dtype(folder / "model")

@@ -246,6 +246,14 @@ def test_settings_of_a_quantized_model_are_not_those_of_its_numbers(tmp_path: Pa
     assert config["pad_token_id"] == 2  # -1 is written for none
 
 
+def test_a_format_that_cannot_be_exported_is_told_with_the_checkpoint(tmp_path: Path) -> None:
+    folder = write_plain(tmp_path / "m", random_tensors(LLAMA), LLAMA | {"dtype": "float64"})
+    with pytest.raises(
+        ConfigError, match=rf"^{folder}: by its config\.json in 'float64', which cannot be exported; set "
+    ):
+        Plan.of(pipeline(tmp_path, checkpoint="m"))
+
+
 def test_generation_settings_that_transformers_does_not_load_are_named(tmp_path: Path) -> None:
     folder = write_plain(tmp_path / "m", random_tensors(LLAMA))
     (folder / "generation_config.json").write_text("[]")
