@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from safetensors import safe_open
 
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import MachineError
+from pipelines.file_ranges import FileRanges
+from pipelines.safetensors_header import Entry, read_header
 from pipelines.schema import Pipeline
 from tests.train.conftest import SETTINGS
 from tests.train.ranks import run_in_turn
@@ -55,35 +57,24 @@ def reported(pipelines: list[Pipeline], report: Path) -> None:
 def counted() -> Iterator[list[int]]:
     """Sizes of the stretches that are read from state files. Rank 1 cannot open that of `UNREAD`."""
     found: list[int] = []
+    fill, header = FileRanges.read_bytes, read_header
 
-    class Slice:
-        def __init__(self, inner: Any) -> None:
-            self.get_shape, self._inner = inner.get_shape, inner
+    def read_bytes(ranges: FileRanges, path: Path, first: int, out: npt.NDArray[Any]) -> None:
+        found.append(out.nbytes)
+        fill(ranges, path, first, out)
 
-        def __getitem__(self, where: slice) -> Any:
-            values = self._inner[where]
-            found.append(values.nbytes)
-            return values
+    def refuse(*_: object) -> None:
+        raise OSError("the disk says no")
 
-    class File:
-        def __init__(self, *given: Any, **named: Any) -> None:
-            if os.environ["RANK"] == "1" and str(given[0]).endswith(UNREAD):
-                raise OSError("the disk says no")
-            self._inner: Any = safe_open(*given, **named)
-
-        def __enter__(self) -> "File":
-            self._inner.__enter__()
-            self.keys, self.get_tensor = self._inner.keys, self._inner.get_tensor
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self._inner.__exit__(None, None, None)
-
-        def get_slice(self, key: str) -> Slice:
-            return Slice(self._inner.get_slice(key))
+    def read(path: Path) -> dict[str, Entry]:
+        with pytest.MonkeyPatch.context() as failing:
+            if os.environ["RANK"] == "1" and str(path).endswith(UNREAD):
+                failing.setattr(Path, "open", refuse)
+            return header(path)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pipelines.checkpoints.safe_open", File)
+        patched.setattr(FileRanges, "read_bytes", read_bytes)
+        patched.setattr("pipelines.checkpoints.read_header", read)
         yield found
 
 

@@ -84,7 +84,8 @@ def test_an_adapter_answers_as_transformers_does_with_it(
 
     monkeypatch.setattr(loop, "Interview", Compared)
     folder = share(chats, tmp_path / "work")
-    model = MODEL | {"lora": {"r": 4, "lora_alpha": 64, "lora_dropout": Decimal("0.1")}} | quantization
+    scratch = MODEL["scratch"] | ({"hidden_size": 64, "intermediate_size": 128} if quantization else {})  # whole blocks
+    model = {"scratch": scratch, "lora": {"r": 4, "lora_alpha": 64, "lora_dropout": Decimal("0.1")}} | quantization
     run(pipeline(folder, model=model, **SETTINGS, **EVAL))
     assert [answers(rows(folder), step) for step in (0, 2, 3)] == expected
     assert expected[0] != expected[2]
