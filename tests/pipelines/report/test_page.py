@@ -174,8 +174,8 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "tiny" / "prep" / ".partial").mkdir(parents=True)
     found = read(tmp_path / "tiny")
     assert "begun, not finished" in found.text
-    (tmp_path / "tiny" / "train").mkdir()
     (tmp_path / "tiny" / "export").mkdir()
+    (tmp_path / "tiny" / "train" / "checkpoints").mkdir(parents=True)
     assert "Training has begun, and no step is done." in read(tmp_path / "tiny").text
 
 
