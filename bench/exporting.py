@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from bench.zero3 import LLAMA, write_zero3
 from export.sources.names import namings
 
 TIMES = 3
+SETTLING = 1.0
+"""Seconds in which the disk gives up the blocks of what was deleted before."""
 MEMORY_MB = 256
 WORK = {
     "zero_to_fp32": "zero_to_fp32 of DeepSpeed",
@@ -69,6 +72,7 @@ def figures(folder: Path) -> Iterator[Figure]:
 
 def _measure(what: str, checkpoint: Path, out: Path) -> dict[str, float]:
     os.sync()
+    time.sleep(SETTLING)
     arguments = [sys.executable, "-m", "bench.converting", what, str(checkpoint), str(out)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment())
     shutil.rmtree(out, ignore_errors=True)
