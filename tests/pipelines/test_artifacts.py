@@ -2,6 +2,8 @@
 
 import errno
 import multiprocessing
+import os
+import re
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +20,7 @@ from pipelines.artifacts import (
     exclusive,
     identity,
     make_directory,
+    refuse_busy,
     shared,
     write_atomic,
 )
@@ -115,10 +118,21 @@ def test_a_second_process_is_told_that_the_place_is_busy(tmp_path: Path) -> None
         pass
     with pytest.raises(BusyError, match="another packtrain process"), shared(tmp_path):
         pass
+    with pytest.raises(BusyError, match="another packtrain process"):
+        refuse_busy(tmp_path)
     done.put("done")
     holder.join()
+    refuse_busy(tmp_path)
     with exclusive(tmp_path):
         pass
+
+
+def test_who_holds_a_place_is_said_in_one_line_whatever_stood_there(tmp_path: Path) -> None:
+    refuse_busy(tmp_path)  # nothing was ever held
+    (tmp_path / ".lock").write_text("process 123456789012 on a-machine-with-a-long-name.example\n" * 3)
+    with exclusive(tmp_path):
+        line = (tmp_path / ".lock").read_text()
+    assert re.fullmatch(rf"process {os.getpid()} on [^\n]*\n", line)
 
 
 def test_those_who_share_a_place_keep_out_only_who_wants_it_alone(tmp_path: Path) -> None:

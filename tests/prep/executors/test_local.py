@@ -44,7 +44,11 @@ def test_the_first_fault_stops_the_work_on_later_chunks(
 def started(file: Path, note: Path) -> tuple["subprocess.Popen[str]", int]:
     """The command, and the process id of a worker that is in the middle of its work."""
     command = [sys.executable, "-m", "pipelines", "prep", str(file), "--workers", "2", "--set", OBEDIENT]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    former = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it, and so would this
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, former)
     while not (workers := noted(note)):
         assert process.poll() is None
         time.sleep(0.02)
