@@ -8,8 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import tomli
-
 from pipelines.artifacts import make_directory, write_atomic
 from pipelines.document import Document, read
 from pipelines.errors import ConfigError
@@ -20,6 +18,8 @@ from pipelines.toml_text import KeyPath, value_at
 HERE = Path(__file__).parent
 READY = HERE / "ready"
 """Recipes for models of a hub; short, since they extend the files in parents/."""
+SCHEMA = HERE / "pipeline.schema.json"
+"""What editors complete and check a pipeline by, where its first line is `#:schema pipeline.schema.json`."""
 
 _COMMENT = re.compile(r'(?:[^"#]|"(?:\\.|[^"\\])*")*#\s*(?P<text>.*)')
 _NEXT = "Put your data where prep.source.path says; then: packtrain order write, check, prep, plan, train, export."
@@ -33,8 +33,7 @@ def recipes(words: Sequence[str] = ()) -> dict[str, str]:
     """
     found = {}
     for path in (*sorted(HERE.glob("*.toml")), *sorted(READY.glob("*.toml"), key=lambda path: path.stem)):
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        found[path.stem] = first.removeprefix("#").strip()
+        found[path.stem] = _purpose(path)
     return {
         name: what for name, what in found.items() if all(word.lower() in f"{name} {what}".lower() for word in words)
     }
@@ -42,6 +41,8 @@ def recipes(words: Sequence[str] = ()) -> dict[str, str]:
 
 def copy(name: str, folder: Path) -> list[Path]:
     """Copy a recipe into `folder`: one of a hub's model as a single file, another with the folder of its name.
+
+    The schema by which an editor completes and checks it comes along, and follows the package that wrote it last.
 
     Returns:
         The files that were written.
@@ -53,15 +54,16 @@ def copy(name: str, folder: Path) -> list[Path]:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ConfigError(f"{name}: no such recipe; {hint}`packtrain recipes` lists all of them")
     if (READY / f"{name}.toml").is_file():
-        contents = {Path(f"{name}.toml"): self_standing(READY / f"{name}.toml").encode()}
+        text = f"#:schema {SCHEMA.name}\n{self_standing(READY / f'{name}.toml')}"
+        contents = {Path(f"{name}.toml"): text.encode()}
     else:
         sources = [HERE / f"{name}.toml", *_shipped(HERE / name)]
         contents = {path.relative_to(HERE): path.read_bytes() for path in sources}
-    tomli.loads(contents[Path(f"{name}.toml")].decode())
+    contents[Path(SCHEMA.name)] = SCHEMA.read_bytes()
     missing = {}
     for relative, content in contents.items():
         target = folder / relative
-        if not target.exists():
+        if not target.exists() or (relative.name == SCHEMA.name and target.read_bytes() != content):
             missing[target] = content
         elif target.read_bytes() != content:
             raise ConfigError(f"{target}: exists with another content; move it away or choose another directory")
@@ -82,8 +84,7 @@ def self_standing(path: Path) -> str:
             lines = texts.setdefault(place.given_by, Path(place.given_by).read_text(encoding="utf-8").splitlines())
             comment = _COMMENT.match(lines[place.line - 1])
             keys[key] = Written(_beside(key, value_at(document.table, key)), comment["text"] if comment else "")
-    first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
-    return toml_file(keys, head=[first, _NEXT])
+    return toml_file(keys, head=[_purpose(path), _NEXT])
 
 
 def generate(data: Path, write: Callable[[Path], object]) -> list[Path]:
@@ -94,6 +95,12 @@ def generate(data: Path, write: Callable[[Path], object]) -> list[Path]:
         write(Path(temporary))
         (Path(temporary) / data.name).rename(data)
     return sorted(data.iterdir())
+
+
+def _purpose(path: Path) -> str:
+    """A file's first comment, which an editor's directive may stand above."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if not line.startswith("#:")).removeprefix("#").strip()
 
 
 def _stands_alone(document: Document, key: KeyPath) -> bool:

@@ -32,6 +32,9 @@ def reference() -> str:
         "Written by `python -m pipelines.reference` from the schema. Unknown keys are errors; text is not taken for a",
         "number. Paths begin at the file that names them and may contain `${env:NAME}` or `${env:NAME:-fallback}`.",
         "`--set table.key=value` overrides one key. `Elsewhere` is what other trainers call a key.",
+        "",
+        "Editors with Taplo (Even Better TOML in VS Code) complete and check these keys where a file begins with",
+        "`#:schema pipeline.schema.json`; `packtrain init` writes that line and the schema beside it.",
         *("", "## Top of the file", ""),
         *(_bullet(key) for key in keys if len(key.path) == 1 and key.table is None),
     ]

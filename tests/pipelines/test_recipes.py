@@ -21,8 +21,9 @@ PARENTS = sorted((READY / "parents").rglob("*.toml"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_recipe_becomes_one_file_that_says_the_same(path: Path, tmp_path: Path) -> None:
-    (written,) = copy(path.stem, tmp_path)
-    assert written == tmp_path / path.name
+    written, schema = copy(path.stem, tmp_path)
+    assert (written, schema) == (tmp_path / path.name, tmp_path / "pipeline.schema.json")
+    assert written.read_text().startswith(f"#:schema {schema.name}\n# "), "editors find the schema beside it"
     assert copy(path.stem, tmp_path) == [], "the second time there is nothing to do"
     one = tomli.loads(written.read_text())
     assert "extends" not in one
@@ -97,3 +98,10 @@ def test_recipes_are_found_by_words(tmp_path: Path) -> None:
     (tmp_path / "qwen3-8b-lora-2k.toml").write_text("mine")
     assert CliRunner().invoke(main, ["init", "qwen3-8b-lora-2k", str(tmp_path)]).exit_code == 2
     assert (tmp_path / "qwen3-8b-lora-2k.toml").read_text() == "mine"
+
+
+def test_the_schema_beside_a_recipe_follows_the_package(tmp_path: Path) -> None:
+    _, schema = copy("llama3-8b-full-2k", tmp_path)
+    schema.write_text("{}")
+    assert copy("llama3-8b-full-2k", tmp_path) == [schema]
+    assert len(schema.read_bytes()) > 10_000
