@@ -96,6 +96,11 @@ class Node:
             yield from child.leaves()
 
 
+def listed(node: Node | None) -> list[Node]:
+    """The entries of a list; none where there is no list."""
+    return [*node.items().values()] if node is not None and node.resolved().is_list else []
+
+
 def plain(node: Node) -> Any:
     """What a node holds, lists and tables as Python's; an Unread where tables that hold each other would never end."""
     try:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from pipelines.errors import ConfigError
-from pipelines.migrate import axolotl, internevo, llamafactory, python_config, xtuner, yaml_config
+from pipelines.migrate import axolotl, internevo, llamafactory, python_config, yaml_config
 from pipelines.migrate.config_tree import Node, Symbol, Unread, Verdict
 from pipelines.migrate.draft import Draft
+from pipelines.migrate.xtuner import config as xtuner
 from pipelines.named_file import write_named_file
 from pipelines.toml_text import on_one_line, spell_value
 

@@ -1,32 +1,8 @@
-"""The copy of a config that XTuner leaves in its work_dir: names are text, and DeepSpeed's settings a strategy."""
+"""[train.deepspeed], of the strategy that --deepspeed wrote into the copy of a config."""
 
-import re
 from collections.abc import Mapping
-from typing import Any
 
-from pipelines.migrate.config_tree import Node, Symbol
 from pipelines.migrate.draft import Draft, Rule, asks, drops, only, same, to
-
-_NAME = re.compile(r"(torch|transformers|mmengine|xtuner|peft|bitsandbytes|deepspeed|datasets|modelscope)(\.\w+)+")
-_NAMED = frozenset(
-    {"type", "template", "prompt_template", "dataset_map_fn", "template_map_fn", "system"}
-    | {"torch_dtype", "bnb_4bit_compute_dtype", "SYSTEM"}
-)
-"""Keys whose values are names of a library."""
-ACCUMULATED = ("optim_wrapper.accumulative_counts", "strategy.gradient_accumulation_steps", "accumulative_counts")
-"""Where micro-batches per step stand, the first that is there."""
-
-
-def name_symbols(config: Node) -> None:
-    """Turn text that stands for a name of a library into the name, as the config itself has it."""
-    for leaf in config.leaves():
-        if leaf.path and leaf.path[-1] in _NAMED and isinstance(leaf.value, str) and _NAME.fullmatch(leaf.value):
-            leaf.value = Symbol(leaf.value)
-
-
-def accumulated(config: Node) -> Any:
-    """Micro-batches of an optimizer step, as far as the config says it."""
-    return next((config.get(path) for path in ACCUMULATED if config.at(path)), None)
 
 
 def map_strategy(draft: Draft) -> None:
