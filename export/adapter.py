@@ -13,12 +13,12 @@ from export.dequantized import Dequantized
 from export.hf import Model
 from export.merge import OriginalBase, open_base
 from export.model_card import adapter_card
-from export.progress import progress_bar
 from export.safetensors_stream import write_file
 from pipelines.artifacts import Manifest, canonical_json, write_atomic
 from pipelines.checkpoints import digest_base
 from pipelines.errors import CheckError, DataError, MachineError
 from pipelines.llama_layouts import llama_config
+from pipelines.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoTokenizer
 
 from export.language_model import load_folder
-from export.progress import progress_bar
 from pipelines.artifacts import Json
 from pipelines.errors import CheckError, DataError
+from pipelines.progress import progress_bar
 from pipelines.schema import ExportEval
 
 log = logging.getLogger(__name__)

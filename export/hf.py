@@ -10,11 +10,11 @@ from export.merge import Base
 from export.model_card import model_card
 from export.model_config import exported_config, exported_generation_config, read_config
 from export.original_layout import OriginalWeights, originally
-from export.progress import progress_bar
 from export.safetensors_stream import Digests, write_model
 from export.source import Source
 from export.weights import Weights
 from pipelines.artifacts import Json, canonical_json, write_atomic
+from pipelines.progress import progress_bar
 from pipelines.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 
 CARD = "README.md"

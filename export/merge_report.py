@@ -17,10 +17,10 @@ from export.dequantized import Dequantized
 from export.hf import Model
 from export.job import Job
 from export.merge import Base, Merged, open_base
-from export.progress import progress_bar
 from export.source import Source
 from export.weights import BLOCK
 from pipelines.artifacts import Json
+from pipelines.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _matrices(source: Source, bases: dict[Choice, Base], packed: Dequantized, dt
     sums: dict[str, npt.NDArray[np.float64]] = {}
     """Of every matrix: squares of what was trained, and of either base's difference from it."""
     size = sum(int(np.prod(packed.shapes[name], dtype=np.int64)) for name in packed.packed)
-    with progress_bar("measuring merge", size, "") as progress:
+    with progress_bar("measuring merge", size, "number") as progress:
         for name in packed.packed:
             sums[name] = np.zeros(3)
             for start, stop in _ranges(int(np.prod(packed.shapes[name], dtype=np.int64))):

@@ -21,13 +21,13 @@ from export.hf import Model
 from export.language_model import Continuation, continue_greedily, load_folder, load_tensors
 from export.model_config import read_config
 from export.original_layout import OriginalWeights
-from export.progress import progress_bar
 from export.safetensors_stream import FORMAT, Digests
 from export.weights import Weights
 from pipelines.artifacts import Json
 from pipelines.errors import CheckError
 from pipelines.file_ranges import FileRanges
 from pipelines.probes import Probes
+from pipelines.progress import progress_bar
 from pipelines.safetensors_header import Entry, read_header
 from pipelines.schema import ExportVerify
 

@@ -1,12 +1,12 @@
 """The `packtrain` command: its options, its log, and the commands it is made of."""
 
 import logging
-import sys
 
 import click
 
 from pipelines.commands import beginnings, check, export, machine, order, plan, prep, preview, results, train
 from pipelines.commands.group import Commands
+from pipelines.terminal import LogLines
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -18,7 +18,7 @@ def main(verbose: bool) -> None:
 
     Everything about a run stands in one TOML file; flags only say how to run it now.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogLines()])
     for name in ("pipelines", "prep", "train", "export"):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
 

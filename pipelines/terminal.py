@@ -1,6 +1,8 @@
-"""Text that others wrote, on a terminal: what may be written there, how wide it is, and whether it takes colours."""
+"""Text on a terminal: what of others' may be there, how wide it is, whether it takes colours; and the log's lines."""
 
+import logging
 import os
+import sys
 import unicodedata
 from collections.abc import Mapping
 from typing import TextIO
@@ -35,6 +37,17 @@ def wants_colour(stream: TextIO, environment: Mapping[str, str] = os.environ) ->
     if any(environment.get(name) for name in ("NO_COLOR", "CI")) or environment.get("TERM") == "dumb":
         return False
     return stream.isatty()
+
+
+class LogLines(logging.Handler):
+    """Writes to standard error as it is at that time, where a progress bar makes room for the line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
 
 
 def _is_escaped(character: str) -> bool:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from pipelines.artifacts import digest_file, identity
 from pipelines.errors import DataError
+from pipelines.progress import progress_bar
 from pipelines.schema import Source
 from prep.endings import format_of
 
@@ -50,12 +49,12 @@ def digest(inputs: Sequence[Input], *, workers: int, known: Known) -> list[Input
     """The same inputs with size and SHA-256; a file whose size and time are as known is not read again."""
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(inputs), desc="digest inputs", unit="file", leave=False, disable=None) as progress,
+        progress_bar("reading inputs", len(inputs), "file") as progress,
     ):
         found = []
         for one in pool.map(partial(_digest, known=known), inputs):
             found.append(one)
-            progress.update()
+            progress()
     return found
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from tqdm import tqdm
 
 from pipelines.artifacts import Json, canonical_json, digest_file
 from pipelines.errors import CheckError
 from pipelines.model_source import with_tokenizer
+from pipelines.progress import progress_bar
 from pipelines.schema import Pipeline
 from prep.chunk import Rules, chunks_of, count_records, fit, outcomes
 from prep.formats.fault import RecordFault
@@ -60,11 +60,11 @@ def resample(pipeline: Pipeline, count: int) -> Json:
         by_file[segment.file].append(segment)
     inputs = _inputs(pipeline, facts, sorted(by_file), folder)
     check = _Check(folder, facts, rules_of(pipeline, tokenizer), tokenizer)
-    with tqdm(total=chosen.size, desc="derive again", unit="sample", disable=None, leave=False) as progress:
+    with progress_bar("deriving again", int(chosen.size), "sample") as progress:
         tokens = 0
         for file, one in inputs.items():
             tokens += check.file(one, by_file[file])
-            progress.update(len(by_file[file]))
+            progress(len(by_file[file]))
     return {"samples": int(chosen.size), "segments": int(segments.file.size), "tokens": tokens, "files": len(inputs)}
 
 

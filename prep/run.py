@@ -11,10 +11,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, write_atomic
 from pipelines.errors import DataError
+from pipelines.progress import progress_bar
 from pipelines.schema import Pipeline
 from pipelines.shards import FORMAT_VERSION, Attention
 from prep import lengths
@@ -113,10 +112,10 @@ def _write(job: Job, part: Part, folder: Path, *, workers: int) -> list[ShardFac
         workers=min(workers, -(-part.packing.tokens // shard_tokens)),
     )
     shards = []
-    with tqdm(total=part.packing.packs, desc="write shards", unit="pack", disable=None, leave=False) as progress:
+    with progress_bar("writing shards", part.packing.packs, "pack") as progress:
         for shard in writing:
             shards.append(shard)
-            progress.update(shard.packs)
+            progress(shard.packs)
     return shards
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from pipelines.errors import DataError, MachineError
+from pipelines.progress import progress_bar
 from prep.backend import Backend
 from prep.chunk import Chunk, Rules, count_records
 from prep.executors import Execute
@@ -74,12 +74,12 @@ def tokenize_chunks(
             rules = settled(rules, chunks, folder)
         with (
             closing(execute(work, rules)) as faults,
-            tqdm(total=len(work), desc="tokenize", unit="chunk", disable=None, leave=False) as progress,
+            progress_bar("tokenizing", len(work), "chunk") as progress,
         ):
             for number, fault in zip(numbers, faults, strict=True):
                 if fault is not None:
                     raise _located(fault, number, chunks, rules, folder)
-                progress.update()
+                progress()
     except OSError as error:
         raise MachineError(
             f"{error.filename or folder}: {error.strerror or error} while tokenizing; on every machine that works "

@@ -17,10 +17,10 @@ from export.destination import refuse_foreign_files, staged
 from export.internevo.importer import RECORD, InternEvoWeights, bits, plain
 from export.internevo.layout import NORM, OUTPUT, Kind, Part, Rows, Sizes, Whole, parts, wholes
 from export.internevo.reader import CONFIG, InternEvoCheckpoint, rank_file
-from export.progress import progress_bar
 from export.weights import BLOCK
 from pipelines.artifacts import FileRecord, Json, Manifest, digest_file, exclusive_name, identity
 from pipelines.errors import CheckError, ConfigError, DataError
+from pipelines.progress import progress_bar
 
 log = logging.getLogger(__name__)
 

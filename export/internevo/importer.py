@@ -12,7 +12,6 @@ from export.destination import refuse_foreign_files, staged
 from export.internevo.layout import OUTPUT, Kind, Rows, Whole, parts
 from export.internevo.reader import CONFIG, InternEvoCheckpoint
 from export.model_config import rope_spellings
-from export.progress import progress_bar
 from export.safetensors_stream import write_model
 from export.weights import Weights
 from pipelines.artifacts import (
@@ -27,6 +26,7 @@ from pipelines.artifacts import (
 )
 from pipelines.errors import ConfigError
 from pipelines.llama_layouts import unit_rows
+from pipelines.progress import progress_bar
 
 log = logging.getLogger(__name__)
 

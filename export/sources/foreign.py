@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from export.progress import progress_bar
 from export.sources import deepspeed, distributed, plain, universal
 from export.sources.awq import AwqTensor
 from export.sources.found import Found
@@ -26,6 +25,7 @@ from pipelines.errors import CheckError, ConfigError, DataError
 from pipelines.failing_disk import storage_error
 from pipelines.file_ranges import FileRanges
 from pipelines.llama_layouts import KEY, unit_rows
+from pipelines.progress import progress_bar
 
 _READERS = (universal.find, deepspeed.find, distributed.find, plain.find)
 _TOKENIZER = "tokenizer.json"

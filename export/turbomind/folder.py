@@ -6,7 +6,6 @@ from pathlib import Path
 from export.cast import Dtype
 from export.hf import Model
 from export.model_config import read_config
-from export.progress import progress_bar
 from export.sources.foreign import Foreign
 from export.turbomind.config import config_yaml
 from export.turbomind.geometry import Geometry, Unservable, architecture_of
@@ -15,6 +14,7 @@ from export.turbomind.packed import refuse_packed
 from export.turbomind.serve import serving_files
 from export.turbomind.writer import write_weights
 from pipelines.artifacts import write_atomic
+from pipelines.progress import progress_bar
 from pipelines.schema import TurbomindExport
 
 WEIGHTS = Path("triton_models") / "weights"

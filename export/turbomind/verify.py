@@ -9,7 +9,6 @@ import numpy as np
 from export.cast import Bits
 from export.hf import Model
 from export.language_model import load_tensors
-from export.progress import progress_bar
 from export.turbomind.layout import repeat_heads
 from export.turbomind.matrices import EMBEDDING, OUTPUT
 from export.turbomind.reader import TurbomindReader
@@ -17,6 +16,7 @@ from export.verify import compare_continuations, continuations, refuse_differenc
 from export.weights import BLOCK, Weights
 from pipelines.artifacts import Json
 from pipelines.errors import CheckError
+from pipelines.progress import progress_bar
 from pipelines.schema import ExportVerify
 
 

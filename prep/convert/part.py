@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from pipelines.progress import progress_bar
 from pipelines.shards import Pack, ShardReader
 
 
@@ -25,11 +25,11 @@ class Part:
     def shards(self) -> Iterator[Iterator[Pack]]:
         """The packs of each shard; each has to be used up before the next is asked for."""
         first = 0
-        with tqdm(total=len(self.reader), desc=f"convert {self.name}", unit="pack", disable=None, leave=False) as bar:
+        with progress_bar(f"converting {self.name}", len(self.reader), "pack") as progress:
             for packs in self.packs_per_shard:
                 yield (self.reader[index] for index in range(first, first + packs))
                 first += packs
-                bar.update(packs)
+                progress(packs)
 
 
 def parts_of(folder: Path) -> dict[str, Part]:
