@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.migrate import trainer_arguments as trainer
 from pipelines.migrate.config_tree import Finding, Node
 from pipelines.migrate.draft import Draft, Rule, asks, drops, known_elsewhere, only, same, to
-from pipelines.migrate.origins import add_source, local, map_data, map_model, run_name, stem
+from pipelines.migrate.origins import add_source, local, map_data, map_model, need_source, run_name, stem
 from pipelines.migrate.trainer_arguments import short, whole
 from pipelines.toml_file import Written
 
@@ -104,9 +104,7 @@ def _data(draft: Draft) -> None:
         draft.put(f"prep.source.{index}.map", "pretrain", "plain text")
     for entry in entries:
         _source(draft, entry, plain=plain)
-    if ("prep", "source", 0, "name") not in draft.keys:
-        index = add_source(draft, "data")
-        draft.ask(f"prep.source.{index}.path", "data", "name the file or the directory of the data")
+    need_source(draft)
     chosen = config.at("chat_template")
     value = chosen.get("") if chosen else None
     if chosen is not None and str(value) in TEMPLATES:
@@ -230,8 +228,8 @@ def _saving(draft: Draft) -> None:
 
 
 def _unused(node: Node) -> Finding:
-    if isinstance(node.value, bool | None) and not node.value and node.is_leaf and not node.is_list:
-        return Finding("same", (), "is off there")
+    if trainer.is_off(node):
+        return trainer.OFF
     root = str(node.path[0])
     if re.match(r"(lora_(mlp|qkv|o|embedding)_kernel|liger_|wandb_|mlflow_|comet_|trackio_|gradio_)", root):
         return Finding("dropped", (), "belongs to a library that is not used here, or to its own environment variables")
@@ -246,13 +244,6 @@ def _special(draft: Draft, node: Node) -> None:
             draft.map(child, "tokenizer.add_special_tokens")
         elif child.get("") is not None:
             draft.decide(child, f"{name} is what the tokenizer's own files say; change it there")
-
-
-def _everyone(draft: Draft, node: Node) -> None:
-    if node.get("") is True:
-        draft.map(node, "template.loss.roles", ["system", "user", "assistant"], note="everything is trained")
-    else:
-        draft.same(node, "answers are trained")
 
 
 def _tracker(name: str) -> Rule:
@@ -298,12 +289,10 @@ ATTENTION = {
     **dict.fromkeys(("sdpa", "eager"), "sdpa"),
 }
 _KERNEL = "kernels are chosen here, and give the same numbers"
-_RL = "only supervised training is offered here"
 
 LORA: Mapping[str, Rule] = {
     "lora_r": to("model.lora.r", keep=True),
-    "lora_alpha": to("model.lora.lora_alpha"),
-    "lora_dropout": to("model.lora.lora_dropout"),
+    **trainer.LORA,
     "lora_target_modules": to("model.lora.target_modules", _targets),
     "lora_target_linear": only((True, None, False), "all-linear is the default", "see model.lora.target_modules"),
     "lora_modules_to_save": to("model.lora.modules_to_save"),
@@ -338,7 +327,6 @@ RULES: Mapping[str, Rule] = {
     "tokenizer_config": same("the tokenizer is the model's"),
     "tokenizer_use_fast": drops("tokenizer.json or tokenizer.model is read as it is"),
     "tokenizer_legacy": drops("tokenizer.json or tokenizer.model is read as it is"),
-    "trust_remote_code": drops("Transformers has to know the model, or see model.trust_remote_code"),
     "revision_of_model": to("model.revision"),
     "load_in_8bit": only((False, None), "so it is", "weights of 8 bits are not offered; load_in_4bit is"),
     "strict": drops("unknown keys are always errors"),
@@ -366,7 +354,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "shuffle_merged_datasets": to("prep.order.shuffle", {True: "hash", False: "none"}),
     "push_dataset_to_hub": only(None, "nothing is uploaded", "see `packtrain prep convert`"),
-    "train_on_inputs": _everyone,
+    "train_on_inputs": trainer.everyone,
     "roles_to_train": to("template.loss.roles"),
     "default_system_message": to("template.system"),
     "chat_template_jinja": asks('write it into a file: template.name = "custom", template.file'),
@@ -392,10 +380,9 @@ RULES: Mapping[str, Rule] = {
     "bfloat16": only((None, False), "not set", "see train.precision"),
     "float16": only((None, False), "not set", "see train.precision"),
     "sdp_attention_backend": drops(_KERNEL),
-    "fsdp": trainer.sharded,
+    "fsdp": trainer.sharded,  # before what is offloaded goes by it
     "fsdp_config.fsdp_offload_params": lambda draft, node: _in_host_memory(draft, node),
     "fsdp_config.offload_params": lambda draft, node: _in_host_memory(draft, node),
-    "fsdp_config": drops("ZeRO 3 shards parameters; see [train.deepspeed]"),
     "fsdp_version": drops("ZeRO 3 shards parameters; see [train.deepspeed]"),
     "use_wandb": _tracker("wandb"),
     "wandb_project": _tracker("wandb"),
@@ -417,9 +404,8 @@ RULES: Mapping[str, Rule] = {
     "eval_table_size": drops("see train.eval.prompts"),
     "eval_max_new_tokens": drops("see train.eval.max_new_tokens"),
     "do_causal_lm_eval": drops("the held-out loss is evaluated"),
-    "low_cpu_mem_usage": drops("weights go straight to where they are needed"),
-    "rl": only(None, "not set", _RL),
-    "reward_model": only((None, False), "not set", _RL),
+    "rl": only(None, "not set", trainer.SUPERVISED),
+    "reward_model": only((None, False), "not set", trainer.SUPERVISED),
     "rope_scaling": to("model.rope_scaling"),
     "neftune_noise_alpha": only((None, 0), "not set", "no noise is added to embeddings here"),
     "torch_dtype": drops("see train.precision"),

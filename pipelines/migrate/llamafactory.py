@@ -10,7 +10,7 @@ from pipelines.errors import ConfigError
 from pipelines.migrate import trainer_arguments as trainer
 from pipelines.migrate.config_tree import Finding, Node
 from pipelines.migrate.draft import Draft, Rule, asks, drops, known_elsewhere, only, to
-from pipelines.migrate.origins import add_source, local, map_model, run_name
+from pipelines.migrate.origins import add_source, local, map_model, need_source, run_name
 from pipelines.migrate.trainer_arguments import whole
 from pipelines.toml_file import Written
 
@@ -110,9 +110,7 @@ def _data(draft: Draft, folder: Path) -> None:
             draft.keys[("prep", "source", index, "path")] = Written(f"{root}/{name}.json", f"decide: {what}")
             draft.put(f"prep.source.{index}.map", "pretrain" if plain else "alpaca", "LLaMA-Factory's default")
             missing.append(name)
-    if ("prep", "source", 0, "name") not in draft.keys:
-        index = add_source(draft, "data")
-        draft.ask(f"prep.source.{index}.path", "data", "name the file or the directory of the data")
+    need_source(draft)
     if missing:
         draft.decide(node, f"name the files of {', '.join(missing)}, their map and columns: dataset_info.json has them")
     else:
@@ -229,8 +227,8 @@ def _packs(draft: Draft) -> None:
 
 
 def _unused(node: Node) -> Finding:
-    if isinstance(node.value, bool | None) and not node.value and node.is_leaf and not node.is_list:
-        return Finding("same", (), "is off there")
+    if trainer.is_off(node):
+        return trainer.OFF
     found = re.match(
         r"(galore|apollo|badam|pissa|pref|ppo|kto|dpo|freeze|swanlab|ray|generation|image|video|audio|oft)_", node.key
     )
@@ -245,13 +243,6 @@ def _listed(value: Any) -> Any:
 
 def _targets(value: Any) -> Any:
     return "all-linear" if value in ("all", ["all"]) else _listed(value)
-
-
-def _everyone(draft: Draft, node: Node) -> None:
-    if node.get("") is True:
-        draft.map(node, "template.loss.roles", ["system", "user", "assistant"], note="everything is trained")
-    else:
-        draft.same(node, "answers are trained")
 
 
 def _swanlab(draft: Draft, node: Node) -> None:
@@ -272,12 +263,10 @@ def _directory(draft: Draft, node: Node) -> None:
 TEMPLATES: Mapping[str, str] = {"llama3": "llama3_chat", "chatml": "qwen_chat", "intern2": "internlm2_chat"}
 """Templates of both by their names. Of the others the tokenizer's own is taken."""
 _UNUSED = "is not offered"
-_RL = "only supervised training is offered here"
 
 LORA: Mapping[str, Rule] = {
     "lora_rank": to("model.lora.r", keep=True),
-    "lora_alpha": to("model.lora.lora_alpha"),
-    "lora_dropout": to("model.lora.lora_dropout"),
+    **trainer.LORA,
     "lora_target": to("model.lora.target_modules", _targets),
     "additional_target": to("model.lora.modules_to_save", _listed),
     "use_rslora": to("model.lora.use_rslora"),
@@ -294,8 +283,7 @@ QUANTIZATION: Mapping[str, Rule] = {
     "quantization_device_map": drops("weights go straight to where they are needed"),
 }
 RULES: Mapping[str, Rule] = {
-    "trust_remote_code": drops("Transformers has to know the model, or see model.trust_remote_code"),
-    "stage": only(("sft", "pt", None), "[train] is supervised training; pt is plain text", _RL),
+    "stage": only(("sft", "pt", None), "[train] is supervised training; pt is plain text", trainer.SUPERVISED),
     "adapter_name_or_path": only(None, "not set", "merge that adapter first, and name the merged model"),
     "cache_dir": asks('model.source_args = { cache_dir = "..." } says it'),
     "use_fast_tokenizer": drops("tokenizer.json or tokenizer.model is read as it is"),
@@ -305,7 +293,6 @@ RULES: Mapping[str, Rule] = {
     "add_special_tokens": to("tokenizer.add_special_tokens", _listed),
     "new_special_tokens": to("tokenizer.add_special_tokens", _listed),
     "model_revision": to("model.revision"),
-    "low_cpu_mem_usage": drops("weights go straight to where they are needed"),
     "rope_scaling": only(None, "not set", "see model.max_position_embeddings and model.rope_scaling"),
     "flash_attn": to("model.attn_implementation", {"auto": "auto", "fa2": "auto", "sdpa": "sdpa", "disabled": "sdpa"}),
     "shift_attn": only((False, None), "not set", "every token of a document is attended to here"),
@@ -321,7 +308,7 @@ RULES: Mapping[str, Rule] = {
     "upcast_lmhead_output": drops("the loss is computed in float32"),
     "train_from_scratch": only((False, None), "not set", "write the sizes into [model.scratch]"),
     "pure_bf16": only((False, None), "not set", "weights are kept in float32 beside; see train.precision"),
-    "train_on_prompt": _everyone,
+    "train_on_prompt": trainer.everyone,
     "mask_history": to("template.loss.turns", {True: "last", False: "all"}),
     "default_system": to("template.system"),
     "enable_thinking": asks("see template.loss.reasoning"),
@@ -347,8 +334,6 @@ RULES: Mapping[str, Rule] = {
     "export_device": drops("an export is streamed"),
     "export_legacy_format": only((False, None), "safetensors", "safetensors alone are written"),
     "print_param_status": drops("the audit before the first step names what is trained"),
-    "fsdp": trainer.sharded,
-    "fsdp_config": drops("ZeRO 3 shards parameters; see [train.deepspeed]"),
     "fsdp_transformer_layer_cls_to_wrap": drops("ZeRO 3 shards parameters; see [train.deepspeed]"),
     "use_llama_pro": only((False, None), "not set", _UNUSED),
     "use_galore": only((False, None), "not set", _UNUSED),

@@ -61,6 +61,13 @@ def add_source(draft: Draft, name: str) -> int:
     return len(names)
 
 
+def need_source(draft: Draft) -> None:
+    """A pipeline has a source, also where the config names none."""
+    if ("prep", "source", 0, "name") not in draft.keys:
+        index = add_source(draft, "data")
+        draft.ask(f"prep.source.{index}.path", "data", "name the file or the directory of the data")
+
+
 def stem(value: object) -> str:
     """A name for what a path or a repository holds."""
     found = PurePosixPath(str(value)).name if isinstance(value, str) else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
-from pipelines.migrate.config_tree import Node
+from pipelines.migrate.config_tree import Finding, Node
 from pipelines.migrate.draft import Draft, Rule, asks, drops, only, same, to
 from pipelines.toml_file import Written
 
@@ -348,6 +348,23 @@ def sharded(draft: Draft, node: Node) -> None:
         draft.map(node, "train.deepspeed.zero_stage", 3, note="ZeRO 3 shards parameters as FSDP does")
 
 
+def everyone(draft: Draft, node: Node) -> None:
+    """Whether prompts are trained as well."""
+    if node.get("") is True:
+        draft.map(node, "template.loss.roles", ["system", "user", "assistant"], note="everything is trained")
+    else:
+        draft.same(node, "answers are trained")
+
+
+def is_off(node: Node) -> bool:
+    """Whether a key says false or nothing."""
+    return isinstance(node.value, bool | None) and not node.value and node.is_leaf and not node.is_list
+
+
+OFF = Finding("same", (), "is off there")
+SUPERVISED = "only supervised training is offered here"
+
+
 def minutes(seconds: Any) -> Any:
     return seconds if not isinstance(seconds, int | float) else min(10_080, math.ceil(seconds / 60))
 
@@ -355,11 +372,17 @@ def minutes(seconds: Any) -> Any:
 _PLAIN_LOSS = "the loss here is plain cross entropy"
 _SELF = "it is so by itself"
 
+LORA: Mapping[str, Rule] = {
+    "lora_alpha": to("model.lora.lora_alpha"),
+    "lora_dropout": to("model.lora.lora_dropout"),
+}
 RULES: Mapping[str, Rule] = {
     "learning_rate": to("train.optimizer.lr", keep=True),
     "weight_decay": to("train.optimizer.weight_decay"),
     "adam_epsilon": to("train.optimizer.eps"),
     "max_grad_norm": to("train.max_grad_norm"),
+    "trust_remote_code": drops("Transformers has to know the model, or see model.trust_remote_code"),
+    "low_cpu_mem_usage": drops("weights go straight to where they are needed"),
     "seed": to("run.seed"),
     "data_seed": drops("there is one seed, run.seed"),
     "logging_steps": to("train.log.steps", whole),
@@ -379,6 +402,8 @@ RULES: Mapping[str, Rule] = {
     "do_predict": only(False, "each stage is a command of its own", "see export.eval"),
     "overwrite_output_dir": drops("a run continues by itself; set train.resume or another run.name to start anew"),
     "resume_from_checkpoint": only((None, False), "this very run continues by itself", "see train.resume"),
+    "fsdp": sharded,
+    "fsdp_config": drops("ZeRO 3 shards parameters; see [train.deepspeed]"),
     "group_by_length": drops("packing makes lengths equal"),
     "length_column_name": drops("packing makes lengths equal"),
     "ddp_timeout": to("train.runtime.timeout_minutes", minutes),

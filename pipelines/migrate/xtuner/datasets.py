@@ -5,7 +5,7 @@ from typing import get_args
 
 from pipelines.migrate.config_tree import Node, Symbol, listed
 from pipelines.migrate.draft import Draft, Rule, asks, drops, only, same, to
-from pipelines.migrate.origins import add_source, map_data, stem
+from pipelines.migrate.origins import add_source, map_data, need_source, stem
 from pipelines.migrate.xtuner.names import last_name
 from pipelines.schema import MapName
 
@@ -27,9 +27,7 @@ def map_datasets(draft: Draft) -> bool:
             packed |= _hugging_face(draft, dataset)
         else:
             draft.decide(dataset, f"data sets of {kind or 'this kind'} are not known; write a [[prep.source]]")
-    if ("prep", "source", 0, "name") not in draft.keys:
-        index = add_source(draft, "data")
-        draft.ask(f"prep.source.{index}.path", "data", "name the file or the directory of the data")
+    need_source(draft)
     for node in (config.at("model.use_varlen_attn"), config.at("use_varlen_attn")):
         if node is not None:
             _attention(draft, node, packed=packed)
