@@ -30,6 +30,7 @@ from pipelines.artifacts import (
 )
 from pipelines.checkpoints import FORMAT_VERSION, Checkpoint, finished, fragment_key, step_folder
 from pipelines.errors import CheckError, ConfigError, MachineError
+from pipelines.progress import progress_bar
 from train.adapters import adapter_facts, check_base, is_adapted
 from train.agreement import OF_THE_USER, on_every_rank, on_rank_0
 from train.engine import Engine
@@ -173,11 +174,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
     digest = hashlib.sha256()
-    with path.open("wb") as file:
+    with path.open("wb") as file, progress_bar("saving", len(text) + end, "B") as progress:
 
         def put(content: Any) -> None:
             digest.update(content)
             file.write(content)
+            progress(len(content))
 
         put(len(text).to_bytes(8, "little"))
         put(text)
@@ -416,9 +418,13 @@ def _is_embedding(engine: Engine, name: str) -> bool:
 
 def _fill(engine: Engine, checkpoint: Checkpoint) -> None:
     """Read this rank's stretches of the weights, and of what the optimizer has for each element, one at a time."""
-    for piece in pieces(engine):
-        for kind, tensor in piece.tensors.items():
-            tensor.copy_(torch.from_numpy(checkpoint.read(kind, piece.name, piece.start, piece.stop)))
+    held = pieces(engine)
+    size = sum(tensor.nbytes for piece in held for tensor in piece.tensors.values())
+    with progress_bar("loading the checkpoint", size, "B") as progress:
+        for piece in held:
+            for kind, tensor in piece.tensors.items():
+                tensor.copy_(torch.from_numpy(checkpoint.read(kind, piece.name, piece.start, piece.stop)))
+                progress(tensor.nbytes)
     for name, values in checkpoint.buffers():
         engine.model.get_buffer(name).copy_(torch.from_numpy(values))
     engine.refresh_parameters()

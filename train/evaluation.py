@@ -5,6 +5,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from pipelines.progress import progress_bar
 from pipelines.shards import ShardReader
 from train.batches import empty, micro_batch
 from train.engine import Engine
@@ -34,20 +35,22 @@ class HeldOut:
         names = self._sources.names if self._sources else []
         # The loss, then that of each source; and of how many targets.
         found = torch.zeros(2, 1 + len(names), dtype=torch.float64, device=engine.device)
-        for first in range(0, len(self._packs), data.size):
-            # Groups without a pack left take part with nothing: ZeRO 3 gathers weights from all ranks.
-            mine = first + data.rank
-            batch = (
-                micro_batch(
-                    self._packs[mine], engine.device, part=sequence.rank, parts=sequence.size, sources=self._sources
+        with progress_bar("evaluating", len(self._packs), "pack") as progress:
+            for first in range(0, len(self._packs), data.size):
+                # Groups without a pack left take part with nothing: ZeRO 3 gathers weights from all ranks.
+                mine = first + data.rank
+                batch = (
+                    micro_batch(
+                        self._packs[mine], engine.device, part=sequence.rank, parts=sequence.size, sources=self._sources
+                    )
+                    if mine < len(self._packs)
+                    else empty(engine.device)
                 )
-                if mine < len(self._packs)
-                else empty(engine.device)
-            )
-            found[0, 0] += engine.held_out_loss(batch, found[0, 1:])
-            found[1, 0] += batch.targets.numel()
-            if batch.sources is not None:
-                found[1, 1:].index_add_(0, batch.sources, torch.ones_like(batch.sources, dtype=torch.float64))
+                found[0, 0] += engine.held_out_loss(batch, found[0, 1:])
+                found[1, 0] += batch.targets.numel()
+                if batch.sources is not None:
+                    found[1, 1:].index_add_(0, batch.sources, torch.ones_like(batch.sources, dtype=torch.float64))
+                progress(min(data.size, len(self._packs) - first))
         if engine.ranks > 1:
             dist.all_reduce(found)
         (loss, *losses), (targets, *counts) = found.tolist()

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipelines.progress import progress_bar
 from train.initial import Initial
 
 CPU = torch.device("cpu")
@@ -73,24 +74,27 @@ def fill(
             rank then reads its own share of them.
     """
     room = None if zero_init is None else _room(model, dtype, device)
-    for name, parameter in model.named_parameters():
-        later = parameter.requires_grad and dtype != torch.float32
-        if name not in initial:  # an adapter's, or packed in four bits: it has its numbers already
-            if later:
-                initial.replace(name, parameter.data)
-            parameter.data = parameter.data.to(device, dtype if parameter.is_floating_point() else None)
-        elif room is not None:
-            start, stop = _share(parameter)
-            if not later:
-                room[start:stop] = initial.read(name, start, stop)
-            parameter.data = room[: parameter.numel()].view(parameter.shape)
-        elif later:
-            parameter.data = torch.zeros(parameter.shape, dtype=dtype, device=device)
-        else:
-            values = initial.read(name, 0, parameter.numel())
-            parameter.data = values.to(device, dtype).view(parameter.shape)
-        if zero_init is not None:
-            _share_out(parameter, zero_init)
+    parameters = list(model.named_parameters())
+    with progress_bar("loading the model", len(parameters), "tensor") as progress:
+        for name, parameter in parameters:
+            later = parameter.requires_grad and dtype != torch.float32
+            if name not in initial:  # an adapter's, or packed in four bits: it has its numbers already
+                if later:
+                    initial.replace(name, parameter.data)
+                parameter.data = parameter.data.to(device, dtype if parameter.is_floating_point() else None)
+            elif room is not None:
+                start, stop = _share(parameter)
+                if not later:
+                    room[start:stop] = initial.read(name, start, stop)
+                parameter.data = room[: parameter.numel()].view(parameter.shape)
+            elif later:
+                parameter.data = torch.zeros(parameter.shape, dtype=dtype, device=device)
+            else:
+                values = initial.read(name, 0, parameter.numel())
+                parameter.data = values.to(device, dtype).view(parameter.shape)
+            if zero_init is not None:
+                _share_out(parameter, zero_init)
+            progress()
 
 
 def _room(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor:

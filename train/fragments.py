@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipelines.artifacts import identity
 from pipelines.errors import ConfigError
+from pipelines.progress import progress_bar
 from train.adapters import is_adapted
 from train.engine import Engine
 from train.initial import Initial
@@ -64,12 +65,15 @@ def set_masters(engine: Engine, initial: Initial) -> None:
     if engine.precision == "fp32":
         return
     held = {piece.name: piece for piece in pieces(engine)}
-    for name, _ in _trained(engine):
-        piece = held.get(name)  # every rank asks for every name, in this order
-        start, stop = (piece.start, piece.stop) if piece else (0, 0)
-        values = initial.read(name, start, stop)
-        if piece:
-            piece.tensors["parameter"].copy_(values)
+    names = [name for name, _ in _trained(engine)]
+    with progress_bar("loading master weights", len(names), "tensor") as progress:
+        for name in names:
+            piece = held.get(name)  # every rank asks for every name, in this order
+            start, stop = (piece.start, piece.stop) if piece else (0, 0)
+            values = initial.read(name, start, stop)
+            if piece:
+                piece.tensors["parameter"].copy_(values)
+            progress()
     engine.refresh_parameters()
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.progress import progress_bar
 from train.attention import Segments
 from train.batches import MicroBatch, empty
 from train.engine import Engine
@@ -50,11 +51,13 @@ class Interview:
         began = time.perf_counter()
         answers = [_Answer(question, self._questions.stop) for question in self._questions.all]
         error = None
-        for turn in self._turns:
-            while error is None and (open_ := [index for index in turn if answers[index].finish is None]):
-                chosen, error = self._next_tokens(open_, answers, step)
-                for index, token in zip(open_, chosen, strict=error is None):
-                    answers[index].add(token, time.perf_counter() - began)
+        with progress_bar("answering", len(answers), "prompt") as progress:
+            for turn in self._turns:
+                while error is None and (open_ := [index for index in turn if answers[index].finish is None]):
+                    chosen, error = self._next_tokens(open_, answers, step)
+                    for index, token in zip(open_, chosen, strict=error is None):
+                        answers[index].add(token, time.perf_counter() - began)
+                        progress(int(answers[index].finish is not None))
         return [self._row(step, answer, error, time.perf_counter() - began) for answer in answers]
 
     def _next_tokens(
