@@ -177,7 +177,12 @@ def _compare_prompts(model: Model, folder: Path) -> int:
 
 def continuations(model: Model, loaded: Any, tokens: int) -> list[Continuation]:
     """What a loaded model says after each of the first probe prompts."""
-    return [continue_greedily(loaded, prompt, tokens) for prompt in probe_prompts(model)]
+    prompts, found = probe_prompts(model), []
+    with progress_bar("continuing prompts", len(prompts), "prompt") as progress:
+        for prompt in prompts:
+            found.append(continue_greedily(loaded, prompt, tokens))
+            progress()
+    return found
 
 
 def probe_prompts(model: Model) -> list[Sequence[int]]:

@@ -21,6 +21,7 @@ from pipelines.artifacts import MANIFEST, Json, Manifest, digest_file
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import DataError
 from pipelines.file_ranges import FileRanges
+from pipelines.progress import progress_bar
 from pipelines.provenance import artefacts, find_artefact
 from pipelines.safetensors_header import Entry, read_header
 from pipelines.shards import Pack, ShardReader
@@ -364,21 +365,25 @@ def _training_state(a: Checkpoint, b: Checkpoint) -> Iterator[Divergence]:
         yield from (Divergence("tensor", f"shape of {name}", *two) for name, *two in _shapes(*shapes))
         return
     kinds = sorted({*a.kinds(), *b.kinds()} - {"buffer"}, key=lambda kind: (kind != "parameter", kind))
-    for kind in kinds:
-        for name in sorted(a.shapes, key=_in_order):
-            if kind != "parameter" and not (kind in a.kinds_of(name) and kind in b.kinds_of(name)):
-                if kind in (*a.kinds_of(name), *b.kinds_of(name)):
-                    yield Divergence("tensor", f"{kind} of {name}", kind in a.kinds_of(name), kind in b.kinds_of(name))
-                continue
-            size = int(np.prod(a.shapes[name], dtype=np.int64))
-            what = name if kind == "parameter" else f"{kind} of {name}"
-            readers = partial(a.read, kind, name), partial(b.read, kind, name)
-            for start in range(0, size, _BLOCK):
-                values = [read(start, min(size, start + _BLOCK)) for read in readers]
-                found = _element(what, start, values[0], values[1])
-                if found:
-                    yield found
-                    return
+    with progress_bar("comparing", len(kinds) * len(a.shapes), "tensor") as progress:
+        for kind in kinds:
+            for name in sorted(a.shapes, key=_in_order):
+                progress()
+                if kind != "parameter" and not (kind in a.kinds_of(name) and kind in b.kinds_of(name)):
+                    if kind in (*a.kinds_of(name), *b.kinds_of(name)):
+                        yield Divergence(
+                            "tensor", f"{kind} of {name}", kind in a.kinds_of(name), kind in b.kinds_of(name)
+                        )
+                    continue
+                size = int(np.prod(a.shapes[name], dtype=np.int64))
+                what = name if kind == "parameter" else f"{kind} of {name}"
+                readers = partial(a.read, kind, name), partial(b.read, kind, name)
+                for start in range(0, size, _BLOCK):
+                    values = [read(start, min(size, start + _BLOCK)) for read in readers]
+                    found = _element(what, start, values[0], values[1])
+                    if found:
+                        yield found
+                        return
     buffers = dict(a.buffers()), dict(b.buffers())
     for name in sorted(buffers[0].keys() & buffers[1].keys(), key=_in_order):
         found = _element(name, 0, buffers[0][name].reshape(-1), buffers[1][name].reshape(-1))
@@ -407,21 +412,26 @@ def _weight_files(a: Path, mine: Manifest, b: Path, other: Manifest) -> Iterator
         return
     stored = [_stored(folder, manifest) for folder, manifest in ((a, mine), (b, other))]
     ranges = FileRanges()
-    for name in sorted({*stored[0], *stored[1]}, key=_in_order):
-        one, two = (tensors.get(name) for tensors in stored)
-        said = [None if entry is None else f"{entry[1].dtype} {list(entry[1].shape)}" for entry in (one, two)]
-        if one is None or two is None or said[0] != said[1]:
-            yield Divergence("tensor", name, *said)
-            return
-        for start in range(0, one[1].size, _BLOCK):
-            values = [_bytes(ranges, *entry, start) for entry in (one, two)]
-            unequal = np.flatnonzero(values[0] != values[1])
-            if unequal.size:
-                width = one[1].size // max(1, int(np.prod(one[1].shape, dtype=np.int64)))
-                element = int(unequal[0]) // width
-                bits = [part[element * width : (element + 1) * width][::-1].tobytes().hex() for part in values]
-                yield Divergence("tensor", f"{name} element {start // width + element}", *(f"0x{one}" for one in bits))
+    names = sorted({*stored[0], *stored[1]}, key=_in_order)
+    with progress_bar("comparing", len(names), "tensor") as progress:
+        for name in names:
+            progress()
+            one, two = (tensors.get(name) for tensors in stored)
+            said = [None if entry is None else f"{entry[1].dtype} {list(entry[1].shape)}" for entry in (one, two)]
+            if one is None or two is None or said[0] != said[1]:
+                yield Divergence("tensor", name, *said)
                 return
+            for start in range(0, one[1].size, _BLOCK):
+                values = [_bytes(ranges, *entry, start) for entry in (one, two)]
+                unequal = np.flatnonzero(values[0] != values[1])
+                if unequal.size:
+                    width = one[1].size // max(1, int(np.prod(one[1].shape, dtype=np.int64)))
+                    element = int(unequal[0]) // width
+                    bits = [part[element * width : (element + 1) * width][::-1].tobytes().hex() for part in values]
+                    yield Divergence(
+                        "tensor", f"{name} element {start // width + element}", *(f"0x{one}" for one in bits)
+                    )
+                    return
 
 
 def _stored(folder: Path, manifest: Manifest) -> dict[str, tuple[Path, Entry]]:

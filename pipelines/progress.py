@@ -55,6 +55,7 @@ def progress_bar(title: str, total: int, unit: str, *, done: int = 0) -> Iterato
             yield _Line(lines, task, total, unit, done)
         finally:
             lines.remove_task(task)
+            lines.refresh()
 
 
 def is_shown(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipelines.artifacts import MANIFEST, Manifest, digest_file
 from pipelines.errors import CheckError, DataError
+from pipelines.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,12 @@ def _verify_inputs(folder: Path, manifest: Manifest) -> str:
     except (OSError, ValueError, KeyError):
         return "places unknown (no run.json)"
     missing = 0
-    for record, place in zip(manifest.facts["files"], places, strict=True):
-        where = Path(place["where"])
-        if not where.is_file():
-            missing += 1
-        elif digest_file(where) != record["sha256"]:
-            raise CheckError(f"{where}: changed since prep read it; run prep again, or restore the file")
+    with progress_bar("reading inputs", sum(record["size"] for record in manifest.facts["files"]), "B") as progress:
+        for record, place in zip(manifest.facts["files"], places, strict=True):
+            where = Path(place["where"])
+            if not where.is_file():
+                missing += 1
+            elif digest_file(where) != record["sha256"]:
+                raise CheckError(f"{where}: changed since prep read it; run prep again, or restore the file")
+            progress(record["size"])
     return f"{len(places) - missing} unchanged, {missing} not here"

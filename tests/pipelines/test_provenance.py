@@ -22,7 +22,7 @@ def home(tmp_path: Path) -> Path:
     source = tmp_path / "data.jsonl"
     source.write_text("{}\n")
     home = tmp_path / "work" / "run"
-    files = [{"path": "data.jsonl", "sha256": digest_file(source)}]
+    files = [{"path": "data.jsonl", "size": 3, "sha256": digest_file(source)}]
     prep = make(home / "prep", "prep", "p", {}, {"files": files})
     (prep / "run.json").write_text(json.dumps({"inputs": [{"where": str(source)}]}))
     make(home / "train" / "checkpoints" / "step-00000001", "checkpoint", "c", {"prep": "p"}, {})
