@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,8 +13,10 @@ from pipelines import schema
 from pipelines.errors import ConfigError, DataError, PacktrainError
 from pipelines.findings import Finding, Report, of_error
 from pipelines.preflight import model_config, preflight, prep_problems, tokenizer_problems
+from pipelines.progress import progress_bar
 from pipelines.schema import Pipeline
 from prep.chunk import Rules, chunks_of, outcomes
+from prep.faulty_records import FaultyRecords
 from prep.formats.fault import RecordFault
 from prep.inputs import Input
 from prep.job import rules_of
@@ -29,12 +30,14 @@ from prep.token_check import check_tokens
 from prep.tokenizer import Tokenizer, open_tokenizer
 
 _TRIED = 20
-"""Samples of each source that are rendered and tokenized."""
+"""Records of a file that are rendered and tokenized, unless all are."""
+_FILES = 4
+"""Files of a source that are looked into, unless all are: the first, the last, and others spread between."""
 
 _T = TypeVar("_T")
 
 
-def lint(pipeline: Pipeline) -> Report:
+def lint(pipeline: Pipeline, *, all_records: bool = False) -> Report:
     """Paths, data order, templates on probe conversations, and loss masks of the first records of each source.
 
     Every problem is collected: one that hides others, such as a missing tokenizer, leaves out only what needs it.
@@ -42,13 +45,14 @@ def lint(pipeline: Pipeline) -> Report:
 
     Args:
         pipeline: whose small files are there; see `with_small_files`.
+        all_records: look at every record of every file, instead of the first of some.
     """
-    return _Lint(pipeline).report()
+    return _Lint(pipeline, all_records=all_records).report()
 
 
 class _Lint:
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, *, all_records: bool) -> None:
+        self._pipeline, self._all_records = pipeline, all_records
         self._report = Report()
 
     def report(self) -> Report:
@@ -74,8 +78,8 @@ class _Lint:
             if inputs is not None:
                 rules = rules_of(pipeline, tokenizer)
                 for number in range(len(pipeline.prep.source)):
-                    first = next(one for one in inputs if one.source == number)
-                    self._tried(lambda one=first: self._source(one, rules, tokenizer))  # type: ignore[misc]
+                    files = [one for one in inputs if one.source == number]
+                    self._tried(lambda files=files: self._source(files, rules, tokenizer))  # type: ignore[misc]
         return self._report
 
     def _tried(self, step: Callable[[], _T]) -> _T | None:
@@ -140,23 +144,27 @@ class _Lint:
                 )
             )
 
-    def _source(self, one: Input, rules: Rules, tokenizer: Tokenizer) -> None:
-        """Look at the first samples of a source."""
+    def _source(self, files: Sequence[Input], rules: Rules, tokenizer: Tokenizer) -> None:
+        """Look at records of a source: at the first file's for its samples, at the others' for faults."""
+        one, *others = files
         source = self._pipeline.prep.source[one.source]
-        samples, faults, left_out = _first_samples(one, rules)
+        faulty = FaultyRecords()
+        chosen = files if self._all_records else [one, *_spread(others, _FILES - 1)]
+        limit = None if self._all_records else _TRIED
+        sizes = [file.where.stat().st_size for file in chosen]
+        with progress_bar(f"checking {source.name}", sum(sizes), "B") as progress:
+            samples, left_out = _look_at(one, rules, faulty, limit)
+            progress(sizes[0])
+            for other, size in zip(chosen[1:], sizes[1:], strict=True):
+                _look_at(other, rules, faulty, limit)
+                progress(size)
         what = f"source {source.name}"
-        if faults:
-            record, message = faults[0]
-            where = f"{one.where}:{record + 1}: {message}"
-            if rules.on_bad_record == "error":
-                self._tell(Finding("data", where, DataError.exit_code))
-            else:
-                self._tell(Finding.warning("faulty-records", f"{where} ({len(faults)} of the first {_TRIED} records)"))
+        self._faulty(faulty, rules)
         if not samples:
             self._report.facts[what] = "no sample among the first records of its first file"
             if not self._report.input_bytes:
                 self._tell(Finding("no-samples", f"{one.where}: is empty, as all inputs are", DataError.exit_code))
-            elif not faults:
+            elif not faulty.count:
                 self._tell(
                     Finding.warning(
                         "no-samples",
@@ -175,6 +183,17 @@ class _Lint:
             self._report.facts[what] += f", {overlong} above prep.max_length: {rules.overlength}"
         self._tell(*self._masks(one, samples, rules, tokenizer))
 
+    def _faulty(self, faulty: FaultyRecords, rules: Rules) -> None:
+        """Tell of faulty records as prep would take them."""
+        limit = self._pipeline.prep.max_bad_fraction
+        if rules.on_bad_record == "error":
+            self._tell(*(Finding("data", line, DataError.exit_code) for line in faulty.lines()))
+            return
+        self._tell(*(Finding.warning("faulty-records", line) for line in faulty.lines()))
+        if self._all_records and faulty.count > limit * faulty.looked_at:
+            text = f"{faulty.count:,} of {faulty.looked_at:,} records are faulty, above prep.max_bad_fraction = {limit}"
+            self._tell(Finding("data", text, DataError.exit_code))
+
     def _masks(
         self, one: Input, samples: Sequence[tuple[int, Marked]], rules: Rules, tokenizer: Tokenizer
     ) -> Iterator[Finding]:
@@ -192,24 +211,47 @@ class _Lint:
             yield Finding.warning("untrained-samples", text) if fates["some"] else Finding("untrained-samples", text)
 
 
-def _first_samples(one: Input, rules: Rules) -> tuple[list[tuple[int, Marked]], list[tuple[int, str]], int]:
-    """The first samples of a file with their record numbers, the faults before them, and how many records its map
-    leaves out."""
+def _look_at(
+    one: Input, rules: Rules, faulty: FaultyRecords, limit: int | None
+) -> tuple[list[tuple[int, Marked]], int]:
+    """The samples among the first records of a file with their record numbers, and how many of those records its map
+    leaves out.
+
+    Args:
+        faulty: to which faulty records are added.
+        limit: records that are looked at, or None for all.
+    """
     samples: list[tuple[int, Marked]] = []
-    faults: list[tuple[int, str]] = []
-    left_out = 0
-    for chunk in chunks_of([one])[:1]:
+    left_out = before = 0
+    for chunk in chunks_of([one]):
+        records = -1
         try:
-            for record, outcome in islice(outcomes(chunk, rules), _TRIED):
+            for record, outcome in outcomes(chunk, rules):
+                if limit is not None and before + record >= limit:
+                    return samples, left_out
+                records = record
+                faulty.looked_at += 1
                 if isinstance(outcome, RecordFault):
-                    faults.append((record, outcome.message))
+                    faulty.add(one.where, before + record, outcome)
+                elif before + record >= _TRIED:
+                    continue
                 elif outcome is None:
                     left_out += 1
                 elif outcome.size:
-                    samples.append((record, outcome))
+                    samples.append((before + record, outcome))
         except RecordFault as fault:  # behind which nothing can be read
-            faults.append((fault.record, fault.message))
-    return samples, faults, left_out
+            faulty.looked_at += 1
+            faulty.add(one.where, before + fault.record, fault)
+            break
+        before += records + 1
+    return samples, left_out
+
+
+def _spread(files: Sequence[Input], count: int) -> list[Input]:
+    """So many of the files, the last among them."""
+    if len(files) <= count:
+        return list(files)
+    return [files[(place + 1) * len(files) // count - 1] for place in range(count)]
 
 
 def _templates(pipeline: Pipeline) -> Iterator[tuple[str, str, str, schema.Template]]:

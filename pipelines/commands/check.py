@@ -16,6 +16,7 @@ from pipelines.errors import PacktrainError
     "--gpu", "name", metavar="NAME", help="GPU whose memory is meant, such as H100.", shell_complete=completions.gpu
 )
 @click.option("--gpu-memory-gb", type=click.FloatRange(min=0, min_open=True), help="Memory of a GPU, in 2^30 bytes.")
+@click.option("--all", "all_records", is_flag=True, help="Look at every record, not only the first of some files.")
 @click.option("--strict", is_flag=True, help="Warnings fail the check as well.")
 @json_output
 def check(
@@ -24,6 +25,7 @@ def check(
     ranks: int | None,
     name: str | None,
     gpu_memory_gb: float | None,
+    all_records: bool,
     strict: bool,
     as_json: bool,
 ) -> None:
@@ -44,7 +46,7 @@ def check(
     assumed = Assumed(ranks=ranks, gpu=gpu(name) if name else None, gpu_memory=memory)
     try:
         pipeline = with_small_files(read(file, overrides))
-        report = lint(pipeline)
+        report = lint(pipeline, all_records=all_records)
         report.add(fit(pipeline, assumed, input_bytes=report.input_bytes))
     except PacktrainError as error:
         report = Report(findings=of_error(error))

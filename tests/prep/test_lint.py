@@ -61,6 +61,36 @@ def test_findings_of_template_records_and_order_come_together(tmp_path: Path) ->
     assert not skipped["faulty-records"].is_error
 
 
+def test_faulty_records_are_counted_by_kind_with_the_first_of_each_in_any_file(tmp_path: Path) -> None:
+    broken = [b'{"messages": []}', b'{"messages": [', b'{"messages": "\xb5\xc4"}']
+    lines = [json.dumps(CHAT).encode(), *broken, *broken[:1] * 6, broken[2]]
+    (tmp_path / "data").mkdir()
+    for number in range(9):
+        (tmp_path / "data" / f"{number}.jsonl").write_bytes(b"\n".join(lines if number in (0, 8) else lines[:1] * 30))
+    pipeline = load(pipeline_file(tmp_path, ""), ['prep.source.0.path="data"'])
+    faults = [one.text for one in lint(pipeline).findings if one.kind == "data"]
+    where = str(tmp_path / "data")
+    assert len(faults) == 3
+    assert faults[0].startswith(f"{where}/0.jsonl:2: messages: expected at least one message")
+    assert faults[0].endswith("(14 such of 62 records looked at: also 5, 6, 7 and 10 more)")
+    assert faults[1].startswith(f"{where}/0.jsonl:3:15: not valid JSON")
+    assert faults[2].endswith("(4 such of 62 records looked at: also 11, 8.jsonl:4, 8.jsonl:11)")
+
+
+def test_all_records_are_looked_at_when_asked_and_too_many_faulty_ones_are_an_error(tmp_path: Path) -> None:
+    content = (json.dumps(CHAT) + "\n") * 300 + "".join(f'{{"messages": [{number}]}}\n' for number in range(5))
+    (tmp_path / "a.jsonl").write_text(content)
+    file = pipeline_file(tmp_path, "")
+    assert lint(load(file)).findings == []
+    [fault] = lint(load(file), all_records=True).findings
+    assert f"{tmp_path / 'a.jsonl'}:301: messages[0]: expected" in fault.text
+    assert "(5 such of 305 records looked at: also" in fault.text
+    skipping = lint(load(file, ['prep.on_bad_record="skip"']), all_records=True).findings
+    assert [one.kind for one in skipping] == ["faulty-records", "data"]
+    assert skipping[1].text == "5 of 305 records are faulty, above prep.max_bad_fraction = 0.01"
+    assert lint(load(file, ['prep.on_bad_record="skip"', "prep.max_bad_fraction=0.02"])).findings == []
+
+
 def test_a_template_that_is_not_there_leaves_the_data_to_be_looked_at(tmp_path: Path) -> None:
     report = lint(load(pipeline_file(tmp_path, 'template = "x"')))
     assert [one.exit_code for one in report.findings] == [2, 2]
