@@ -8,7 +8,7 @@ BIN      := .venv/bin
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
-.PHONY: all setup data prep train export chat check lint types fast test faults golden tokenizer docs bench-prep bench-train bench-plan bench-export clean help
+.PHONY: all setup data prep train export chat check lint types fast test faults golden tokenizer docs pins audit licences versions bench-prep bench-train bench-plan bench-export clean help
 
 all: prep train export
 
@@ -26,21 +26,26 @@ help:
 
 setup: .venv/.ready .venv/transformers-4.56/.ready
 
-# torch first and alone, pinned without a build tag: each machine takes the build its index offers, and no
-# other package's range can pull a larger one.
-.venv/.ready: pyproject.toml constraints.txt
+# What is one file for every machine comes first, held to its hash. torch comes next and alone, pinned without a build tag:
+# each machine takes the build its index offers, and no other package's range can pull a larger one. What builds a package
+# from source is pinned as well; pip took PIP_CONSTRAINT for that until 25.2 and takes PIP_BUILD_CONSTRAINT since.
+PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
+PIP_HASHED := $(PIP) --no-deps --require-hashes --requirement
+
+.venv/.ready: pyproject.toml constraints.txt hashes.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "packtrain needs Python 3.11 to 3.13; set PYTHON=/path/to/python"; exit 5; }
 	@echo "making the environment in .venv (several minutes, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	@$(PIP_HASHED) hashes.txt
+	@$(PIP) torch
+	@$(PIP) --editable '.[train,dev]'
 	@touch $@
 
 # Tests load exports with the oldest Transformers that they are promised to load in. It lies apart; nothing else sees it.
 .venv/transformers-4.56/.ready: tests/export/transformers-4.56.txt .venv/.ready
 	@rm -rf $(@D)
-	@$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(@D) --requirement $<
+	@$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-compile --target $(@D) --requirement $<
 	@touch $@
 
 # The quickstart's data is generated, not stored, and made again when its generator or tokenizer changes.
@@ -99,9 +104,14 @@ docs: .venv/.docs-ready
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-.venv/.docs-ready: .venv/.ready
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+.venv/.docs-ready: .venv/.ready hashes-docs.txt
+	@$(PIP_HASHED) hashes-docs.txt
+	@$(PIP) --editable '.[docs]'
 	@touch $@
+
+# After a change of constraints.txt: the hashes of what is one file for every machine, and the licences.
+pins: setup
+	@$(BIN)/python -m tests.versions.pins
 
 # Peers live apart, so that nothing of theirs decides about a version of ours; where they cannot be had, the table says so.
 bench-prep: setup
