@@ -61,6 +61,7 @@ class Batches:
     """The global batches of a run, as one rank sees them.
 
     Args:
+        seed: of dropout, and without `shuffle_seed` also of the order of packs.
         rank, ranks: this one among those, or among the groups of ranks, that train on packs of their own.
         part, parts: which part of its packs' tokens this rank gets.
         sources: with them, targets are told apart by source.
@@ -73,6 +74,7 @@ class Batches:
         global_batch_size: int,
         shuffle: Shuffle,
         seed: int,
+        shuffle_seed: int | None = None,
         rank: int = 0,
         ranks: int = 1,
         part: int = 0,
@@ -84,7 +86,8 @@ class Batches:
         self.global_batch_size = global_batch_size
         self.accumulation = -(-global_batch_size // ranks)
         """Micro-batches per rank and step."""
-        self._order = PackOrder(len(packs), shuffle=shuffle, seed=seed, global_batch_size=global_batch_size)
+        order_seed = seed if shuffle_seed is None else shuffle_seed
+        self._order = PackOrder(len(packs), shuffle=shuffle, seed=order_seed, global_batch_size=global_batch_size)
         self._seed = seed
         self._rank, self._ranks = rank, ranks
         self._part, self._parts = part, parts

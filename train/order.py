@@ -76,7 +76,7 @@ def _as_internevo(packs: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
     Both deal packs as `_as_xtuner` says.
     """
-    stream = np.random.RandomState(seed)
+    stream = np.random.RandomState(seed % 2**32)  # as far as NumPy takes seeds
     for _ in range(epoch + 1):
         drawn = np.arange(packs)
         stream.shuffle(drawn)

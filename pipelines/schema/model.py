@@ -39,7 +39,7 @@ class Run(Table):
     work_dir: LocalPath = Path("work")
     """Everything a run writes is below it."""
     seed: NonNegativeInt = 1024
-    """The only seed; every stage derives its own from it."""
+    """The root of every seed; train.shuffle_seed alone can be another."""
     offline: bool = False
     """Never open a network connection: a hub's repository has to be in the local cache, where `packtrain fetch` puts
     it."""

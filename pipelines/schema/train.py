@@ -322,6 +322,8 @@ class Train(Table):
     """Order of the packs in each epoch. As samplers elsewhere draw it from run.seed: xtuner is XTuner's DefaultSampler
     and SequenceParallelSampler, the epoch rounded up to whole steps; internrepo its InternRepoSampler and internevo
     that of InternEvo, both rounded down."""
+    shuffle_seed: NonNegativeInt | None = None
+    """Seed of that order, where it is another than run.seed, as that of XTuner's and InternEvo's samplers can be."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the forward and backward pass; auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
     nproc_per_node: Literal["auto"] | PositiveInt = "auto"
@@ -377,6 +379,12 @@ class Train(Table):
                 'the compiler chooses itself what to keep; use activation_checkpointing = "none" or "full" with it',
                 "compile",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _no_seed_without_shuffle(self) -> Self:
+        if self.shuffle == "none" and self.shuffle_seed is not None:
+            raise fault('has no effect with shuffle = "none"; remove it', "shuffle_seed")
         return self
 
     @model_validator(mode="after")

@@ -335,6 +335,10 @@ ADDITIONS = [  # text behind BASE, and the complaint about it, with lines counte
         "[template.loss]\nroles = [3]",
         '2:10: template.loss.roles.0 = 3: expected text in quotes, found a whole number; write "3"',
     ),
+    (
+        TRAIN + 'shuffle = "none"\nshuffle_seed = 3',
+        '5:1: train.shuffle_seed = 3: has no effect with shuffle = "none"; remove it',
+    ),
     (TRAIN + "nproc_per_node = 0", '4:1: train.nproc_per_node = 0: expected "auto" or a whole number from 1'),
     (TRAIN + "max_grad_norm = 1e999", "4:1: train.max_grad_norm = 1e+999: expected a finite number"),
     (TRAIN + f"max_grad_norm = {9 * 10**400}", "4:1: train.max_grad_norm = "),

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from train.batches import Batches
 from train.order import PackOrder, epoch_packs
 
 PACKS = 10
@@ -104,3 +105,17 @@ def test_steps_have_the_packs_that_internevo_and_the_intern_repo_sampler_give_th
             for step in range(steps):
                 mine = [order[epoch * length + step * size + at] for at in range(size)]
                 assert [mine[rank::ranks] for rank in range(ranks)] == [theirs[rank][step] for rank in range(ranks)]
+
+
+def test_the_order_has_a_seed_of_its_own_where_one_is_given() -> None:
+    packs = [*range(12)]
+
+    def steps(seed: int, shuffle_seed: int | None) -> list[int]:
+        batches = Batches(
+            packs,  # type: ignore[arg-type]  # only their number counts
+            global_batch_size=4, shuffle="internevo", seed=seed, shuffle_seed=shuffle_seed,
+        )  # fmt: skip
+        return [batches.index(position) for position in range(12)]
+
+    assert steps(1024, 7) == steps(7, None) != steps(1024, None)
+    assert steps(2**32 + 7, None) == steps(7, None), "as far as NumPy takes seeds"
