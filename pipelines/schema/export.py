@@ -1,14 +1,15 @@
 """[export]: a checkpoint into the weights that others load."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    model_validator,
 )
 
-from pipelines.schema.values import LocalPath, NonNegativeReal, Share, Table, Whole
+from pipelines.schema.values import LocalPath, NonNegativeReal, Share, Table, Whole, fault
 
 
 class HfExport(Table):
@@ -82,8 +83,15 @@ class Export(Table):
     """A Hugging Face directory, TurboMind weights, a PEFT directory of the adapter alone (adapter), or several."""
     merge_base: Literal["original", "dequantized"] = "original"
     """What an adapter trained on 4 bits is merged into: the model as it was, or the 4-bit numbers unpacked, which
-    training multiplied with. The export says how far either is from what was trained."""
+    training multiplied with. The export says how far either is from what was trained. Not of `adapter`, which is merged
+    into nothing."""
     hf: HfExport = HfExport()
     turbomind: TurbomindExport = TurbomindExport()
     verify: ExportVerify = ExportVerify()
     eval: ExportEval | None = None
+
+    @model_validator(mode="after")
+    def _a_base_is_merged_into(self) -> Self:
+        if self.merge_base != "original" and set(self.targets) == {"adapter"}:
+            raise fault('an adapter alone is merged into nothing; remove it, or add "hf" to targets', "merge_base")
+        return self

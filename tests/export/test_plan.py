@@ -94,6 +94,16 @@ def test_a_directory_is_relative_to_the_file(tmp_path: Path) -> None:
         assert load(path).export.checkpoint == json.loads(value)
 
 
+def test_a_base_to_merge_into_is_refused_where_nothing_is_merged(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(TOML.format('"latest"'))
+    with pytest.raises(
+        ConfigError, match=r'export.merge_base = "dequantized": an adapter alone is merged into nothing'
+    ):
+        load(path, ['export.merge_base="dequantized"', 'export.targets=["adapter"]'])
+    assert load(path, ['export.merge_base="dequantized"', 'export.targets=["adapter", "hf"]'])
+
+
 @pytest.mark.parametrize("value", ["true", "-1", "1.5", "[]"])
 def test_what_names_no_checkpoint_is_refused(tmp_path: Path, value: str) -> None:
     path = tmp_path / "x.toml"
