@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 from pipelines.artifacts import digest_file
 from pipelines.errors import ConfigError, MachineError
+from pipelines.progress import is_shown
 from pipelines.schema import COMMIT, Origin, Pipeline
 
 log = logging.getLogger(__name__)
@@ -251,9 +253,10 @@ def _download(pipeline: Pipeline, key: Which, hub: Hub, revision: str, patterns:
     library = hub.module()
     arguments = _arguments(pipeline, key, library)
     try:
-        where = library.snapshot_download(
-            str(origin.name_or_path), revision=revision, allow_patterns=list(patterns), **arguments
-        )
+        with _bars(hub):
+            where = library.snapshot_download(
+                str(origin.name_or_path), revision=revision, allow_patterns=list(patterns), **arguments
+            )
     except Exception as error:  # three libraries, over two HTTP clients: what they raise has nothing else in common
         finding = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MachineError(
@@ -261,6 +264,23 @@ def _download(pipeline: Pipeline, key: Which, hub: Hub, revision: str, patterns:
             f"name and revision, {key}.source_args, and the network; run.offline = true takes what was fetched before"
         ) from error
     return Path(where)
+
+
+@contextmanager
+def _bars(hub: Hub) -> Iterator[None]:
+    """Leave the bars to the library, which knows bytes; Hugging Face's shows none where ours would show none."""
+    if hub.name != "huggingface" or is_shown(sys.stderr):
+        yield
+        return
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    were_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            enable_progress_bars()
 
 
 def _arguments(pipeline: Pipeline, key: str, library: Any) -> dict[str, Any]:
