@@ -272,15 +272,14 @@ def _bars(hub: Hub) -> Iterator[None]:
     if hub.name != "huggingface" or is_shown(sys.stderr):
         yield
         return
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    were_off = are_progress_bars_disabled()
-    disable_progress_bars()
+    utils: Any = importlib.import_module("huggingface_hub.utils")
+    were_off = utils.are_progress_bars_disabled()
+    utils.disable_progress_bars()
     try:
         yield
     finally:
         if not were_off:
-            enable_progress_bars()
+            utils.enable_progress_bars()
 
 
 def _arguments(pipeline: Pipeline, key: str, library: Any) -> dict[str, Any]:
