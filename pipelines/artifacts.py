@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -26,6 +26,9 @@ Json = Any
 """What json.loads returns."""
 
 MANIFEST = "manifest.json"
+
+Stamps = Mapping[str, tuple[int, ...] | None]
+"""What changes with every change of a file, by its path in the manifest; None for one that is not there."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,14 @@ class Manifest:
         except (AttributeError, ValueError, KeyError, TypeError) as error:
             raise CheckError(f"{path}: not a manifest ({error}); remove it and run its stage again") from error
 
+    def stamps(self, folder: Path) -> Stamps:
+        """Of every file. Taken before `verify`, they tell later whether what it looked at is still there."""
+        return {record.path: stamp(folder / record.path) for record in self.files}
+
+    def below(self, *starts: str) -> "Manifest":
+        """The same of those files alone whose path begins with one of these."""
+        return replace(self, files=[record for record in self.files if record.path.startswith(starts)])
+
     def verify(self, folder: Path, *, hashes: bool = True) -> None:
         """Compare the files in `folder` with the manifest.
 
@@ -109,7 +120,21 @@ class Manifest:
             for path, digest, record in zip(paths, threads.map(digest_file, paths), self.files, strict=True):
                 if digest != record.sha256:
                     threads.shutdown(cancel_futures=True)
-                    raise CheckError(f"{path}: SHA-256 differs from {MANIFEST}; it was changed or damaged")
+                    raise other_digest(path)
+
+
+def other_digest(path: Path) -> CheckError:
+    """What is said of a file whose digest is not the manifest's."""
+    return CheckError(f"{path}: SHA-256 differs from {MANIFEST}; it was changed or damaged")
+
+
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """Device, inode, size, and when content and anything else of a file last changed; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def canonical_json(value: Json) -> bytes:

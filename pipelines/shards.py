@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.artifacts import FileRecord, Manifest, sync_file
+from pipelines.artifacts import FileRecord, Manifest, Stamps, digest_file, other_digest, stamp, sync_file
 from pipelines.errors import DataError
 
 FORMAT_VERSION = 1
@@ -38,6 +38,8 @@ IGNORE = -100
 """The label of a token that is not a target, as PyTorch and Transformers know it."""
 
 _COLUMNS = ("input_ids", "loss_mask", "cu_seqlens", "file", "record", "start")
+_SAME_FILE = 2
+"""Of a stamp: device and inode."""
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -144,6 +146,32 @@ def loss_bits(
     return np.concatenate([np.packbits(pack, bitorder="little") for pack in packs])
 
 
+def fill_pack(cu_seqlens: npt.NDArray[np.int32], tokens: int) -> bool:
+    """Whether boundaries are those of segments end to end: 0, strictly rising, and the last at the pack's end.
+
+    Kernels are launched with what this holds of, and read outside of their arrays with anything else.
+
+    Args:
+        cu_seqlens: int32[any].
+    """
+    return bool(
+        cu_seqlens.size > 1
+        and cu_seqlens[0] == 0
+        and cu_seqlens[-1] == tokens
+        and (cu_seqlens[1:] > cu_seqlens[:-1]).all()
+    )
+
+
+def fill_pack_reference(cu_seqlens: npt.NDArray[np.int32], tokens: int) -> bool:
+    """`fill_pack` written the obvious way: slow, and right. The tests compare the two."""
+    position = 0
+    for place, boundary in enumerate(cu_seqlens.tolist()):
+        if boundary != 0 if place == 0 else boundary <= position:
+            return False
+        position = boundary
+    return cu_seqlens.size > 1 and position == tokens
+
+
 def write_shard(path: Path, packs: Packs) -> str:
     """Write one shard and flush it to disk. Equal packs give equal bytes on every machine and Arrow version.
 
@@ -170,10 +198,17 @@ def write_shard(path: Path, packs: Packs) -> str:
 
 
 def read_shard(path: Path) -> Packs:
-    """What `write_shard` was given, as views of the memory map."""
-    (_, tokens), (_, loss_mask), (boundaries, cu_seqlens), (_, file), (_, record), (_, start) = _columns(path)
-    if boundaries[0] or (boundaries[1:] <= boundaries[:-1]).any():
+    """What `write_shard` was given, as views of the memory map; of what holds together, not of its digest.
+
+    Raises:
+        DataError: if it is not a shard, or its columns do not belong together.
+    """
+    columns = _columns(path)
+    (_, tokens), (_, loss_mask), (boundaries, cu_seqlens), (_, file), (_, record), (_, start) = columns
+    if not all(_follow(offsets) for offsets, _ in columns) or not _fill_packs(columns):
         raise _damaged(path, "its packs do not follow each other")
+    if any(values.size != cu_seqlens.size - boundaries.size + 1 for values in (file, record, start)):
+        raise _damaged(path, "its columns do not belong together")
     return Packs(
         tokens=tokens,
         loss_mask=loss_mask,
@@ -190,10 +225,18 @@ class ShardReader:
 
     Part "train" is what is trained on, "eval" what prep.eval holds out.
 
-    Opening takes the same time for any number of packs, and so does reaching any of them.
+    Opening takes the same time for any number of packs, and so does reaching any of them. A shard is compared with its
+    digest before the first of its packs is given out.
+
+    Args:
+        seen: `Manifest.stamps` from before `Manifest.verify` looked at the files, which spares looking at them again
+            unless they changed since.
+    Raises:
+        DataError: if there are no finished shards. Of reading: if a shard does not hold together.
+        CheckError: of reading: if a shard's digest differs.
     """
 
-    def __init__(self, folder: Path, part: Literal["train", "eval"] = "train") -> None:
+    def __init__(self, folder: Path, part: Literal["train", "eval"] = "train", *, seen: Stamps | None = None) -> None:
         manifest = Manifest.read(folder)
         if manifest is None:
             raise DataError(f"{folder}: no finished prep output here; run `packtrain prep` first")
@@ -211,6 +254,8 @@ class ShardReader:
         shards = "shards/" if part == "train" else f"{part}/shards/"
         self._files = [record for record in manifest.files if record.path.startswith(shards)]
         self._firsts: list[int] = [0, *accumulate(facts["packs_per_shard"])]
+        self._most: tuple[int, int] = manifest.facts["capacity"], manifest.facts["max_token_id"]
+        self._seen: dict[str, tuple[int, ...] | None] = dict(seen or {})
         self._shards: dict[int, _Shard] = {}
 
     def __len__(self) -> int:
@@ -222,10 +267,38 @@ class ShardReader:
         number = bisect_right(self._firsts, index) - 1
         first, end = self._firsts[number : number + 2]
         if number not in self._shards:
-            self._shards[number] = _Shard(
-                self._folder, self._files[number], packs=end - first, attention=self._attention
-            )
+            self._shards[number] = self._opened(self._files[number], packs=end - first)
         return self._shards[number][index - first]
+
+    def refuse_changed(self) -> None:
+        """Look again at the shards that were opened, where their files were written to since.
+
+        One that was replaced or removed is as it was here, where it is mapped.
+
+        Raises:
+            CheckError: naming a shard of which other bytes may have been read than its digest is of.
+        """
+        for number in self._shards:
+            record = self._files[number]
+            seen, now = self._seen[record.path], stamp(self._folder / record.path)
+            if seen and now and now != seen and now[:_SAME_FILE] == seen[:_SAME_FILE]:
+                self._look_at(record)
+
+    def _opened(self, record: FileRecord, *, packs: int) -> "_Shard":
+        path = self._folder / record.path
+        while True:
+            before = stamp(path)
+            shard = _Shard(path, packs=packs, most=self._most, attention=self._attention)
+            if before is None or before != self._seen.get(record.path):
+                self._look_at(record)
+            if self._seen[record.path] == before:
+                return shard  # else another file has that name since it was mapped
+
+    def _look_at(self, record: FileRecord) -> None:
+        path = self._folder / record.path
+        self._seen[record.path] = stamp(path)  # before the bytes: what changes during this is looked at again
+        if path.stat().st_size != record.size or digest_file(path) != record.sha256:
+            raise other_digest(path)
 
     def place(self, index: int) -> tuple[str, int]:
         """The shard of a pack, as the manifest lists it, and which of its packs it is, from 0."""
@@ -249,15 +322,15 @@ class ShardReader:
 class _Shard:
     """One memory-mapped shard. Reading finds a damaged structure; a damaged token shows only in the file's digest."""
 
-    def __init__(self, folder: Path, record: FileRecord, *, packs: int, attention: Attention) -> None:
-        self._path = folder / record.path
+    def __init__(self, path: Path, *, packs: int, most: tuple[int, int], attention: Attention) -> None:
+        self._path = path
         self._attention = attention
+        self._most = most
         self._columns = _columns(self._path)
-        size, (_, _, (_, boundaries), *origin) = self._path.stat().st_size, self._columns
+        (_, _, (_, boundaries), *origin) = self._columns
         rows = self._columns[0][0].size - 1
-        if (size, rows) != (record.size, packs):
-            finding = f"{size} bytes and {rows} packs, the manifest says {record.size} and {packs}"
-            raise _damaged(self._path, finding)
+        if rows != packs:
+            raise _damaged(self._path, f"{rows} packs, the manifest says {packs}")
         if any(values.size != boundaries.size - rows for _, values in origin):
             raise _damaged(self._path, "its columns do not belong together")
 
@@ -266,16 +339,21 @@ class _Shard:
         tokens = tokens[token_ends[row] : token_ends[row + 1]]
         mask = masks[mask_ends[row] : mask_ends[row + 1]]
         segments = boundaries[ends[row] : ends[row + 1]]
+        here = slice(ends[row] - row, ends[row + 1] - row - 1)  # a pack has one boundary more than segments
         if not (
-            segments.size > 1
-            and segments[0] == 0
-            and segments[-1] == tokens.size
-            and (segments[1:] > segments[:-1]).all()
+            ends[row] >= row
+            and token_ends[row] >= 0
+            and fill_pack(segments, tokens.size)
             and mask.size == (tokens.size + 7) // 8
+            and file[here].size == segments.size - 1
         ):
             raise _damaged(self._path, f"pack {row} does not hold together")
+        capacity, largest = self._most
+        if tokens.size > capacity:
+            raise _damaged(self._path, f"pack {row} has {tokens.size} tokens, the manifest says {capacity} at most")
+        if (found := int(tokens.max())) > largest:
+            raise _damaged(self._path, f"pack {row} has the token id {found}, the manifest says {largest} at most")
         loss = np.unpackbits(mask, count=tokens.size, bitorder="little").view(np.bool_)
-        here = slice(ends[row] - row, ends[row + 1] - row - 1)  # a pack has one boundary more than segments
         documents = self._attention.documents(segments)
         return Pack(tokens, loss, documents, segments, file[here], record[here], start[here])
 
@@ -323,6 +401,28 @@ def _columns(path: Path) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]]
         return [_offsets_and_values(column) for column in reader.get_batch(0).columns]
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise _damaged(path, f"not a shard ({error})") from error
+
+
+def _follow(offsets: npt.NDArray[np.int32]) -> bool:
+    """Whether each row of a column is some values behind those of the row before."""
+    return bool(offsets[0] == 0 and (offsets[1:] > offsets[:-1]).all())
+
+
+def _fill_packs(columns: list[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]]) -> bool:
+    """`fill_pack` of all packs of a shard, and whether the loss masks are theirs."""
+    (token_ends, _), (mask_ends, _), (ends, boundaries), *_ = columns
+    if not token_ends.size == mask_ends.size == ends.size:
+        return False
+    lengths = np.diff(token_ends)
+    rising = boundaries[1:] > boundaries[:-1]
+    rising[ends[1:-1] - 1] = True  # where a pack ends the next begins from 0
+    return bool(
+        (np.diff(ends) > 1).all()
+        and (boundaries[ends[:-1]] == 0).all()
+        and (boundaries[ends[1:] - 1] == lengths).all()
+        and rising.all()
+        and (np.diff(mask_ends) == (lengths + 7) // 8).all()
+    )
 
 
 def _damaged(path: Path, finding: str) -> DataError:

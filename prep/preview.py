@@ -54,9 +54,11 @@ def show_packs(pipeline: Pipeline, packs: Sequence[int], shard: int | None, part
     Raises:
         ConfigError: if there is no such pack.
         DataError: if there are no finished shards.
+        CheckError: if one that is shown, or the tokenizer beside them, was changed.
     """
     folder = pipeline.home / "prep"
     reader = ShardReader(folder, part)
+    reader.manifest.below("tokenizer/").verify(folder)
     numbers = _numbers(reader, packs, shard, wanted.count, folder)
     preview = Preview(
         reader.manifest.facts["files"], folder / "tokenizer", colour=wanted.colour, lines=wanted.lines,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.artifacts import MANIFEST
+from pipelines.artifacts import MANIFEST, Stamps
 from pipelines.errors import DataError
 from pipelines.shards import ShardReader, read_shard
 from prep.shuffle import record_keys
@@ -53,15 +53,18 @@ class Segments:
     """The segments of all shards of a prep directory, those held out at the end.
 
     Raises:
-        DataError: if there are no finished shards, or one is damaged so that it cannot be read.
+        DataError: if there are no finished shards, or one does not hold together.
+        CheckError: if one has another digest.
     """
 
     def __init__(self, folder: Path) -> None:
         self.manifest = ShardReader(folder).manifest
+        seen = self.manifest.stamps(folder)
+        self.manifest.below("shards/", "eval/shards/").verify(folder)
         self._shards: list[tuple[str, ShardReader, int]] = []  # with the first pack's number in the reader
         files: list[UInt32] = []
         sizes = [np.zeros(1, np.int64)]
-        for path, reader, first in _shards(folder, self.manifest.facts):
+        for path, reader, first in _shards(folder, self.manifest.facts, seen):
             packs = read_shard(folder / path)
             if packs.file.max(initial=0) >= len(self.manifest.facts["files"]):
                 raise DataError(
@@ -114,12 +117,12 @@ def _rank(group: UInt32, *keys: npt.NDArray[Any]) -> Int64:
     return rank
 
 
-def _shards(folder: Path, facts: Any) -> Iterator[tuple[str, ShardReader, int]]:
+def _shards(folder: Path, facts: Any, seen: Stamps) -> Iterator[tuple[str, ShardReader, int]]:
     """Every shard's path, what reads its part, and its first pack there."""
-    train = ShardReader(folder)
+    train = ShardReader(folder, seen=seen)
     parts = {"shards/": (train, facts["packs_per_shard"])}
     if "eval" in facts:
-        parts["eval/shards/"] = (ShardReader(folder, "eval"), facts["eval"]["packs_per_shard"])
+        parts["eval/shards/"] = (ShardReader(folder, "eval", seen=seen), facts["eval"]["packs_per_shard"])
     for prefix, (reader, packs_per_shard) in parts.items():
         paths = [record.path for record in train.manifest.files if record.path.startswith(prefix)]
         firsts = np.cumsum([0, *packs_per_shard]).tolist()

@@ -56,12 +56,14 @@ class Tracer:
         part: the packs that are trained on, or those held out.
     Raises:
         DataError: if there are no finished shards.
+        CheckError: if the tokenizer beside them was changed; of tracing, if the token's shard was.
     """
 
     def __init__(self, pipeline: Pipeline, part: Literal["train", "eval"] = "train") -> None:
         self._folder = pipeline.home / "prep"
         self._reader = ShardReader(self._folder, part)
         self._facts = self._reader.manifest.facts
+        self._reader.manifest.below("tokenizer/").verify(self._folder)
         self._texts = _token_text(self._folder / "tokenizer")
         self._records: _Records | None = None
         self._why = ""

@@ -157,7 +157,7 @@ def _plan(pipeline: Pipeline, train: Train, prep: Manifest | None, packs: int | 
     known = 0 if packs is None else epoch_packs(packs, train.shuffle, train.global_batch_size)
     steps = total_steps(train, known) if known else train.max_steps
     nothing = Manifest("prep", 0, "", {}, [], {})
-    return Plan(pipeline, train, prep or nothing, known, steps, settings={})
+    return Plan(pipeline, train, prep or nothing, known, steps, settings={}, seen={})
 
 
 def _data(plan: Plan, prep: Manifest | None, packs: int | None) -> dict[str, Json]:

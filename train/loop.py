@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from pipelines.checkpoints import Checkpoint, finished
 from pipelines.errors import InterruptedRun, PacktrainError
+from pipelines.progress import progress_bar
 from pipelines.schema.train import EXPORTED
 from pipelines.shards import ShardReader
 from train.adapters import is_adapted
@@ -59,7 +60,7 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> Non
     if resume is True and on_rank_0(plan.is_finished):
         plan.say_finished()
         return
-    packs = ShardReader(plan.shards)
+    packs = ShardReader(plan.shards, seen=plan.seen)
     parallel = init_sequence_parallel(plan.train.parallel.sequence_parallel_size, timeout=plan.train.runtime.timeout)
     asked, half = plan.pipeline.model.attn_implementation, choose_precision(plan.train.precision) != "fp32"
     backend = choose_backend(asked, device_of(ranks), half=half)
@@ -85,6 +86,7 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> Non
         global_batch_size=plan.train.global_batch_size,
         shuffle=plan.train.shuffle,
         seed=plan.pipeline.run.seed,
+        shuffle_seed=plan.train.shuffle_seed,
         rank=parallel.data.rank,
         ranks=parallel.data.size,
         part=parallel.rank,
@@ -92,7 +94,7 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> Non
         device=engine.device,
         sources=sources,
     )
-    held_out = HeldOut(ShardReader(plan.shards, "eval"), engine, sources) if plan.holds_out else None
+    held_out = HeldOut(ShardReader(plan.shards, "eval", seen=plan.seen), engine, sources) if plan.holds_out else None
     interview = Interview(questions, engine, plan.prep.facts["capacity"]) if questions else None
     announce(plan, ranks, engine, first)
     if ranks.rank == 0:
@@ -102,6 +104,7 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> Non
         Metrics(plan, done=first, write=ranks.rank == 0, resume=bool(resume)) as metrics,
         Profiler(plan, done=first, write=ranks.rank == 0) as profiler,
         StopRequest() as stop,
+        progress_bar("training", plan.total_steps, "step", done=first) as progress,
     ):
         if interview and first == 0:
             pulse.at(first, "answering prompts")
@@ -116,7 +119,9 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> Non
             check_finite(plan, stats, step + 1, in_a_row)
             if math.isfinite(stats.loss):
                 loss = {"first": loss.get("first", stats.loss), "last": stats.loss}
-            metrics.add(row(plan, engine, step + 1, batch, stats, lr=lr, seconds=time.perf_counter() - started))
+            taken = row(plan, engine, step + 1, batch, stats, lr=lr, seconds=time.perf_counter() - started)
+            metrics.add(taken)
+            progress(1, f"loss {stats.loss:.4f}, {taken.tokens_per_s:,.0f} tokens/s")
             if held_out and plan.evaluates_after(step + 1):
                 pulse.at(step + 1, "evaluating")
                 metrics.add_evaluation(held_out.row(step + 1))
@@ -126,6 +131,7 @@ def train(plan: Plan, ranks: Ranks, pulse: Pulse, *, resume: bool | Path) -> Non
             stopping = stop.agreed(engine.device) if step + 1 < plan.total_steps else None
             if is_due(plan, step + 1) or stopping:
                 pulse.at(step + 1, "saving")
+                on_rank_0(packs.refuse_changed)  # before what was read of them is kept
                 save(engine, plan, step=step + 1, loss=loss)
             if stopping:
                 raise InterruptedRun(f"stopped by {stopping} after step {step + 1}, saved; {how_to_continue(plan)}")

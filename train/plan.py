@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts import Json, Manifest, digest_file, identity
+from pipelines.artifacts import Json, Manifest, Stamps, digest_file, identity
 from pipelines.checkpoints import FORMAT_VERSION, finished
 from pipelines.errors import CheckError, ConfigError, DataError
 from pipelines.model_source import code_digest, with_model
@@ -82,6 +82,8 @@ class Plan:
     """Optimizer steps of the whole run."""
     settings: Json
     """Everything the computed numbers depend on, beside the shards."""
+    seen: Stamps
+    """Of the shards' directory, from before any of its digests was looked at."""
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> "Plan":
@@ -107,6 +109,7 @@ class Plan:
             packs=packs,
             total_steps=total_steps(train, packs),
             settings=_settings(pipeline, train),
+            seen=reader.manifest.stamps(pipeline.home / "prep"),
         )
 
     def check_ranks(self, ranks: int) -> None:
@@ -248,6 +251,8 @@ def _settings(pipeline: Pipeline, train: Train) -> Json:
         if pipeline.model.trust_remote_code:
             model["code"] = code_digest(pipeline.model.name_or_path)
     table = train.model_dump(mode="json", exclude=COST_ONLY["train"] | {"load_from"})
+    if train.shuffle_seed is None:  # runs begun before there was such a key go on
+        del table["shuffle_seed"]
     if train.load_from is not None:
         table["load_from"] = checkpoint_identity(train.load_from, pipeline)
     if extra := _without(train.deepspeed.extra, DEEPSPEED_COST_ONLY):

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from pipelines.artifacts import Json, exclusive, make_directory
+from pipelines.artifacts import Json, exclusive, identity, make_directory
 from pipelines.checkpoints import Checkpoint, finished
 from pipelines.errors import ConfigError
 from pipelines.schema import Pipeline
@@ -27,6 +27,9 @@ from train.plan import Plan
 from train.pulse import watched
 from train.stop import stopped_at_once
 from train.trackers import check_installed
+
+SEEN = "PACKTRAIN_SHARDS_SEEN"
+"""Environment variable that tells ranks which files, by their stamps, had the right digests."""
 
 
 def run(pipeline: Pipeline, *, resume: bool | None = None, command: Sequence[str] | None = None) -> None:
@@ -56,8 +59,11 @@ def run(pipeline: Pipeline, *, resume: bool | None = None, command: Sequence[str
         if isinstance(launch, Node) and launch.nodes == 1:  # else ranks of other machines would wait for these
             with exclusive(plan.home):  # who meets another run learns it before digests and ranks take their time
                 pass
-        # Digests once a run: here, or by the process that started this rank.
-        plan.prep.verify(plan.shards, hashes=is_first and not started_here())
+        # Digests once a run: here, or by the process that started this rank, if files are as that process saw them.
+        seen = identity(plan.seen)
+        plan.prep.verify(plan.shards, hashes=is_first and os.environ.get(SEEN) != seen)
+        if is_first:
+            os.environ[SEEN] = seen
         set_environment(plan.train.runtime)
         if isinstance(launch, Node):
             count = local_ranks(plan, launch)

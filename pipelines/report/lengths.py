@@ -36,11 +36,14 @@ class Lengths:
         numbers = {name: number for number, name in enumerate(names)}
         source_of_file = np.array([numbers[one["source"]] for one in manifest.facts.get("files", ())], np.int64)
         shards = [record.path for record in manifest.files if record.path.startswith("shards/")]
-        for path in shards:
+        for path, count in zip(shards, manifest.facts["packs_per_shard"], strict=False):
             try:
                 packs = read_shard(folder / path)
             except DataError:
                 found.why_not = f"{path} is missing or damaged"
+                continue
+            if packs.segments_per_pack.size != count:
+                found.why_not = f"{path} holds other packs than the manifest says"
                 continue
             if packs.file.max() >= source_of_file.size:
                 found.why_not = f"{path} is of files that the manifest does not list"

@@ -70,8 +70,9 @@ def convert(folder: Path, out: Path, *, form: Form) -> Json:
                 writer.place(out, out)
                 log.info("prep convert: nothing to do, %s is current", out)
                 return dict(done.facts)
+            seen = manifest.stamps(folder)
             manifest.verify(folder)
-            facts = _write(folder, work / "new", out, form=form, stage=stage)
+            facts = _write(parts_of(folder, seen), work / "new", out, form=form, stage=stage)
             commit_directory(work / "new", out)
             return facts
         except OSError as error:
@@ -115,10 +116,9 @@ def _whole(done: Manifest, out: Path) -> bool:
     return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
 
-def _write(folder: Path, new: Path, out: Path, *, form: Form, stage: str) -> Json:
+def _write(parts: Mapping[str, Part], new: Path, out: Path, *, form: Form, stage: str) -> Json:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    parts = parts_of(folder)
     manifest = parts["train"].reader.manifest
     facts = {
         "form": form,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.artifacts import Stamps
 from pipelines.progress import progress_bar
 from pipelines.shards import Pack, ShardReader
 
@@ -32,14 +33,15 @@ class Part:
                 progress(packs)
 
 
-def parts_of(folder: Path) -> dict[str, Part]:
-    """The parts that a prep directory has."""
-    facts = ShardReader(folder).manifest.facts
+def parts_of(folder: Path, seen: Stamps | None = None) -> dict[str, Part]:
+    """The parts that a prep directory has; `seen` as a `ShardReader` takes it."""
+    train = ShardReader(folder, seen=seen)
+    facts = train.manifest.facts
     sources = [one["source"] for one in facts["files"]]
-    parts = {"train": Part("train", ShardReader(folder), facts["packs_per_shard"], facts["capacity"], sources)}
+    parts = {"train": Part("train", train, facts["packs_per_shard"], facts["capacity"], sources)}
     if "eval" in facts:
         packs = facts["eval"]["packs_per_shard"]
-        parts["eval"] = Part("eval", ShardReader(folder, "eval"), packs, facts["capacity"], sources)
+        parts["eval"] = Part("eval", ShardReader(folder, "eval", seen=seen), packs, facts["capacity"], sources)
     return parts
 
 

@@ -1,23 +1,28 @@
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.artifacts import FileRecord, Manifest, digest_file
-from pipelines.errors import DataError
+from pipelines.errors import CheckError, DataError
 from pipelines.shards import (
     FORMAT_VERSION,
     IGNORE,
     Attention,
     Packs,
     ShardReader,
+    fill_pack,
+    fill_pack_reference,
     loss_bits,
     read_shard,
     token_dtype,
@@ -59,6 +64,11 @@ def golden_packs() -> Packs:
     )
 
 
+def starts_of(packs: Packs) -> npt.NDArray[np.int64]:
+    """[packs] the number of each pack's first segment."""
+    return np.cumsum(packs.segments_per_pack) - packs.segments_per_pack
+
+
 def prep_directory(folder: Path, shards: Sequence[Packs], attention: Attention | None = None) -> Path:
     """A finished prep directory with these shards."""
     (folder / "shards").mkdir(parents=True)
@@ -67,11 +77,31 @@ def prep_directory(folder: Path, shards: Sequence[Packs], attention: Attention |
         path = folder / "shards" / f"shard-{number:05}.arrow"
         write_shard(path, packs)
         records.append(FileRecord.of(folder, path))
-    facts: dict[str, Any] = {"packs_per_shard": [packs.segments_per_pack.size for packs in shards]}
+    facts: dict[str, Any] = {
+        "packs_per_shard": [packs.segments_per_pack.size for packs in shards],
+        "capacity": max(int(np.add.reduceat(one.lengths, starts_of(one)).max()) for one in shards),
+        "max_token_id": max(int(one.tokens.max()) for one in shards),
+    }
     if attention:
         facts["attention"] = asdict(attention)
     Manifest("prep", FORMAT_VERSION, "0", {}, records, facts).write(folder)
     return folder
+
+
+def refit(folder: Path, **facts: int) -> None:
+    """Write the manifest anew, with the digests of the files that are there and other facts."""
+    manifest = Manifest.read(folder)
+    assert manifest is not None
+    files = [FileRecord.of(folder, folder / record.path) for record in manifest.files]
+    replace(manifest, files=files, facts={**manifest.facts, **facts}).write(folder)
+
+
+def flip_token(path: Path) -> None:
+    """Change a token of a shard of `golden_packs` where it lies."""
+    at = path.read_bytes().index((np.arange(33) * 1999).astype("<u2").tobytes())
+    with path.open("r+b") as file:
+        file.seek(at + 2)
+        file.write(b"\x00")
 
 
 def assert_same(found: Packs, expected: Packs) -> None:
@@ -199,7 +229,10 @@ def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
 def test_another_shard_in_its_place_is_refused(tmp_path: Path) -> None:
     folder = prep_directory(tmp_path, [golden_packs()])
     write_shard(folder / "shards" / "shard-00000.arrow", packs_of([[5]]))
-    with pytest.raises(DataError, match=r"1 packs, the manifest says .* and 2"):
+    with pytest.raises(DataError, match=r"1 packs, the manifest says 2"):
+        ShardReader(folder)[0]
+    write_shard(folder / "shards" / "shard-00000.arrow", packs_of([[12], [1, 20]]))  # as many, and as long
+    with pytest.raises(CheckError, match=r"shard-00000\.arrow: SHA-256 differs from manifest\.json"):
         ShardReader(folder)[0]
 
 
@@ -226,8 +259,119 @@ def test_segments_that_do_not_fill_their_pack_are_refused(tmp_path: Path, found:
     old, new = (np.array(values, np.int32).tobytes() for values in (found, put))
     assert path.read_bytes().count(old) == 1
     path.write_bytes(path.read_bytes().replace(old, new))
+    refit(folder)
     with pytest.raises(DataError, match=r"shard-00000\.arrow: pack 0 does not hold together"):
         ShardReader(folder)[0]
+    with pytest.raises(DataError, match=r"shard-00000\.arrow: its packs do not follow each other"):
+        read_shard(path)
+
+
+int32 = st.integers(-(2**31), 2**31 - 1)
+
+
+@given(
+    st.one_of(
+        st.lists(int32, max_size=6),
+        st.lists(st.integers(-2, 9), max_size=6),
+        st.sets(st.integers(1, 8), max_size=5).map(lambda ends: [0, *sorted(ends), 9]),
+    ),
+    st.sampled_from([0, 1, 8, 9, 10, 2**31 - 1]),
+)
+def test_any_boundaries_fill_their_pack_or_are_refused(cu_seqlens: list[int], tokens: int) -> None:
+    found = np.array(cu_seqlens, np.int32)
+    assert fill_pack(found, tokens) == fill_pack_reference(found, tokens)
+
+
+@given(st.data())
+def test_boundaries_that_do_not_fill_their_pack_are_read_by_nobody(tmp_path_factory: Any, data: st.DataObject) -> None:
+    """Whatever int32 stand in cu_seqlens, and whatever offsets lead to them: who reads a pack gets a sound one."""
+    folder = prep_directory(tmp_path_factory.mktemp("prep"), [golden_packs()])
+    path = folder / "shards" / "shard-00000.arrow"
+    ends = data.draw(st.sampled_from([[0, 3, 6], [0, 2, 6], [1, 3, 6], [0, 6, 6], [0, 7, 6], [-3, 3, 6], [0, -1, 6]]))
+    boundaries = data.draw(st.lists(st.one_of(int32, st.integers(0, 24)), min_size=6, max_size=6))
+    near = data.draw(st.permutations([0, 3, 12, 0, 1, 21]))
+    values = data.draw(st.sampled_from([boundaries, near, [0, 3, 12, 0, 1, 21]]))
+    content = path.read_bytes()
+    for old, new in (([0, 3, 6], ends), ([0, 3, 12, 0, 1, 21], values)):
+        before, after = (np.array(one, np.int32).tobytes() for one in (old, new))
+        assert content.count(before) == 1
+        content = content.replace(before, after)
+    path.write_bytes(content)
+    refit(folder)
+    expected = [values[max(0, begin) : max(0, end)] for begin, end in pairwise(ends)]
+    sound = [
+        begin >= 0 and fill_pack_reference(np.array(one, np.int32), size)
+        for begin, one, size in zip(ends, expected, (12, 21), strict=False)
+    ]
+    reader = ShardReader(folder)
+    for index, holds in enumerate(sound):
+        if holds and ends == [0, 3, 6]:
+            assert reader[index].segments.tolist() == expected[index]
+        elif holds:
+            with suppress(DataError):  # as the columns beside it lead elsewhere
+                assert reader[index].segments.tolist() == expected[index]
+        else:
+            with pytest.raises(DataError, match="shard-00000"):
+                reader[index]
+    if all(sound) and ends == [0, 3, 6]:
+        assert read_shard(path).lengths.tolist() == [*np.diff(values[:3]), *np.diff(values[3:])]
+    else:
+        with pytest.raises(DataError, match="shard-00000"):
+            read_shard(path)
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "finding"),
+    [
+        ("capacity", 20, r"pack 1 has 21 tokens, the manifest says 20 at most"),
+        ("max_token_id", 1999 * 32 - 1, r"pack 1 has the token id 63968, the manifest says 63967 at most"),
+    ],
+)
+def test_packs_and_ids_beyond_what_the_manifest_says_reach_nobody(
+    tmp_path: Path, fact: str, value: int, finding: str
+) -> None:
+    folder = prep_directory(tmp_path, [golden_packs()])
+    refit(folder, **{fact: value})
+    assert ShardReader(folder)[0].tokens.size == 12
+    with pytest.raises(DataError, match=rf"shard-00000\.arrow: {finding}; it was changed"):
+        ShardReader(folder)[1]
+
+
+def test_a_shard_is_compared_with_its_digest_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prep_directory(tmp_path, [golden_packs(), golden_packs()])
+    looked: list[str] = []
+
+    def digest(path: Path) -> str:
+        looked.append(path.name)
+        return digest_file(path)
+
+    monkeypatch.setattr("pipelines.shards.digest_file", digest)
+    manifest = ShardReader(folder).manifest
+    reader = ShardReader(folder, seen=manifest.stamps(folder))
+    assert [reader[0].tokens.size, reader[1].tokens.size, looked] == [12, 21, []]
+    flip_token(folder / "shards" / "shard-00001.arrow")  # since it was looked at
+    assert reader[0].tokens.size == 12
+    with pytest.raises(CheckError, match=r"shard-00001\.arrow: SHA-256 differs"):
+        reader[2]
+    with pytest.raises(CheckError, match=r"shard-00001\.arrow: SHA-256 differs"):
+        ShardReader(folder)[2]
+    assert looked == ["shard-00001.arrow"] * 2
+
+
+def test_a_shard_that_changes_while_it_is_read_is_found(tmp_path: Path) -> None:
+    folder = prep_directory(tmp_path, [golden_packs(), golden_packs()])
+    one, other = (folder / "shards" / f"shard-{number:05}.arrow" for number in range(2))
+    reader = ShardReader(folder)
+    assert reader[0].tokens[0] == 0
+    os.utime(one)
+    flip_token(other)  # which was not read
+    reader.refuse_changed()
+    one.rename(tmp_path / "gone")
+    reader.refuse_changed()  # what is mapped is as it was
+    (tmp_path / "gone").rename(one)
+    flip_token(one)
+    with pytest.raises(CheckError, match=r"shard-00000\.arrow: SHA-256 differs"):
+        reader.refuse_changed()
 
 
 def test_no_damage_of_a_byte_is_worse_than_an_error(tmp_path: Path) -> None:
@@ -238,6 +382,9 @@ def test_no_damage_of_a_byte_is_worse_than_an_error(tmp_path: Path) -> None:
     refused = 0
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with pytest.raises((CheckError, DataError), match=r"shard-00000\.arrow: "):
+            list(ShardReader(folder))
+        refit(folder)
         try:
             for pack in ShardReader(folder):
                 assert pack.tokens.size == pack.labels.size == pack.positions.size == pack.cu_seqlens[-1]

@@ -59,7 +59,11 @@ def write(samples: Samples, packing: Packing, folder: Path, **options: Any) -> S
 
 
 def read(folder: Path, facts: Sequence[ShardFacts]) -> list[Pack]:
-    counts = {"packs_per_shard": [shard.packs for shard in facts]}
+    counts = {
+        "packs_per_shard": [shard.packs for shard in facts],
+        "capacity": 40,
+        "max_token_id": max(shard.max_token_id for shard in facts),
+    }
     Manifest("prep", FORMAT_VERSION, "0", {}, [shard.record for shard in facts], counts).write(folder)
     return list(ShardReader(folder))
 

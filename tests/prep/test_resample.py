@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from pipelines.artifacts import Json
+from pipelines.artifacts import FileRecord, Json, Manifest
 from pipelines.cli import main
 from pipelines.config import load
 from pipelines.errors import CheckError, DataError
@@ -171,11 +171,15 @@ def test_skipped_and_dropped_records_keep_their_numbers(make_pipeline: MakePipel
 
 
 def tamper(pipeline: Pipeline, change: Callable[[Packs], Packs]) -> None:
-    """Change the first shard so that only its digest would tell."""
+    """Change the first shard, and its digest with it."""
     path = pipeline.home / "prep" / "shards" / "shard-00000.arrow"
     packs = read_shard(path)
     copy = replace(packs, **{name: value.copy() for name, value in vars(packs).items()})
     write_shard(path, change(copy))
+    manifest = Manifest.read(path.parents[1])
+    assert manifest is not None
+    files = [FileRecord.of(path.parents[1], path.parents[1] / one.path) for one in manifest.files]
+    replace(manifest, files=files).write(path.parents[1])
 
 
 def test_another_token_is_named_with_its_place_and_both_texts(make_pipeline: MakePipeline) -> None:

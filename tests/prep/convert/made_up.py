@@ -63,6 +63,7 @@ def write_prep(folder: Path, train: Shards, held_out: Shards = (), attention: At
         "capacity": CAPACITY,
         "attention": asdict(attention),
         "vocab_size": VOCABULARY,
+        "max_token_id": VOCABULARY - 1,
         "tokenizer": "0" * 64,
         "files": [{"source": source, "path": f"{number}.jsonl"} for number, source in enumerate(SOURCES)],
         "packs_per_shard": [len(packs) for packs in train],
