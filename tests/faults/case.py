@@ -5,18 +5,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
+from tests.faults.process import Process
+from tests.faults.strike import fault
+
 ROOT = Path(__file__).parents[2]
-HOOK = Path(__file__).with_name("hook")
 Stage = Literal["prep", "train", "export"]
 STAGES: tuple[Stage, ...] = ("prep", "train", "export")
-PATIENCE = 300.0
-"""Seconds that a stage may take before it counts as hanging."""
 
 _TOML = """
 schema_version = 1
@@ -77,17 +75,21 @@ _TIMES = ("step_time_s", "tokens_per_s", "memory_gb", "mfu", "time", "seconds")
 
 
 class Case:
-    """One directory with the pipeline's inputs, and its work directory below."""
+    """One directory with the pipeline's inputs, and its work directory below.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        forks: its processes are forked from this one, which has imported the stages.
+    """
+
+    def __init__(self, folder: Path, *, forks: bool) -> None:
+        self.folder, self.forks = folder, forks
         self.file = folder / "case.toml"
         self.home = folder / "work" / "case"
 
     @classmethod
-    def make(cls, folder: Path) -> "Case":
+    def make(cls, folder: Path, *, forks: bool = False) -> "Case":
         """Write the inputs: conversations in two files, texts in two."""
-        case = cls(folder)
+        case = cls(folder, forks=forks)
         for name in ("talks", "texts"):
             (folder / "data" / name).mkdir(parents=True)
         shutil.copytree(ROOT / "pipelines" / "quickstart" / "tokenizer", folder / "tokenizer")
@@ -102,49 +104,55 @@ class Case:
     def copy(self, folder: Path) -> "Case":
         """The same with all that was made so far, elsewhere."""
         shutil.copytree(self.folder, folder, symlinks=True)
-        return Case(folder)
+        return Case(folder, forks=self.forks)
 
     def start(
-        self, stage: str, *options: str, env: Mapping[str, str] | None = None, before: Sequence[str] = ()
-    ) -> "subprocess.Popen[bytes]":
-        """The process of a stage, in a process group of its own.
-
-        Args:
-            before: a command that runs it, such as `prlimit`.
-        """
-        command = [*before, sys.executable, "-m", "pipelines", stage, str(self.file), *options]
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=_environment() | dict(env or {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+        self,
+        stage: str,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        afresh: bool = False,
+        group: int = 0,
+        largest: int | None = None,
+        first: Callable[[], None] | None = None,
+    ) -> Process:
+        """The process of a stage; see `Process` for what is not the command's."""
+        return Process(
+            [stage, str(self.file), *options],
+            folder=self.folder,
+            environment=_environment() | dict(env or {}),
+            afresh=afresh or not self.forks,
+            group=group,
+            largest=largest,
+            first=first,
         )
 
     def run(
-        self, stage: str, *options: str, env: Mapping[str, str] | None = None, before: Sequence[str] = ()
+        self,
+        stage: str,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        afresh: bool = False,
+        largest: int | None = None,
     ) -> tuple[int, str]:
         """Exit code and output of a stage; -9 where it was killed."""
-        process = self.start(stage, *options, env=env, before=before)
-        try:
-            output, _ = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return 124, f"hung for {PATIENCE:g} s"
-        return process.returncode, output.decode("utf-8", "replace")
+        process = self.start(stage, *options, env=env, afresh=afresh, largest=largest)
+        code, output = process.wait()
+        process.send_group(signal.SIGKILL)  # what it started, where it was killed alone
+        return code, output
 
-    def changes(self, stage: Stage) -> int:
-        """Changes of the work directory that the busiest process of a stage makes."""
-        counts = self.folder / "counts"
-        code, output = self.run(stage, env=self.fault("count", 0) | {"FAULT_COUNTS": str(counts)})
+    def sites(self, stage: Stage, what: str, *options: str) -> list[str]:
+        """All changes or reads that a stage makes: of its work directory, or of that and its inputs."""
+        listed = self.folder.with_name("sites")
+        listed.unlink(missing_ok=True)
+        code, output = self.run(stage, *options, env=self.fault(what, "count", 0) | {"FAULT_SITES": str(listed)})
         assert code == 0, output
-        return max(int(line) for line in counts.read_text().split())
+        return listed.read_text().splitlines()
 
-    def fault(self, kind: str, at: int) -> dict[str, str]:
-        """The environment in which a stage meets a fault at its change number `at`."""
-        return {"FAULT": f"{kind} {at} {self.home}", "PYTHONPATH": f"{HOOK}:{ROOT}"}
+    def fault(self, what: str, kind: str, at: int) -> dict[str, str]:
+        """The environment in which a stage meets a fault at its change or read number `at`, of all its processes."""
+        folder = self.home if what == "change" else self.folder
+        return fault(what, kind, at, folder, self.folder.with_name("counter"))
 
     def tree(self, stage: Stage) -> dict[str, str]:
         """Digest of every file that a stage is to leave, without times and places."""

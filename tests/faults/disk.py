@@ -1,24 +1,41 @@
 """Disks that are full or fail: a clear error, what was there stays, and the same command ends when there is space."""
 
 import random
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.faults.case import Case, Stage
-from tests.faults.kill import before, changes_of, finish, spread
+from tests.faults.kill import alone, before, finish, is_afresh, sites_of, spread
 from tests.faults.table import Tally
+
+NO_ROOM = r"[\d,.]+ (bytes|[kMG]B)\b.* needed\b.*[\d,.]+ (bytes|[kMG]B)\b.* free"
+"""How a message about a full disk says what is needed and what is there."""
 
 
 def failing_changes(ready: Case, stage: Stage, points: int, folder: Path, seed: int, kind: str) -> Tally:
     """Every change from a chosen one on fails with EIO, ENOSPC or EROFS."""
-    expected, draw = ready.tree(stage), random.Random(seed)
-    tally = Tally(f"{kind} from a change of the disk on, in {stage}")
-    for at in spread(changes_of(ready, stage, folder), points, draw):
+    return _failing(ready, stage, points, folder, seed, "change", kind)
+
+
+def failing_reads(ready: Case, stage: Stage, points: int, folder: Path, seed: int, kind: str) -> Tally:
+    """Every read from a chosen one on fails with EIO, gives half of what was asked for, or ends the file."""
+    return _failing(ready, stage, points, folder, seed, "read", kind)
+
+
+def _failing(ready: Case, stage: Stage, points: int, folder: Path, seed: int, what: str, kind: str) -> Tally:
+    expected, sites = ready.tree(stage), sites_of(ready, stage, what, folder)
+    tally, ended = Tally(f"{what}s: {kind}, in {stage}", note=f"of {len(sites)} {what}s"), 0
+    for point, at in enumerate(spread(len(sites), points, random.Random(seed))):
         case = before(ready, stage, folder / "failing")
-        code, output = case.run(stage, env=case.fault(kind, at))
-        tally.add(_clear(code, output) or finish(case, stage, expected, f"change {at}"))
+        options = () if is_afresh(point) else alone(stage)
+        code, output = case.run(stage, *options, env=case.fault(what, kind, at), afresh=is_afresh(point))
+        finding, where = _clear(code, output, lacks_room=kind == "ENOSPC"), f"{at}, {sites[at - 1]}"
+        tally.add(f"{where}: {finding}" if finding else finish(case, stage, expected, where))
+        ended += code != 0
+    tally.note += f", {ended} ended the stage"
     return tally
 
 
@@ -27,10 +44,12 @@ def short_files(ready: Case, stage: Stage, points: int, folder: Path, seed: int)
     expected, draw = ready.tree(stage), random.Random(seed)
     largest = max(path.stat().st_size for path in (ready.home / stage).rglob("*") if path.is_file())
     tally = Tally(f"files that may not grow, in {stage}")
-    for _ in range(points):
+    for point in range(points):
         case, limit = before(ready, stage, folder / "failing"), draw.randrange(1024, largest)
-        code, output = case.run(stage, before=("prlimit", f"--fsize={limit}"))
-        tally.add(_clear(code, output) or finish(case, stage, expected, f"{limit} bytes"))
+        options = () if is_afresh(point) else alone(stage)
+        code, output = case.run(stage, *options, largest=limit, afresh=is_afresh(point))
+        finding, where = _clear(code, output), f"{limit} bytes"
+        tally.add(f"{where}: {finding}" if finding else finish(case, stage, expected, where))
     return tally
 
 
@@ -45,10 +64,10 @@ def full_disk(ready: Case, stage: Stage, points: int, folder: Path, seed: int) -
         with _small_disk(case.home / stage, size) as mounted:
             if not mounted:
                 return None
-            code, output = case.run(stage)
-            finding = _clear(code, output)
+            code, output = case.run(stage, *alone(stage))
+            finding, where = _clear(code, output, lacks_room=True), f"{size} bytes"
             subprocess.run(["mount", "-o", "remount,size=1g", case.home / stage], check=True, capture_output=True)
-            tally.add(finding or finish(case, stage, expected, f"{size} bytes"))
+            tally.add(f"{where}: {finding}" if finding else finish(case, stage, expected, where))
     return tally
 
 
@@ -64,10 +83,16 @@ def _small_disk(folder: Path, size: int) -> Iterator[bool]:
             subprocess.run(["umount", "-l", folder], check=True, capture_output=True)
 
 
-def _clear(code: int, output: str) -> str | None:
-    """What is wrong with the end of a stage that could not write."""
+def _clear(code: int, output: str, *, lacks_room: bool = False) -> str | None:
+    """What is wrong with the end of a stage that could not write or read."""
     if code == 0:
         return None  # it did not need what failed
     if "Traceback" in output:
-        return f"a traceback: {output[-500:]}"
-    return None if code in (5, 75) else f"exit {code}: {output[-300:]}"
+        return f"a traceback: {output[-900:]}"
+    if code not in (3, 4, 5, 75):
+        return f"exit {code}: {output[-300:]}"
+    if lacks_room and not re.search(NO_ROOM, output):
+        return f"does not say what is needed and free: {output[-300:]}"
+    if "/" not in output:
+        return f"names no place: {output[-300:]}"
+    return None

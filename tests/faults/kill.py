@@ -1,38 +1,40 @@
 """SIGKILL at chosen changes and at random moments: the same command again ends with the same bytes."""
 
-import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from pipelines.artifacts import Manifest
 from pipelines.errors import CheckError
 from pipelines.provenance import verify
-from tests.faults.case import PATIENCE, Case, Stage
+from tests.faults.case import Case, Stage
+from tests.faults.process import HUNG
 from tests.faults.table import Tally
+
+AFRESH = 10
+"""One of so many faults meets a process that was started as a user starts it, with all of its workers."""
 
 
 def kill_at_changes(ready: Case, stage: Stage, points: int, folder: Path, seed: int) -> Tally:
-    """Kill a stage at `points` of its changes of the disk, spread over all of them.
+    """Kill a stage before, after or in the middle of `points` of its changes of the disk, spread over all of them.
 
     Args:
         ready: with the stages before, and this one, finished without a fault.
     """
-    expected, changes = ready.tree(stage), changes_of(ready, stage, folder)
-    tally, killed = Tally(f"kill {stage} at a change of the disk"), 0
-    for at in spread(changes, points, random.Random(seed)):
-        case = before(ready, stage, folder / "killed")
-        code, output = case.run(stage, env=case.fault("kill", at))
-        # Processes share out work differently each time, so the last changes may not come in any.
-        killed += code == -9
-        finding = None if code in (-9, 0) else f"change {at}: exit {code}: {output[-300:]}"
-        tally.add(finding or finish(case, stage, expected, f"change {at}"))
-    tally.note = f"{killed} killed, of {changes} changes"
+    expected, sites = ready.tree(stage), sites_of(ready, stage, "change", folder)
+    tally, commits = Tally(f"kill {stage} at a change of the disk"), 0
+    for point, at in enumerate(spread(len(sites), points, random.Random(seed))):
+        case, kind = before(ready, stage, folder / "killed"), ("kill", "torn")[(point + seed) % 2]
+        code, output = _run(case, stage, point, env=case.fault("change", kind, at))
+        where = f"{kind} {at}, {sites[at - 1]}"
+        # Workers share out work differently each time, so the last changes may not come.
+        finding = None if code in (-signal.SIGKILL, 0) else f"{where}: exit {code}: {output[-300:]}"
+        tally.add(finding or finish(case, stage, expected, where))
+        commits += sites[at - 1].startswith("rename")
+    tally.note = f"of {len(sites)} changes; {commits} at a rename"
     return tally
 
 
@@ -40,12 +42,13 @@ def kill_at_moments(ready: Case, stage: Stage, points: int, folder: Path, seed: 
     """Kill a stage at random moments."""
     expected, draw = ready.tree(stage), random.Random(seed)
     tally = Tally(f"kill {stage} at a random moment")
-    took = _duration(before(ready, stage, folder / "timed"), stage)
-    for _ in range(points):
-        case, moment = before(ready, stage, folder / "killed"), draw.uniform(0, took)
-        process = case.start(stage)
+    took = _durations(ready, stage, folder)
+    for point in range(points):
+        case, moment = before(ready, stage, folder / "killed"), draw.uniform(0, took[is_afresh(point)])
+        process = case.start(stage, *_options(stage, point), afresh=is_afresh(point))
         time.sleep(moment)
-        _end(process, signal.SIGKILL)
+        process.send_group(signal.SIGKILL)
+        process.wait()
         tally.add(finish(case, stage, expected, f"after {moment:.2f} s"))
     return tally
 
@@ -54,51 +57,51 @@ def interrupt_twice(ready: Case, stage: Stage, points: int, folder: Path, seed: 
     """SIGTERM or SIGINT, and again while the first is being obeyed: it ends soon, without a traceback, and resumes."""
     expected, draw = ready.tree(stage), random.Random(seed)
     tally = Tally(f"SIGTERM and SIGINT twice in {stage}")
-    took = _duration(before(ready, stage, folder / "timed"), stage)
+    took = _durations(ready, stage, folder)
     for point in range(points):
-        number = (signal.SIGTERM, signal.SIGINT)[point % 2]
-        case, moment = before(ready, stage, folder / "killed"), draw.uniform(0, took)
-        process = case.start(stage)
+        number = (signal.SIGTERM, signal.SIGINT)[(point // AFRESH + point) % 2]
+        case, moment = before(ready, stage, folder / "killed"), draw.uniform(0, took[is_afresh(point)])
+        process = case.start(stage, *_options(stage, point), afresh=is_afresh(point))
         time.sleep(moment)
         for _ in range(2):
-            if process.poll() is None:
-                os.kill(process.pid, number)
+            process.send(number)
             time.sleep(draw.uniform(0, 0.2))
         where = f"{number.name} after {moment:.2f} s"
-        try:
-            output = process.communicate(timeout=60)[0].decode("utf-8", "replace")
-        except subprocess.TimeoutExpired:
-            _end(process, signal.SIGKILL)
-            tally.add(f"{where}: still there a minute later")
-            continue
-        finding = f"{where}: a traceback:\n{output[-600:]}" if "Traceback" in output else None
+        code, output = process.wait(timeout=60)
+        process.send_group(signal.SIGKILL)
+        finding = f"{where}: still there a minute later" if code == HUNG else None
+        if "Traceback" in output:
+            finding = f"{where}: a traceback:\n{output[-600:]}"
         tally.add(finding or finish(case, stage, expected, where))
     return tally
 
 
 def finish(case: Case, stage: Stage, expected: dict[str, str], where: str) -> str | None:
     """What is wrong with what was left, and with what the same command makes of it."""
+    if finding := taken_for_finished(case):
+        return f"{where}: {finding}"
+    code, output = case.run(stage, *alone(stage))
+    if code:
+        return f"{where}: again ends with {code}: {output[-600:]}"
+    return other_bytes(case, stage, expected, where)
+
+
+def taken_for_finished(case: Case) -> str | None:
+    """An artefact that a reader would take, and that is not whole."""
     for folder in _named(case.home):
         try:
             if Manifest.read(folder):
                 verify(folder)
         except CheckError as error:
-            return f"{where}: taken for finished: {error}"
-    code, output = case.run(stage)
-    if code:
-        return f"{where}: again ends with {code}: {output[-600:]}"
-    found = case.tree(stage)
-    if found != expected:
-        changed = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-        return f"{where}: other bytes in {', '.join(changed[:5])}"
+            return f"taken for finished: {error}"
     return None
 
 
-def _named(home: Path) -> Iterator[Path]:
-    """Every directory that a reader would look at."""
-    for path in sorted(home.rglob("manifest.json")):
-        if not any(part.startswith(".") for part in path.relative_to(home).parts):
-            yield path.parent
+def other_bytes(case: Case, stage: Stage, expected: dict[str, str], where: str) -> str | None:
+    """What differs from what an uninterrupted run leaves."""
+    found = case.tree(stage)
+    changed = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    return f"{where}: other bytes in {', '.join(changed[:5])}" if changed else None
 
 
 def before(ready: Case, stage: Stage, folder: Path) -> Case:
@@ -109,25 +112,48 @@ def before(ready: Case, stage: Stage, folder: Path) -> Case:
     return case
 
 
-def changes_of(ready: Case, stage: Stage, folder: Path) -> int:
-    return before(ready, stage, folder / "counted").changes(stage)
+def sites_of(ready: Case, stage: Stage, what: str, folder: Path) -> list[str]:
+    """The changes or reads of a stage in their order, without workers."""
+    return before(ready, stage, folder / "counted").sites(stage, what, *alone(stage))
 
 
-def _duration(case: Case, stage: Stage) -> float:
-    began = time.monotonic()
-    code, output = case.run(stage)
-    assert code == 0, output
-    return min(time.monotonic() - began, PATIENCE)
+def alone(stage: Stage) -> tuple[str, ...]:
+    """Options with which a stage works in one process."""
+    return ("--workers", "1") if stage == "prep" else ()
 
 
-def spread(changes: int, points: int, draw: random.Random) -> list[int]:
-    """`points` of the numbers 1..changes: all of them if they are that few, otherwise one of each equal stretch."""
-    if points >= changes:
-        return [1 + at % changes for at in range(points)] if points > changes else list(range(1, changes + 1))
-    return [1 + int((at + draw.random()) * changes / points) for at in range(points)]
+def is_afresh(point: int) -> bool:
+    return point % AFRESH == AFRESH - 1
 
 
-def _end(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-    process.communicate()
+def spread(sites: int, points: int, draw: random.Random) -> list[int]:
+    """`points` of the numbers 1..sites: all of them if they are that few, otherwise one of each equal stretch."""
+    if points >= sites:
+        return [1 + at % sites for at in range(points)] if points > sites else list(range(1, sites + 1))
+    return [1 + int((at + draw.random()) * sites / points) for at in range(points)]
+
+
+def _run(case: Case, stage: Stage, point: int, *, env: dict[str, str]) -> tuple[int, str]:
+    return case.run(stage, *_options(stage, point), env=env, afresh=is_afresh(point))
+
+
+def _options(stage: Stage, point: int) -> tuple[str, ...]:
+    return () if is_afresh(point) else alone(stage)
+
+
+def _named(home: Path) -> Iterator[Path]:
+    """Every directory that a reader would look at."""
+    for path in sorted(home.rglob("manifest.json")):
+        if not any(part.startswith(".") for part in path.relative_to(home).parts):
+            yield path.parent
+
+
+def _durations(ready: Case, stage: Stage, folder: Path) -> tuple[float, float]:
+    """Seconds that a stage takes where it is forked, and where it is started afresh."""
+    took = []
+    for options, afresh in ((alone(stage), False), ((), True)):
+        case, began = before(ready, stage, folder / "timed"), time.monotonic()
+        code, output = case.run(stage, *options, afresh=afresh)
+        assert code == 0, output
+        took.append(time.monotonic() - began)
+    return took[0], took[1]

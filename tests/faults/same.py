@@ -1,13 +1,15 @@
-"""One digest everywhere: workers, locale, zone, clock, hash seed, umask, listing order change no byte of prep."""
+"""One digest everywhere: workers, executor, locale, zone, clock, hash seed, umask, listing order change no byte."""
 
 import os
 import shutil
 from pathlib import Path
 
-from tests.faults.case import HOOK, ROOT, Case
+from pipelines.errors import InterruptedRun
+from tests.faults.case import ROOT, Case
 from tests.faults.table import Tally
 
-HOOKED = {"PYTHONPATH": f"{HOOK}:{ROOT}"}
+HOOKED = {"PYTHONPATH": f"{Path(__file__).with_name('hook')}:{ROOT}"}
+_RAY, _SLURM = (("--set", f'prep.executor="{name}"') for name in ("ray", "slurm"))
 SURROUNDINGS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     **{f"{count} workers": (("--workers", str(count)), {}) for count in (1, 2, 3, 8, 32)},
     **{f"locale {name}": ((), {"LC_ALL": name, "LANG": name}) for name in ("C", "tr_TR.UTF-8", "zh_CN.UTF-8")},
@@ -16,7 +18,8 @@ SURROUNDINGS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "the clock at 2038": ((), {**HOOKED, "FAULT_CLOCK": "2147483650"}),
     **{f"PYTHONHASHSEED {seed}": ((), {"PYTHONHASHSEED": seed}) for seed in ("0", "1", "4294967295")},
     **{f"directories listed in order {seed}": ((), {**HOOKED, "FAULT_SHUFFLE": seed}) for seed in ("a", "b")},
-    "the ray executor": (("--set", 'prep.executor="ray"'), {}),
+    "the ray executor": (_RAY, {}),
+    "a Slurm array of 3": (_SLURM, {}),
 }
 
 
@@ -42,7 +45,13 @@ def _differs(
     case = ready.copy(folder / "same")
     shutil.rmtree(case.home)
     (case.folder / "data_order.txt").unlink()
-    code, output = case.run("prep", *options, env=env)
+    if options == _SLURM:
+        code, output = case.run("prep", *options, afresh=True)
+        if code != InterruptedRun.exit_code:
+            return f"{name}: freezing it: exit {code}: {output[-500:]}"
+        for part in (2, 0, 1):
+            case.run("prep", *options, "--part", f"{part}/3", afresh=True)
+    code, output = case.run("prep", *options, env=env, afresh=True)
     if code:
         return f"{name}: exit {code}: {output[-500:]}"
     if case.tree("prep") != expected:

@@ -27,15 +27,15 @@ def _one(ready: Case, stage: Stage, folder: Path) -> str | None:
     expected = ready.tree(stage)
     case = before(ready, stage, folder / "twice")
     idle = _seconds(case, "--help")
-    first = case.start(stage)
+    first = case.start(stage, afresh=True)
     if not _stopped_while_it_holds(case.home / stage / ".lock", first.pid):
-        first.communicate()
+        first.wait()
         return f"{stage}: never held its directory"
     began = time.monotonic()
-    code, output = case.run(stage)
+    code, output = case.run(stage, afresh=True)
     took = time.monotonic() - began - idle
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
+    first.send_group(signal.SIGKILL)
+    first.wait()
     if code != BUSY:
         return f"{stage}: exit {code}: {output[-300:]}"
     if str(first.pid) not in output:
@@ -69,5 +69,5 @@ def _is_held(lock: Path) -> bool:
 
 def _seconds(case: Case, option: str) -> float:
     began = time.monotonic()
-    case.run("prep", option)
+    case.run("prep", option, afresh=True)
     return time.monotonic() - began
