@@ -18,6 +18,7 @@ _ROUNDED_TO = 256  # the width of its MLPs is a multiple of this
 _BIASED = ("INTERNLM", "INTERNLM_MOE")  # model types whose attention has biases
 _LLAMAS = ("INTERNLM", "INTERNLM2", "INTERNLM2_PUBLIC", "LLAMA2", "LLAMA")
 _LOCAL = "local:"
+_PACKS_SEED = 1024
 
 
 def draft(config: Node, *, name: str, gpus: int | None) -> Draft:
@@ -262,6 +263,14 @@ def _scale(draft: Draft, node: Node) -> None:
         draft.drop(node, "the dynamic loss scale of fp16 begins at 65,536 and finds its own")
 
 
+def _order_seed(draft: Draft, node: Node) -> None:
+    """The seed of its sampler; its packs always have the same."""
+    if node.get("") == _PACKS_SEED:
+        draft.same(node, "run.seed")
+    else:
+        draft.map(node, "train.shuffle_seed")
+
+
 SIZES: Mapping[str, str] = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -313,7 +322,7 @@ DATA: Mapping[str, Rule] = {
     "total_steps": to("train.max_steps"),
     "min_length": to("prep.min_length"),
     "min_length_dict": only((None, {}), "not set", "min_length is one number for all files"),
-    "seed": to("run.seed"),
+    "seed": _order_seed,
     "valid_folder": only(None, "not set", "see prep.eval.fraction, which holds out samples of the training data"),
     "valid_micro_num": drops("evaluation goes over all that is held out"),
     "valid_every": drops("see train.eval.steps, with prep.eval.fraction or train.eval.prompts"),
@@ -390,7 +399,7 @@ TOP: Mapping[str, Rule] = {
     "tensorboard_folder": drops("TensorBoard's files are in this run's train directory"),
     "resume_tb_folder": drops("TensorBoard's files are in this run's train directory"),
     "metric_dtype": drops("metrics are computed in float32 or more"),
-    "seed": to("run.seed"),
+    "seed": drops(f"run.seed is that of the packs, which is always {_PACKS_SEED} there"),
     "timeout": drops("see train.runtime.timeout_minutes"),
     "enable_collect_data": drops("metrics.jsonl has every step"),
     "selective_checkpoint": to("train.activation_checkpointing", {True: "selective", False: "none"}),

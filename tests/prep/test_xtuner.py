@@ -1,12 +1,10 @@
 """The packs of an XTuner or InternEvo run, from the folder and the order file that it had.
 
-What those two do is written down here in plain loops, from their rules; the stage as a whole has to give the same.
+What those two do is written down in tests/elsewhere.py; the stage as a whole has to give the same.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +15,10 @@ from hypothesis import strategies as st
 
 from pipelines.config import load
 from pipelines.errors import ConfigError, DataError
-from pipelines.shards import IGNORE, Pack, ShardReader
+from pipelines.shards import Pack, ShardReader
 from prep.run import run
+from tests.elsewhere import Expected, Files, documents_of_internevo, labels_of, packs_of_xtuner, write_ftdp
 from tests.prep.small import TOKENIZER
-
-Record = Sequence[int]
-"""Token ids, negated where no loss is taken."""
-Files = Mapping[str, Sequence[Record]]
-
-
-@dataclass(frozen=True)
-class Expected:
-    """One pack as the other project's data set gives it."""
-
-    ids: list[int]
-    """Signed, as in the file."""
-    ends: list[int]
-    """0, then the end of each sample or fragment; an empty sample repeats the end of the one before."""
-
-
-def packs_of_xtuner(files: Files, *, seed: int, packed_length: int, min_length: int = 0) -> list[Expected]:
-    """XTuner 0.1's packs, and InternEvo's: file by file, all records permuted, end to end, cut, the rest left out."""
-    packs = []
-    for records in files.values():
-        records = [record for record in records if len(record) >= min_length]
-        order = np.arange(len(records))
-        np.random.RandomState(seed).shuffle(order)
-        stream = [(turn, id_) for turn, record in enumerate(order) for id_ in records[record]]
-        last = [turn for turn, record in enumerate(order) if not records[record]]
-        for begin in range(0, len(stream) - packed_length + 1, packed_length):
-            inside = stream[begin : begin + packed_length]
-            first_turn, last_turn = inside[0][0], inside[-1][0]
-            turns = sorted({turn for turn, _ in inside} | {turn for turn in last if first_turn < turn < last_turn})
-            lengths = [sum(of == turn for of, _ in inside) for turn in turns]
-            packs.append(Expected([id_ for _, id_ in inside], [0, *accumulate(lengths)]))
-    return packs
-
-
-def write_ftdp(path: Path, records: Sequence[Record]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with path.open("wb") as file:
-        for record in records:
-            rows.append((file.tell(), len(record)))
-            file.write(json.dumps({"tokens": list(record)}).encode() + b"\n")
-    with path.with_name(f"{path.name}.meta").open("wb") as file:
-        np.save(file, np.array(rows, np.int64))
 
 
 def write_run(folder: Path, files: Files, *, seed: int = 1024, capacity: int = 64, on_empty: str = "keep",
@@ -87,12 +43,6 @@ def write_run(folder: Path, files: Files, *, seed: int = 1024, capacity: int = 6
 def packs_in(toml: Path, **how: Any) -> list[Pack]:
     run(load(toml), **{"workers": 1, **how})
     return list(ShardReader(load(toml).home / "prep"))
-
-
-def labels_of(pack: Expected) -> list[int]:
-    """The other project's labels, but for the first of each fragment, which nothing in its fragment predicts."""
-    begins = set(pack.ends[:-1])
-    return [id_ if id_ > 0 and place not in begins else IGNORE for place, id_ in enumerate(pack.ids)]
 
 
 def assert_same(found: Sequence[Pack], expected: Sequence[Expected]) -> None:
@@ -169,14 +119,6 @@ def test_xtuners_order_with_records_left_out_for_want_of_loss_is_refused(tmp_pat
 def test_a_stream_shorter_than_a_pack_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no full pack"):
         packs_in(write_run(tmp_path, {"a.bin": [[1, 2], [3]]}))
-
-
-def documents_of_internevo(pack: Expected, *, into_one: bool, seq_len: int) -> list[int]:
-    """Its cu_seqlens: both forms cut attention every seq_len tokens, of the pack or of each fragment."""
-    ends = [0]
-    for begin, end in [(0, len(pack.ids))] if into_one else list(pairwise(pack.ends)):
-        ends += [*range(begin + seq_len, end, seq_len), end]
-    return ends
 
 
 @pytest.mark.parametrize("into_one", [False, True])

@@ -1,10 +1,9 @@
 """The order of packs over a run's epochs."""
 
-import numpy as np
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.elsewhere import StaticBatchSampler, default_sampler
 from train.batches import Batches
 from train.order import PackOrder, epoch_packs
 
@@ -29,20 +28,14 @@ def test_order_never_changes() -> None:
 PINNED = [7, 8, 4, 3, 1, 6, 9, 0, 2, 5, 7, 9, 1, 0, 8, 5, 2, 3, 6, 4]
 
 
-def xtuner_sampler(packs: int, seed: int, epoch: int, rank: int, ranks: int) -> list[int]:
-    """What XTuner's sampler gives one data-parallel rank in an epoch, written as its sampler does it."""
-    order = torch.randperm(packs, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-    total = -(-packs // ranks) * ranks
-    return (order * (total // packs + 1))[:total][rank::ranks]
-
-
 @given(packs=st.integers(1, 30), ranks=st.integers(1, 6), epochs=st.integers(1, 3), seed=st.integers(0, 99))
 def test_ranks_take_what_the_sampler_of_xtuner_gives_them(packs: int, ranks: int, epochs: int, seed: int) -> None:
     order = PackOrder(packs, shuffle="xtuner", seed=seed, global_batch_size=ranks)
     length = epoch_packs(packs, "xtuner", ranks)
+    found = [order[position] for position in range(epochs * length)]
     for rank in range(ranks):
-        mine = [order[position] for position in range(epochs * length)][rank::ranks]
-        assert mine == [pack for epoch in range(epochs) for pack in xtuner_sampler(packs, seed, epoch, rank, ranks)]
+        theirs = [default_sampler(packs, seed=seed, epoch=epoch, rank=rank, ranks=ranks) for epoch in range(epochs)]
+        assert found[rank::ranks] == [pack for epoch in theirs for pack in epoch]
 
 
 @given(ranks=st.integers(1, 4), accumulation=st.integers(1, 4), steps=st.integers(1, 5), epoch=st.integers(0, 2))
@@ -53,7 +46,7 @@ def test_accumulated_steps_are_those_of_xtuner_where_they_fill_its_epoch(
     packs = steps * size
     order = PackOrder(packs, shuffle="xtuner", seed=5, global_batch_size=size)
     for rank in range(ranks):
-        theirs = xtuner_sampler(packs, 5, epoch, rank, ranks)
+        theirs = default_sampler(packs, seed=5, epoch=epoch, rank=rank, ranks=ranks)
         for step in range(steps):
             first = epoch * packs + step * size
             mine = [order[position] for position in range(first, first + size)][rank::ranks]
@@ -66,22 +59,6 @@ def test_epoch_of_xtuner_ends_with_a_whole_step_that_repeats_its_first_packs() -
     assert first[10:] == first[:6]
     assert sorted(order[position] for position in range(16, 26)) == list(range(PACKS))
     assert [order[position] for position in range(16)] == first, "seeking back gives the same order"
-
-
-class StaticBatchSampler:
-    """What InternEvo's sampler of this name gives each data-parallel rank, written as it does it."""
-
-    def __init__(self, packs: int, seed: int, micro_num: int, ranks: int) -> None:
-        self.packs, self.micro_num, self.ranks = packs, micro_num, ranks
-        self.stream = np.random.RandomState(seed)
-
-    def epoch(self) -> list[list[list[int]]]:
-        """[ranks, batches, micro_num] packs."""
-        indices = np.arange(0, self.packs)
-        self.stream.shuffle(indices)
-        whole = self.packs // (self.micro_num * self.ranks) * self.micro_num * self.ranks
-        mine = [indices[:whole][rank :: self.ranks].tolist() for rank in range(self.ranks)]
-        return [[one[at : at + self.micro_num] for at in range(0, len(one), self.micro_num)] for one in mine]
 
 
 @given(
@@ -104,7 +81,7 @@ def test_steps_have_the_packs_that_internevo_and_the_intern_repo_sampler_give_th
             theirs = sampler.epoch()
             for step in range(steps):
                 mine = [order[epoch * length + step * size + at] for at in range(size)]
-                assert [mine[rank::ranks] for rank in range(ranks)] == [theirs[rank][step] for rank in range(ranks)]
+                assert [mine[rank::ranks] for rank in range(ranks)] == [theirs[step][rank] for rank in range(ranks)]
 
 
 def test_the_order_has_a_seed_of_its_own_where_one_is_given() -> None:

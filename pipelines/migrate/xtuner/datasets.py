@@ -88,10 +88,7 @@ def _intern_repo(draft: Draft, dataset: Node) -> None:
 def _hugging_face(draft: Draft, dataset: Node) -> bool:
     """process_hf_dataset; whether it packs."""
     loader = dataset.at("dataset")
-    where = loader.at("data_files") if loader else None
-    files = listed(where) if where is not None and where.resolved().is_list else [where] if where else []
-    if where is not None and where.items() and not where.resolved().is_list:
-        files = [*where.items().values()]
+    files = _files(draft, dataset, loader.at("data_files") if loader else None)
     named = dataset.resolved().path[-1] if len(dataset.resolved().path) == 1 else ""
     label = str(named) if named not in ("", "train_dataset") else ""
     path = loader.at("path") if loader else None
@@ -128,13 +125,49 @@ def _hugging_face(draft: Draft, dataset: Node) -> bool:
     draft.put("prep.max_length", draft.keys[("prep", "pack", "capacity")].value, "a sample is cut there")
     draft.put("prep.overlength", "truncate_right", "as process_hf_dataset")
     draft.put("template.loss.on_empty", "drop", "as process_hf_dataset")
+    in_order = dataset.get("shuffle_before_pack") is False
     if packs is not None and packs.get("") is False:
         draft.map(packs, "prep.pack.strategy", "none")
+        _as_in_files(draft)
         return False
-    draft.map(packs, "prep.pack.strategy", "concat_split", note="the stream is cut every max_length tokens")
-    draft.put("prep.pack.strategy", "concat_split", "XTuner's default")
+    note = "the stream is cut every max_length tokens" + ("" if in_order else f"; {_BY_CHANCE}")
+    draft.map(packs, "prep.pack.strategy", "concat_split", note=note)
+    draft.put("prep.pack.strategy", "concat_split", f"XTuner's default; {note}")
     draft.put("prep.pack.drop_last", True, "as process_hf_dataset")
+    if in_order:
+        _as_in_files(draft)
+        _one_stream(draft, dataset)
     return True
+
+
+def _files(draft: Draft, dataset: Node, where: Node | None) -> list[Node]:
+    """The files of load_dataset: one, several, or these by split, of which one is taken."""
+    if where is None or where.resolved().is_leaf:
+        return [where] if where is not None else []
+    if where.resolved().is_list:
+        return listed(where)
+    split = dataset.get("split") if dataset.at("split") else "train"
+    taken = [one for name, one in where.items().items() if split in (None, name)]
+    for one in where.items().values():
+        if one not in taken:
+            draft.drop(one, f"not of the split {split}, which is trained on")
+    return [file for one in taken for file in _files(draft, dataset, one)]
+
+
+def _as_in_files(draft: Draft) -> None:
+    """Samples in the order of their files, which the sampler then permutes."""
+    draft.put("prep.order.shuffle", "none", "as process_hf_dataset")
+    if ("prep", "source", 1, "name") in draft.keys:
+        draft.put("prep.order.interleave", "concat", "data sets follow each other")
+
+
+def _one_stream(draft: Draft, dataset: Node) -> None:
+    processes = dataset.get("map_num_proc") if dataset.at("map_num_proc") else _PROCESSES
+    if processes != 1:
+        draft.notes.append(
+            f"prep.pack: there {processes} processes (map_num_proc) packed a part of the samples each and left out the "
+            "end of it; here it is one stream, so only the packs of the first part are the same"
+        )
 
 
 def _record_map(draft: Draft, dataset: Node, index: int) -> None:
@@ -174,8 +207,11 @@ def _shuffled(draft: Draft, node: Node) -> None:
     if node.get("") is False:
         draft.map(node, "prep.order.shuffle", "none")
     else:
-        draft.map(node, "prep.order.shuffle", "hash", note="there the order was drawn by chance")
+        draft.map(node, "prep.order.shuffle", "hash", note=_BY_CHANCE)
 
+
+_PROCESSES = 32  # XTuner's default of map_num_proc
+_BY_CHANCE = "samples in an order of their own, as that there was drawn by chance"
 
 PACKED: Mapping[str, Rule] = {
     "type": same("prep.pack"),
