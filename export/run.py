@@ -23,6 +23,7 @@ from export.turbomind.releases import served_by
 from export.turbomind.serve import COMMAND
 from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, write_atomic
 from pipelines.errors import ConfigError, MachineError
+from pipelines.failing_disk import storing
 from pipelines.schema import Pipeline
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def run(pipeline: Pipeline) -> None:
     if plan.is_done():
         log.info("export: nothing to do, %s is current for %s", plan.home, plan.checkpoint.name)
         return
-    with exclusive(plan.home):
-        job = Job(pipeline, plan, plan.source)
+    job = Job(pipeline, plan, plan.source)
+    with exclusive(plan.home), storing(plan.home, "an export", lambda: _nbytes(job)):
         job.refuse_base()
         if plan.base is not None:
             check_base(job.checkpoint, plan.base)
@@ -150,6 +151,13 @@ def _write(job: Job, target: str) -> None:
     if target == "turbomind":
         served_with = about["serving"]["lmdeploy"]
         log.info("export: serve it with LMDeploy %s: sh %s", served_with, plan.home / target / COMMAND)
+
+
+def _nbytes(job: Job) -> int:
+    """Of all weights that are still to be written."""
+    direct = job.pipeline.export.turbomind.mode == "hf_direct"
+    left = [target for target in job.plan.targets if not job.plan.is_done(target)]
+    return sum(job.written(target).weights.nbytes for target in left if not (direct and target == "turbomind"))
 
 
 def _measured(plan: Plan) -> str | None:

@@ -34,6 +34,10 @@ from pipelines.errors import DataError
 FORMAT_VERSION = 1
 """Raised whenever the same inputs give other bytes."""
 
+PREPARED_BYTES = 2
+"""Times the bytes of the inputs: tokens while they are prepared, and the shards. Text has about a token in 4 bytes, and
+4 bytes a token, each time."""
+
 IGNORE = -100
 """The label of a token that is not a target, as PyTorch and Transformers know it."""
 

@@ -157,7 +157,7 @@ def _write(job: _Job) -> ShardFacts:
         sha256 = write_shard(temporary, packs)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise MachineError(f"{path}: cannot be written ({error.strerror}); make room or set run.work_dir") from error
+        raise OSError(error.errno, error.strerror, str(path)) from error  # in another process, which tells where
     temporary.replace(path)
     sync_directory(path.parent)
     return _facts(job, path, packs, sha256, largest=largest)

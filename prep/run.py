@@ -13,9 +13,10 @@ from typing import Any
 
 from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, write_atomic
 from pipelines.errors import DataError
+from pipelines.failing_disk import storing
 from pipelines.progress import progress_bar
 from pipelines.schema import Pipeline
-from pipelines.shards import FORMAT_VERSION, Attention
+from pipelines.shards import FORMAT_VERSION, PREPARED_BYTES, Attention
 from prep import lengths
 from prep.assemble import ShardFacts, assemble
 from prep.executors import executor
@@ -51,17 +52,8 @@ def run(pipeline: Pipeline, *, workers: int | None = None) -> Json:
             shutil.rmtree(job.folder / ".partial", ignore_errors=True)  # of a run that was killed as it ended
             log.info("prep: nothing to do, %s is current", job.folder)
             return dict(done.facts)
-        job.begin()
-        tokenized = _tokenized(job, workers=workers)
-        plan = make_plan(tokenized.samples, job.inputs, pipeline)
-        train = _write(job, plan.train, job.partial, workers=workers)
-        held_out = _write(job, plan.held_out, job.partial / "eval", workers=workers) if plan.held_out else []
-        write_tokenizer_files(job.tokenizer, pipeline.template, job.partial / "tokenizer", chat=exports_chat(pipeline))
-        facts = _facts(job, tokenized, plan, train, held_out)
-        _write_rejects(tokenized.rejects, job.partial)
-        lengths.keep(job.partial, tokenized, job)
-        _finish(job, facts, [*train, *_below("eval", held_out)], seconds=time.time() - began, workers=workers)
-        return facts
+        with storing(job.folder, "prep", lambda: PREPARED_BYTES * sum(one.size for one in job.inputs)):
+            return _make(job, workers=workers, began=began)
 
 
 def dry_run(pipeline: Pipeline, *, workers: int | None = None) -> Json:
@@ -88,6 +80,22 @@ def dry_run(pipeline: Pipeline, *, workers: int | None = None) -> Json:
 def processes(pipeline: Pipeline) -> int:
     """Processes to work with on this machine."""
     return pipeline.prep.workers or len(os.sched_getaffinity(0))
+
+
+def _make(job: Job, *, workers: int, began: float) -> Json:
+    job.begin()
+    tokenized = _tokenized(job, workers=workers)
+    plan = make_plan(tokenized.samples, job.inputs, job.pipeline)
+    train = _write(job, plan.train, job.partial, workers=workers)
+    held_out = _write(job, plan.held_out, job.partial / "eval", workers=workers) if plan.held_out else []
+    write_tokenizer_files(
+        job.tokenizer, job.pipeline.template, job.partial / "tokenizer", chat=exports_chat(job.pipeline)
+    )
+    facts = _facts(job, tokenized, plan, train, held_out)
+    _write_rejects(tokenized.rejects, job.partial)
+    lengths.keep(job.partial, tokenized, job)
+    _finish(job, facts, [*train, *_below("eval", held_out)], seconds=time.time() - began, workers=workers)
+    return facts
 
 
 def _tokenized(job: Job, *, workers: int) -> Tokenized:

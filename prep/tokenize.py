@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.errors import DataError, MachineError
+from pipelines.failing_disk import is_storage_error
 from pipelines.progress import progress_bar
 from prep.backend import Backend
 from prep.chunk import Chunk, Rules, count_records
@@ -81,6 +82,8 @@ def tokenize_chunks(
                     raise _located(fault, number, chunks, rules, folder)
                 progress()
     except OSError as error:
+        if is_storage_error(error):
+            raise
         raise MachineError(
             f"{error.filename or folder}: {error.strerror or error} while tokenizing; on every machine that works "
             "here the inputs have to stay readable and run.work_dir writable, at the same path"

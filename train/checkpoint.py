@@ -30,6 +30,7 @@ from pipelines.artifacts import (
 )
 from pipelines.checkpoints import FORMAT_VERSION, Checkpoint, finished, fragment_key, step_folder
 from pipelines.errors import CheckError, ConfigError, MachineError
+from pipelines.failing_disk import is_storage_error
 from pipelines.progress import progress_bar
 from train.adapters import adapter_facts, check_base, is_adapted
 from train.agreement import OF_THE_USER, on_every_rank, on_rank_0
@@ -52,7 +53,7 @@ def save(engine: Engine, plan: Plan, *, step: int, loss: Mapping[str, float]) ->
     Returns:
         Its directory.
     Raises:
-        MachineError: on every rank, if one of them cannot write its part.
+        OSError or MachineError: on every rank, if one of them cannot write its part.
     """
     folder = step_folder(plan.checkpoints, step)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -68,6 +69,8 @@ def save(engine: Engine, plan: Plan, *, step: int, loss: Mapping[str, float]) ->
         states = on_every_rank(lambda: _write_state(engine, plan, partial))
         on_rank_0(complete)
     except OSError as error:
+        if is_storage_error(error):
+            raise OSError(error.errno, error.strerror, str(partial)) from error  # each rank's, and none knows it all
         raise MachineError(f"{partial}: cannot be written ({error.strerror}); free space, then run again") from error
     return folder
 

@@ -14,13 +14,10 @@ from pipelines.findings import Finding, Report, of_error
 from pipelines.gpus import visible_gpus
 from pipelines.layouts import gb
 from pipelines.schema import Pipeline
+from pipelines.shards import PREPARED_BYTES
 from train.forecast import Assumed, forecast
 from train.forecast_text import count, plural
 from train.plan import Plan, checkpoint_identity
-
-_SHARD_BYTES = 2
-"""Times the bytes of the inputs: tokens while they are prepared, and the shards. Text has about a token in 4 bytes, and
-4 bytes a token, each time."""
 
 
 def fit(pipeline: Pipeline, assumed: Assumed, *, input_bytes: int) -> Report:
@@ -166,7 +163,7 @@ def _disk(pipeline: Pipeline, found: dict[str, Json], input_bytes: int) -> tuple
     """Bytes that the run will still write, and what they are."""
     parts = {}
     if Manifest.read(pipeline.home / "prep") is None and input_bytes:
-        parts["shards, and tokens while they are prepared"] = _SHARD_BYTES * input_bytes
+        parts["shards, and tokens while they are prepared"] = PREPARED_BYTES * input_bytes
     checkpoint = found["checkpoint"]
     kept = checkpoint["disk"] if checkpoint["disk"] is not None else checkpoint["bytes"]
     parts["checkpoints, one more while saving"] = kept + checkpoint["bytes"]

@@ -219,10 +219,13 @@ def _milestones(plan: Plan) -> list[dict[str, Json]]:
     ]
 
 
+def checkpoint_bytes(plan: Plan, trained: int) -> int:
+    """What one checkpoint takes on disk, of so many trained parameters."""
+    return int((4.0 + (state_bytes(plan.train) if plan.train.checkpoint.save_optimizer else 0.0)) * trained)
+
+
 def _checkpoint(plan: Plan, trained: int) -> dict[str, Json]:
-    table = plan.train.checkpoint
-    each = 4.0 + (state_bytes(plan.train) if table.save_optimizer else 0.0)
-    size = int(each * trained)
+    table, size = plan.train.checkpoint, checkpoint_bytes(plan, trained)
     kept = table.save_total_limit if table.save_total_limit > 0 else None
     saves = _events(plan)["saves"]
     number = saves if kept is None else kept if saves is None else min(kept, saves)

@@ -32,6 +32,7 @@ from pipelines.errors import (
     MachineError,
     PacktrainError,
 )
+from pipelines.failing_disk import storage_error
 from pipelines.schema import Runtime, Train
 from train.launchers import Address, Node, Ranks
 from train.pulse import FOLDER, Beat, LostRanks, joining, leave_failure, machine, read_beat
@@ -203,9 +204,11 @@ def rank_errors(ranks: Ranks | None) -> Iterator[None]:
         if ranks is None or ranks.ranks == 1:
             raise
         end_rank(ranks, error)
-    except Exception:
+    except Exception as error:
         if ranks is None or ranks.ranks == 1:
             raise
+        if isinstance(error, OSError) and (found := storage_error(error)):
+            end_rank(ranks, found)
         # When one rank fails, the others do too, waiting for it. Only the first one's traceback says why.
         if started_here():
             (_errors() / f"{ranks.rank:05d}.txt").write_text(traceback.format_exc(), encoding="utf-8")

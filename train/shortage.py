@@ -8,9 +8,11 @@ from contextlib import contextmanager
 import torch
 
 from pipelines.errors import ConfigError, MachineError
+from pipelines.failing_disk import storing
 from pipelines.layouts import sizes_of, what_fits
 from pipelines.memory import GIB, layout_of, memory
 from pipelines.model_sizes import UnknownModelError
+from train.forecast import checkpoint_bytes
 from train.launch import gpu_of
 from train.launchers import Ranks
 from train.plan import Plan
@@ -31,7 +33,8 @@ def machine_errors(plan: Plan, ranks: Ranks, pulse: Pulse) -> Iterator[None]:
         ConfigError: if an operation cannot be deterministic, which was asked for.
     """
     try:
-        yield
+        with storing(plan.home, "a checkpoint", lambda: _checkpoint_bytes(plan, ranks)):
+            yield
     except torch.OutOfMemoryError as error:
         used, room = _gpu_memory(ranks)
         raise MachineError(
@@ -44,7 +47,7 @@ def machine_errors(plan: Plan, ranks: Ranks, pulse: Pulse) -> Iterator[None]:
             "zero_stage on more machines, or no offload"
         ) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno != errno.EACCES:
             raise
         raise MachineError(
             f"{error.filename or 'run.work_dir'}: {error.strerror}; the same command continues"
@@ -81,6 +84,14 @@ def too_little(plan: Plan, ranks: Ranks, free: int) -> str:
 def _what_fits(plan: Plan, ranks: Ranks, total: int) -> str:
     advice = what_fits(plan.pipeline, ranks.ranks, total, vocabulary=plan.prep.facts["vocab_size"])
     return advice or "use a higher zero_stage, activation_checkpointing, a smaller prep.pack.capacity, or more GPUs"
+
+
+def _checkpoint_bytes(plan: Plan, ranks: Ranks) -> int:
+    try:
+        sizes = sizes_of(plan.pipeline, vocabulary=plan.prep.facts["vocab_size"])
+    except (UnknownModelError, ConfigError):
+        return 0
+    return checkpoint_bytes(plan, memory(sizes, layout_of(plan.pipeline, ranks.ranks)).trained)
 
 
 def _gpu_memory(ranks: Ranks) -> tuple[str, int]:

@@ -6,11 +6,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults import elastic, ranks
-from tests.faults.case import STAGES, Case
+from tests.faults.case import STAGES, Case, Stage
 from tests.faults.damage import damage
 from tests.faults.disk import failing_changes, failing_reads, full_disk, short_files
 from tests.faults.kill import interrupt_twice, kill_at_changes, kill_at_moments
@@ -21,50 +22,61 @@ from tests.faults.table import Tally, table
 from tests.faults.twice import two_at_once
 
 CHANGES = ("EIO", "ENOSPC")
-READS = ("EIO", "short", "ends")
-Round = Callable[[Case, Path, int, int], Iterator[Tally]]
+READS = ("EIO", "short")
 
 
-def _kills(ready: Case, folder: Path, points: int, seed: int) -> Iterator[Tally]:
-    for stage in STAGES:
-        yield kill_at_changes(ready, stage, points, folder, seed)
-        yield kill_at_moments(ready, stage, -(-points // 4), folder, seed)
-        yield interrupt_twice(ready, stage, -(-points // 4), folder, seed)
+@dataclass(frozen=True)
+class Asked:
+    """How much of which faults."""
+
+    points: int
+    seed: int
+    stages: Sequence[Stage]
 
 
-def _disks(ready: Case, folder: Path, points: int, seed: int) -> Iterator[Tally]:
-    for stage in STAGES:
+Round = Callable[[Case, Path, Asked], Iterator[Tally]]
+
+
+def _kills(ready: Case, folder: Path, asked: Asked) -> Iterator[Tally]:
+    for stage in asked.stages:
+        yield kill_at_changes(ready, stage, asked.points, folder, asked.seed)
+        yield kill_at_moments(ready, stage, -(-asked.points // 4), folder, asked.seed)
+        yield interrupt_twice(ready, stage, -(-asked.points // 4), folder, asked.seed)
+
+
+def _disks(ready: Case, folder: Path, asked: Asked) -> Iterator[Tally]:
+    for stage in asked.stages:
         for kind in CHANGES:
-            yield failing_changes(ready, stage, points, folder, seed, kind)
-        yield short_files(ready, stage, -(-points // 4), folder, seed)
-        full = full_disk(ready, stage, -(-points // 4), folder, seed)
+            yield failing_changes(ready, stage, asked.points, folder, asked.seed, kind)
+        yield short_files(ready, stage, -(-asked.points // 4), folder, asked.seed)
+        full = full_disk(ready, stage, -(-asked.points // 4), folder, asked.seed)
         yield full or Tally(f"a full disk in {stage}", note="not run: mounting is not allowed here")
 
 
-def _reads(ready: Case, folder: Path, points: int, seed: int) -> Iterator[Tally]:
-    for stage in STAGES:
+def _reads(ready: Case, folder: Path, asked: Asked) -> Iterator[Tally]:
+    for stage in asked.stages:
         for kind in READS:
-            yield failing_reads(ready, stage, points, folder, seed, kind)
+            yield failing_reads(ready, stage, asked.points, folder, asked.seed, kind)
 
 
-def _ranks(ready: Case, folder: Path, points: int, seed: int) -> Iterator[Tally]:
-    yield from ranks.faults(ready, points, folder, seed)
+def _ranks(ready: Case, folder: Path, asked: Asked) -> Iterator[Tally]:
+    yield from ranks.faults(ready, asked.points, folder, asked.seed)
 
 
-def _elastic(ready: Case, folder: Path, points: int, seed: int) -> Iterator[Tally]:
+def _elastic(ready: Case, folder: Path, asked: Asked) -> Iterator[Tally]:
     yield elastic.changes(ready, folder)
 
 
-def _damages(ready: Case, folder: Path, points: int, seed: int) -> Iterator[Tally]:
-    yield from damage(ready, 250 * points, seed)
+def _damages(ready: Case, folder: Path, asked: Asked) -> Iterator[Tally]:
+    yield from damage(ready, 250 * asked.points, asked.seed)
 
 
-def _same(ready: Case, folder: Path, points: int, seed: int) -> Iterator[Tally]:
+def _same(ready: Case, folder: Path, asked: Asked) -> Iterator[Tally]:
     yield same_bytes(ready, folder)
 
 
-def _twice(ready: Case, folder: Path, points: int, seed: int) -> Iterator[Tally]:
-    yield two_at_once(ready, min(points, 9), folder)
+def _twice(ready: Case, folder: Path, asked: Asked) -> Iterator[Tally]:
+    yield two_at_once(ready, min(asked.points, 9), folder)
 
 
 ROUNDS: dict[str, Round] = {
@@ -86,6 +98,7 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=0.0, help="go on with other seeds until so long has passed")
     parser.add_argument("--only", choices=ROUNDS, action="append", help="these kinds alone")
     parser.add_argument("--without", choices=ROUNDS, action="append", default=[], help="not these kinds")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="kills, disks and reads of these stages alone")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     _be_struck()
@@ -96,7 +109,7 @@ def main() -> int:
         ready = finished(folder / "ready")
         for seed in _seeds(asked.seed, began + 3600 * asked.hours):
             for name in [name for name in asked.only or ROUNDS if name not in asked.without]:
-                for tally in ROUNDS[name](ready, folder, asked.points, seed):
+                for tally in ROUNDS[name](ready, folder, Asked(asked.points, seed, asked.stage or STAGES)):
                     print("\n".join(table([tally]).splitlines()[1:]), flush=True)
                     _sum(totals, tally)
     finally:

@@ -11,7 +11,9 @@ from tests.faults.case import Case, Stage
 from tests.faults.kill import alone, before, finish, is_afresh, sites_of, spread
 from tests.faults.table import Tally
 
-NO_ROOM = r"[\d,.]+ (bytes|[kMG]B)\b.* needed\b.*[\d,.]+ (bytes|[kMG]B)\b.* free"
+NO_ROOM = (
+    r"needs about [\d,]+ bytes in all, [\d,]+ bytes free|[\d,.]+ [MG]B are needed in all and [\d,.]+ [MG]B are free"
+)
 """How a message about a full disk says what is needed and what is there."""
 
 
@@ -21,7 +23,7 @@ def failing_changes(ready: Case, stage: Stage, points: int, folder: Path, seed: 
 
 
 def failing_reads(ready: Case, stage: Stage, points: int, folder: Path, seed: int, kind: str) -> Tally:
-    """Every read from a chosen one on fails with EIO, gives half of what was asked for, or ends the file."""
+    """Every read from a chosen one on fails with EIO, or gives half of what was asked for."""
     return _failing(ready, stage, points, folder, seed, "read", kind)
 
 

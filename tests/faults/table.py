@@ -1,5 +1,6 @@
 """What was injected and what became of it."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ class Tally:
         """One more fault, and what it cost if it did."""
         self.injected += 1
         if finding:
+            print(f"lost: {self.fault}: {finding}", file=sys.stderr, flush=True)  # a long run tells at once
             self.lost.append(finding)
 
     @property

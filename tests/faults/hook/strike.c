@@ -5,7 +5,6 @@
    FAULT="change EIO 17 /dir"    change 17 and every one after it fail with EIO, ENOSPC, EROFS ...
    FAULT="read EIO 17 /dir"      so do reads
    FAULT="read short 17 /dir"    from read 17 on each gives at most half of what it was asked for
-   FAULT="read ends 17 /dir"     from read 17 on every file seems to end where it is
    FAULT="change count 0 /dir"   nothing happens
    FAULT_COUNTER=file            8 bytes that count the changes, or the reads, of all processes of a run
    FAULT_SITES=file              gets a line for each: what, tab, where
@@ -31,7 +30,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { GO_ON = 0, DIE_AFTER = -1, GIVE_HALF = -2, END_HERE = -3 }; /* above 0: the error to fail with */
+enum { GO_ON = 0, DIE_AFTER = -1, GIVE_HALF = -2 }; /* above 0: the error to fail with */
 
 static char what[16], kind[16], folder[PATH_MAX];
 static size_t length;
@@ -85,7 +84,6 @@ static int verdict(const char *site, const char *event, const char *path) {
     }
     if (number < at) return GO_ON;
     if (!strcmp(kind, "short")) return GIVE_HALF;
-    if (!strcmp(kind, "ends")) return END_HERE;
     return code_of(kind);
 }
 
@@ -210,7 +208,6 @@ ssize_t writev(int file, const struct iovec *parts, int count) {
     do {                                                                                                               \
         int saw = of_file("read", event, file);                                                                        \
         if (saw > 0) return errno = saw, -1;                                                                           \
-        if (saw == END_HERE) return 0;                                                                                 \
         if (saw == GIVE_HALF) count = HALF(count);                                                                     \
         return call;                                                                                                   \
     } while (0)
