@@ -15,7 +15,7 @@ def text(table: Mapping[str, Json], key: str, path: str = "", *, default: str | 
     if value is None and default is not None:
         return default
     if key not in table:
-        raise RecordError(where, f"expected a string, found no such key among {some_keys(table)}")
+        raise RecordError(where, f"expected a string, {_absent(table, path)}")
     raise RecordError(where, f"expected a string, found {kind(value)}")
 
 
@@ -24,7 +24,7 @@ def array(table: Mapping[str, Json], key: str) -> list[Json]:
     if isinstance(value, list):
         return value
     if key not in table:
-        raise RecordError(key, f"expected an array, found no such key among {some_keys(table)}")
+        raise RecordError(key, f"expected an array, {_absent(table)}")
     raise RecordError(key, f"expected an array, found {kind(value)}")
 
 
@@ -74,6 +74,25 @@ def kept_exactly(value: Json, path: str) -> None:
                 path, f"holds a number beyond 64 bits, {one:.6g}, which would be rounded; write it as text"
             )
         left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+
+
+def _absent(table: Mapping[str, Json], path: str = "") -> str:
+    """That a key is not there, and which map reads records with the keys that are."""
+    found = f"found no such key among {some_keys(table)}"
+    fitting = [] if path else [name for name, keys in _READ_BY.items() if all(key in table for key in keys)]
+    if not fitting:
+        return found
+    keys = " and ".join(_READ_BY[fitting[0]])
+    return f'{found}; set map = "{fitting[0]}" in [[prep.source]], which reads {keys}'
+
+
+_READ_BY = {
+    "openai": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction", "output"),
+    "pretrain": ("text",),
+}
+"""Keys that tell the map of most data."""
 
 
 def some_keys(table: Mapping[str, Json]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipelines.errors import DataError
+from prep.formats.encoding import not_utf8
 from prep.formats.fault import Outcome, RecordFault
 from prep.formats.files import open_bytes, pass_byte_order_mark
 from prep.formats.lines import too_long
@@ -98,7 +99,7 @@ class _Lines:
         try:
             return line.decode("utf-8")
         except UnicodeDecodeError as error:
-            self.fault = self.fault or f"line {self.number}, byte {error.start + 1}: not valid UTF-8; convert the file"
+            self.fault = self.fault or f"line {self.number}, byte {error.start + 1}: {not_utf8(line)}"
             return line.decode("utf-8", errors="replace")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from prep.formats.encoding import not_utf8
 from prep.formats.fault import Outcome, RecordFault
 from prep.formats.lines import blocks, chunks, too_long
 from prep.formats.repeated_keys import ALIKE, DEEP, DEEPEST, judge, repeated_key
@@ -64,7 +65,7 @@ def _invalid(text: bytes, number: int, error: orjson.JSONDecodeError) -> RecordF
     try:
         characters = text.decode("utf-8")
     except UnicodeDecodeError as found:
-        return RecordFault(number, "not valid UTF-8; convert the file", found.start + 1)
+        return RecordFault(number, not_utf8(text), found.start + 1)
     byte = len(characters[: error.pos].encode("utf-8")) + 1
     return RecordFault(number, f"not valid JSON: {error.msg}", byte)
 

@@ -7,6 +7,7 @@ either. A document of several lines does not fit this format: write it as JSON l
 from collections.abc import Iterator
 from pathlib import Path
 
+from prep.formats.encoding import not_utf8
 from prep.formats.fault import Outcome, RecordFault
 from prep.formats.lines import chunks, lines
 
@@ -26,5 +27,5 @@ def _record(line: bytes, number: int) -> Outcome:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        return RecordFault(number, "not valid UTF-8; convert the file", error.start + 1)
+        return RecordFault(number, not_utf8(line), error.start + 1)
     return {"text": text} if text.strip() else None

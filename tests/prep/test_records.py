@@ -188,7 +188,14 @@ def test_a_wrong_message_is_named_by_its_path(messages: object, finding: str) ->
 
 
 def test_a_missing_key_names_those_that_are_there() -> None:
-    assert fault("openai", {"text": "x"}) == "messages: expected an array, found no such key among text"
+    assert fault("openai", {"text": "x"}) == (
+        "messages: expected an array, found no such key among text; "
+        'set map = "pretrain" in [[prep.source]], which reads text'
+    )
+    told = fault("openai", {"instruction": "q", "input": "", "output": "a"})
+    assert told.endswith(
+        'instruction, input, output; set map = "alpaca" in [[prep.source]], which reads instruction and output'
+    )
     wide = {f"column {index}": 0 for index in range(9)}
     assert fault("pretrain", wide).endswith("found no such key among column 0, column 1, column 2, column 3, column 4, "
                                             "column 5, ...")  # fmt: skip
