@@ -17,7 +17,7 @@ from pipelines.schema import Pipeline
 from pipelines.shards import PREPARED_BYTES
 from train.forecast import Assumed, forecast
 from train.forecast_text import count, plural
-from train.plan import Plan, checkpoint_identity
+from train.plan import Plan, checkpoint_identity, packs_left
 
 
 def fit(pipeline: Pipeline, assumed: Assumed, *, input_bytes: int) -> Report:
@@ -31,8 +31,9 @@ def fit(pipeline: Pipeline, assumed: Assumed, *, input_bytes: int) -> Report:
     report = Report()
     if pipeline.train is None:
         return report
-    if "model" not in pipeline.origins and pipeline.model.name_or_path is not None:
-        for problem in weight_problems(pipeline.model.name_or_path):
+    folder = pipeline.model.name_or_path
+    if "model" not in pipeline.origins and folder is not None and folder.is_dir():  # else `preflight` says so
+        for problem in weight_problems(folder):
             text = f"{pipeline.cite('model.name_or_path')}: {problem}"
             report.findings.append(Finding("weights", text, ConfigError.exit_code))
     report.findings += _checkpoints(pipeline)
@@ -50,7 +51,7 @@ def fit(pipeline: Pipeline, assumed: Assumed, *, input_bytes: int) -> Report:
     if guessed:
         found["ranks"]["from"] = "no GPU here; --ranks says how many there will be"
     report.facts |= _facts(found)
-    report.findings += [*_batch(pipeline, found), *_memory(pipeline, found)]
+    report.findings += [*_batch(pipeline, found), *_steps(pipeline, found), *_memory(pipeline, found)]
     needs, words = _disk(pipeline, found, input_bytes)
     free = shutil.disk_usage(_existing(pipeline.run.work_dir)).free
     report.facts["disk"] = f"about {gb(needs)} ({words}), {gb(free)} are free"
@@ -147,6 +148,12 @@ def _batch(pipeline: Pipeline, found: dict[str, Json]) -> Iterator[Finding]:
             f"the last micro-batch of every step; {packs - packs % groups} or {packs + groups - packs % groups} would "
             "be one (the loss is exact either way)",
         )
+
+
+def _steps(pipeline: Pipeline, found: dict[str, Json]) -> Iterator[Finding]:
+    packs, steps = found["data"]["packs"], found["steps"]["total"]
+    if packs and steps and (text := packs_left(pipeline, packs, steps)):
+        yield Finding.warning("packs-left", text)
 
 
 def _memory(pipeline: Pipeline, found: dict[str, Json]) -> Iterator[Finding]:

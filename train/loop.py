@@ -33,7 +33,7 @@ from train.launch import gpu_of, hosts, limit_exchanges
 from train.launchers import Ranks
 from train.metrics import Metrics, Row, duration, memory_gb, write_run_json
 from train.model import hollow_model
-from train.plan import Plan
+from train.plan import Plan, packs_left
 from train.profiler import Profiler
 from train.pulse import Pulse
 from train.questions import Questions
@@ -249,6 +249,8 @@ def announce(plan: Plan, ranks: Ranks, engine: Engine, first: int) -> None:
             "resuming after" if first else "from", first, plan.total_steps, plan.train.global_batch_size, plan.packs,
             plan.total_steps * plan.train.global_batch_size / plan.packs,
         )  # fmt: skip
+        if text := packs_left(plan.pipeline, plan.packs, plan.total_steps):
+            log.warning("%s", text)
         if not plan.train.checkpoint.save_optimizer:
             log.warning("train.checkpoint.save_optimizer = false: checkpoints hold weights alone, no run can resume")
 

@@ -244,6 +244,24 @@ def total_steps(train: Train, packs: int) -> int:
     return steps
 
 
+def packs_left(pipeline: Pipeline, packs: int, steps: int) -> str:
+    """What to say where the last full step leaves more than a quarter of the packs untrained; empty where it does not.
+
+    Args:
+        packs: of an epoch.
+    """
+    train = pipeline.train
+    assert train is not None
+    every = packs * train.max_epochs
+    left = every - steps * train.global_batch_size
+    if train.max_steps or left * 4 <= every:
+        return ""
+    return (
+        f"{pipeline.cite('train.global_batch_size')}: {every:,} packs give {steps:,} step{'s' if steps > 1 else ''}, "
+        f"and the last {left:,} packs ({left / every:.0%}) are trained in none; lower it, or raise train.max_epochs"
+    )
+
+
 def _settings(pipeline: Pipeline, train: Train) -> Json:
     model = pipeline.model.model_dump(mode="json", exclude=COST_ONLY["model"] | _WHERE)
     if pipeline.model.name_or_path is not None:

@@ -11,7 +11,7 @@ from pipelines.artifacts import Manifest
 from pipelines.checkpoints import FORMAT_VERSION, step_folder
 from pipelines.errors import ConfigError, DataError
 from tests.train.runs import LLAMA, pipeline, write_prep
-from train.plan import Plan
+from train.plan import Plan, packs_left
 
 
 @pytest.fixture
@@ -36,6 +36,20 @@ def test_steps_never_show_a_pack_more_often_than_max_epochs(size: int, epochs: i
     plan = Plan.of(pipeline(work, global_batch_size=size, max_epochs=epochs))
     assert plan.total_steps == steps
     assert steps * size <= epochs * plan.packs < (steps + 1) * size
+
+
+def test_packs_that_come_behind_the_last_full_step_are_told_where_they_are_many(work: Path) -> None:
+    def left(**keys: int) -> str:
+        one = pipeline(work, **keys)
+        plan = Plan.of(one)
+        return packs_left(one, plan.packs, plan.total_steps)
+
+    packs = Plan.of(pipeline(work)).packs
+    said = left(global_batch_size=packs // 2 + 1, max_epochs=1)
+    assert f"{packs} packs give 1 step, and the last {packs - packs // 2 - 1} packs (" in said
+    assert said.endswith("are trained in none; lower it, or raise train.max_epochs")
+    assert left(global_batch_size=packs, max_epochs=1) == ""
+    assert left(global_batch_size=packs // 2 + 1, max_epochs=1, max_steps=1) == ""
 
 
 def test_max_steps_may_exceed_the_data(work: Path) -> None:
