@@ -4,6 +4,7 @@ import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_steps_never_show_a_pack_more_often_than_max_epochs(size: int, epochs: i
 
 
 def test_packs_that_come_behind_the_last_full_step_are_told_where_they_are_many(work: Path) -> None:
-    def left(**keys: int) -> str:
+    def left(**keys: Any) -> str:
         one = pipeline(work, **keys)
         plan = Plan.of(one)
         return packs_left(one, plan.packs, plan.total_steps)
