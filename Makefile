@@ -84,7 +84,7 @@ check: lint types fast
 test: setup
 	@$(BIN)/pytest -n 2 --dist worksteal
 
-# Real kills, full disks and damaged files, counted; FAULTS_HOURS goes on with other seeds for so long.
+# Real kills, failing disks and damaged files, counted; FAULTS_HOURS goes on with other seeds for so long.
 FAULTS_HOURS  ?= 0
 FAULTS_POINTS ?= 3
 faults: setup

@@ -16,7 +16,7 @@ from tests.faults.process import HUNG, Process
 from tests.faults.table import Tally
 
 RANKS = 2
-TIMEOUT_S = 15.0
+TIMEOUT_S = 30.0
 """train.runtime.timeout_minutes of these runs, in seconds."""
 ENDS_WITHIN = 15.0
 """Seconds that a rank may outlive one that was killed."""
@@ -25,6 +25,8 @@ SLACK = 15.0
 OPTIONS = ("--set", f"train.runtime.timeout_minutes={TIMEOUT_S / 60}")
 _JOINING = "did not join|did not come|did not answer"
 """Before ranks have met there is no pulse to name one by."""
+_OF_ALL = "(No space left on device|Input/output error) \\("
+"""What all ranks say alike, where one of them wrote for all."""
 
 
 def faults(ready: Case, points: int, folder: Path, seed: int) -> Iterator[Tally]:
@@ -39,6 +41,7 @@ def faults(ready: Case, points: int, folder: Path, seed: int) -> Iterator[Tally]
     yield _both_killed(ready, points, folder, seed, expected, sites[0])
     yield _one_killed(ready, points, folder, seed, expected, sites[1:])
     few = -(-points // 10)
+    yield _disk_fails(ready, -(-points // 3), folder, seed, expected, sites[1:])
     yield _killed_below_a_launcher(ready, few, folder, seed, expected)
     yield _stopped(ready, few, folder, seed, expected, took)
 
@@ -70,6 +73,27 @@ def _one_killed(
         processes[victim].wait()
         finding, took = _left_by(processes[1 - victim], victim, "is gone", ENDS_WITHIN + SLACK)
         longest = max(longest, took)
+        tally.add(f"{where}: {finding}" if finding else _finish(case, expected, where))
+    tally.note = f"the other one ended within {longest:.1f} s"
+    return tally
+
+
+def _disk_fails(
+    ready: Case, points: int, folder: Path, seed: int, expected: dict[str, str], changes: Sequence[int]
+) -> Tally:
+    tally, longest = Tally("a disk that fails under one of two ranks"), 0.0
+    for point, drawn in enumerate(spread(max(changes), points, random.Random(seed))):
+        victim = (point + seed) % RANKS
+        at, kind = 1 + drawn * (changes[victim] - 1) // max(changes), ("EIO", "ENOSPC")[(point // RANKS) % 2]
+        case = before(ready, "train", folder / "ranks")
+        struck = case.fault("change", kind, at)
+        processes = start(case, RANKS, env=[struck if rank == victim else {} for rank in range(RANKS)])
+        code, said = processes[victim].wait()
+        where, finding = f"rank {victim}, {kind} {at}", None
+        if code not in (0, 5) or "Traceback" in said or (code and "work/" not in said):
+            finding = f"exit {code}: {said[-900:]}"
+        others, took = _left_by(processes[1 - victim], victim, "is gone", ENDS_WITHIN + SLACK)
+        longest, finding = max(longest, took), finding or others
         tally.add(f"{where}: {finding}" if finding else _finish(case, expected, where))
     tally.note = f"the other one ended within {longest:.1f} s"
     return tally
@@ -123,8 +147,8 @@ def _left_by(other: Process, victim: int, how: str, limit_s: float) -> tuple[str
         return f"still there after {limit_s:g} s: {said[-300:]}", took
     if code != 5 or "Traceback" in said:
         return f"exit {code}: {said[-900:]}", took
-    named = rf"rank {victim} on \S+ \(process \d+\) {how}, in .+"
-    if not re.search(f"{named}|{_JOINING}", said):
+    named = rf"rank {victim} (on \S+ \(process \d+\) {how}, in|ended in) .+"
+    if not re.search(f"{named}|{_JOINING}|{_OF_ALL}", said):
         return f"does not name rank {victim}: {said[-600:]}", took
     return None, took
 
