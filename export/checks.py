@@ -27,7 +27,7 @@ def check_target(job: Job, target: str, model: Model, folder: Path, written: Dig
 
     Args:
         model: what it was written of.
-        written: digests of blocks as they were computed; the others are computed again.
+        written: digests of files as they were computed; what is in others is computed again.
     Raises:
         CheckError: at the first difference, naming it.
     """

@@ -110,7 +110,7 @@ def write_hf(model: Model, folder: Path, max_shard_size: int) -> Digests:
     """Write a directory that plain Transformers loads, holding one block of a tensor in memory at a time.
 
     Returns:
-        The digests of every block of numbers, as they were computed.
+        The digests of the weight files, of what was computed for them.
     """
     with progress_bar("writing hf", model.weights.nbytes, "B") as progress:
         digests = write_model(folder, model.weights, max_shard_size, progress)

@@ -13,7 +13,7 @@ from export.hf import CARD, Model, write_card, write_hf
 from export.job import Job
 from export.merge import check_base
 from export.plan import FORMAT_VERSION, Plan, model_name
-from export.safetensors_stream import Digests
+from export.safetensors_stream import Digests, records_of
 from export.source import Source
 from export.sources.foreign import Foreign
 from export.summary import EVALUATION, facts, summary
@@ -144,7 +144,7 @@ def _write(job: Job, target: str) -> None:
             about["serving"] = served_by(table.turbomind.mode, architecture_of(model.config))
         if checkpoint.adapter is not None:
             about["base"] = checkpoint.adapter["base"]
-        _manifest(target, plan.targets[target], plan, _records(folder), about).write(folder)
+        _manifest(target, plan.targets[target], plan, records_of(folder, written), about).write(folder)
     count = f"{model.weights.parameters:,}"
     if not direct:
         log.info("export: %s written, %s parameters in %s, and read back equal", target, count, model.weights.dtype)
@@ -252,7 +252,3 @@ def _complete(plan: Plan, checkpoint: Source, evaluation: Json, beside: list[str
 
 def _manifest(kind: str, identity: str, plan: Plan, records: list[FileRecord], about: dict[str, Json]) -> Manifest:
     return Manifest(kind, FORMAT_VERSION, identity, {"checkpoint": plan.parent}, records, about)
-
-
-def _records(folder: Path) -> list[FileRecord]:
-    return [FileRecord.of(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]

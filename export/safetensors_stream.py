@@ -4,12 +4,15 @@ A file is the header's length (8 bytes, little-endian), a JSON header of names, 
 the raw numbers. A model is one file, or several with an index of which name is where.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -17,15 +20,15 @@ from export.blocks import THREADS, Block, blocks_of, each
 from export.cast import WIDTH, Bits
 from export.direct_file import DirectFile, direct_file
 from export.weights import Weights
-from pipelines.artifacts import canonical_json, write_atomic
+from pipelines.artifacts import FileRecord, canonical_json, digest_file, write_atomic
 
 FORMAT = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 """What files call the number formats."""
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-Digests = Mapping[Block, bytes]
-"""SHA-256 of numbers as they were computed."""
+Digests = Mapping[str, str]
+"""SHA-256 of weight files by name, of what was computed to be written to them."""
 
 
 def write_model(
@@ -44,27 +47,36 @@ def write_model(
         progress: told the bytes written since it was told last.
         digests: whether what is written is to be compared with the files later.
     Returns:
-        The digests of every block of numbers, taken before they were written.
+        The digests of the files, taken before the bytes were written.
     """
     dtypes = {name: weights.dtype_of(name) for name in weights.shapes}
     sizes = {name: weights.size(name) * WIDTH[dtypes[name]] for name in weights.shapes}
     shards = plan_shards(sizes, max_shard_size)
     names = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
-    taken: dict[Block, bytes] = {}
+    taken: dict[str, str] = {}
     for file_name, shard in zip(names, shards, strict=True):
         header, length = _header(dtypes, {name: weights.shapes[name] for name in shard})
         with direct_file(folder / file_name, len(header) + length) as file:
+            digest = InOrder(sha256(header), len(header))
             file.write(0, header)
             places = dict(zip(shard, accumulate((sizes[name] for name in shard), initial=len(header)), strict=False))
 
-            def write(block: Block, file: DirectFile = file, places: Mapping[str, int] = places) -> None:
+            def write(
+                block: Block,
+                file: DirectFile = file,
+                places: Mapping[str, int] = places,
+                digest: InOrder = digest,
+            ) -> None:
                 bits = np.ascontiguousarray(weights.read(block.name, block.start, block.stop))
+                place = places[block.name] + block.start * bits.itemsize
                 if digests:
-                    taken[block] = sha256(bits.data).digest()
-                file.write(places[block.name] + block.start * bits.itemsize, bits.data)
+                    digest.put(place, bits)
+                file.write(place, bits.data)
                 progress(bits.nbytes)
 
             each(write, blocks_of(weights, shard), threads)
+        if digests:
+            taken[file_name] = digest.hexdigest(len(header) + length)
     if len(shards) > 1:
         index = {
             "metadata": {"total_parameters": weights.parameters, "total_size": weights.nbytes},
@@ -72,6 +84,53 @@ def write_model(
         }
         write_atomic(folder / INDEX, canonical_json(index))
     return taken
+
+
+class InOrder:
+    """The digest of a file whose ranges come from several threads, nearly in order.
+
+    Args:
+        digest: of its beginning.
+        end: bytes of that.
+    """
+
+    def __init__(self, digest: "hashlib._Hash", end: int) -> None:
+        self._digest = digest
+        self._end = end
+        self._early: dict[int, Bits] = {}
+        self._changing = Lock()
+
+    def put(self, offset: int, content: Bits) -> None:
+        """Digest a range, and those that waited for it; one that is early waits, and must not change."""
+        with self._changing:  # also while it digests, so that no thread gets far ahead of the others
+            self._early[offset] = content
+            while (found := self._early.pop(self._end, None)) is not None:
+                self._digest.update(found.data)
+                self._end += found.nbytes
+
+    def hexdigest(self, size: int) -> str:
+        """Of all `size` bytes.
+
+        Raises:
+            AssertionError: if a range was never given.
+        """
+        assert self._end == size, f"{self._end} of {size} bytes were digested"
+        return self._digest.hexdigest()
+
+
+def records_of(folder: Path, written: Digests) -> list[FileRecord]:
+    """Every file below `folder`, for its manifest.
+
+    Args:
+        written: digests of files that `compare_safetensors` has read back since.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(THREADS) as threads:
+        digests = threads.map(lambda path: written.get(path.relative_to(folder).as_posix()) or digest_file(path), paths)
+        return [
+            FileRecord(path.relative_to(folder).as_posix(), path.stat().st_size, digest)
+            for path, digest in zip(paths, digests, strict=True)
+        ]
 
 
 def plan_shards(sizes: Mapping[str, int], max_shard_size: int) -> list[list[str]]:

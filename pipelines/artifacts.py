@@ -11,16 +11,19 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipelines.errors import BusyError, CheckError, MachineError
+
+_PART = 1 << 20
+"""Bytes of a file in memory while it is digested."""
 
 Json = Any
 """What json.loads returns."""
@@ -87,10 +90,12 @@ class Manifest:
             if content.pop("sha256", None) != identity(content):
                 raise ValueError("its own digest does not fit it")
             files = [FileRecord(**record) for record in content.pop("files")]
-            return cls(files=files, **content)
+            manifest = cls(files=files, **content)
+            _refuse_other_kinds(manifest)
+            return manifest
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (AttributeError, ValueError, KeyError, TypeError) as error:
+        except (AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckError(f"{path}: not a manifest ({error}); remove it and run its stage again") from error
 
     def stamps(self, folder: Path) -> Stamps:
@@ -100,6 +105,11 @@ class Manifest:
     def below(self, *starts: str) -> "Manifest":
         """The same of those files alone whose path begins with one of these."""
         return replace(self, files=[record for record in self.files if record.path.startswith(starts)])
+
+    def without(self, paths: Iterable[str]) -> "Manifest":
+        """The same without these files."""
+        left_out = set(paths)
+        return replace(self, files=[record for record in self.files if record.path not in left_out])
 
     def verify(self, folder: Path, *, hashes: bool = True) -> None:
         """Compare the files in `folder` with the manifest.
@@ -137,6 +147,18 @@ def stamp(path: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
+def _refuse_other_kinds(manifest: Manifest) -> None:
+    texts = [manifest.kind, manifest.identity, *manifest.parents, *manifest.parents.values()]
+    texts += [text for record in manifest.files for text in (record.path, record.sha256)]
+    numbers = [manifest.format_version, *(record.size for record in manifest.files)]
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(type(number) is int for number in numbers)
+        and isinstance(manifest.facts, dict)
+    ):
+        raise ValueError("its keys hold other kinds of values than they have to")
+
+
 def canonical_json(value: Json) -> bytes:
     """Equal values to equal bytes: sorted keys, two spaces, UTF-8, one line feed at the end, no NaN."""
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
@@ -148,10 +170,50 @@ def identity(*parts: Json) -> str:
     return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest_file(path: Path, *, first: int | None = None, progress: Callable[[int], object] = lambda _: None) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Args:
+        first: bytes to digest from the beginning on, instead of all.
+        progress: told the bytes digested since it was told last.
+    """
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_PART))
+    left = path.stat().st_size if first is None else first
+    with path.open("rb", buffering=0) as file:
+        while left and (got := file.readinto(buffer[: min(left, _PART)])):
+            digest.update(buffer[:got])
+            left -= got
+            progress(got)
+    return digest.hexdigest()
+
+
+class DigestedFile:
+    """A file to write to that digests what it writes on a thread of its own, while the disk is busy."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.closed = False  # Arrow asks
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> "DigestedFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def write(self, data: Any) -> None:
+        """Write bytes, which may change once this returns."""
+        digested = self._thread.submit(self._digest.update, data)
+        self._file.write(data)
+        digested.result()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sha256(self) -> str:
+        """Of all that was written so far."""
+        return self._digest.hexdigest()
 
 
 def write_atomic(path: Path, content: bytes) -> None:

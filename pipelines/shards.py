@@ -15,20 +15,18 @@ token of a segment is never a target, as nothing in its segment predicts it: its
 Attention ends where segments do, unless the manifest's fact `attention` says otherwise; see `Attention`.
 """
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.artifacts import FileRecord, Manifest, Stamps, digest_file, other_digest, stamp, sync_file
+from pipelines.artifacts import DigestedFile, FileRecord, Manifest, Stamps, digest_file, other_digest, stamp, sync_file
 from pipelines.errors import DataError
 
 FORMAT_VERSION = 1
@@ -193,7 +191,7 @@ def write_shard(path: Path, packs: Packs) -> str:
         _lists(segment_ends, packs.start),
     ]
     batch = pa.RecordBatch.from_arrays(columns, names=list(_COLUMNS))
-    with path.open("wb") as file, _Digester(file) as digester:
+    with path.open("wb") as file, DigestedFile(file) as digester:
         with pa.ipc.new_file(digester, batch.schema) as writer:
             writer.write_batch(batch)
         file.flush()
@@ -360,36 +358,6 @@ class _Shard:
         loss = np.unpackbits(mask, count=tokens.size, bitorder="little").view(np.bool_)
         documents = self._attention.documents(segments)
         return Pack(tokens, loss, documents, segments, file[here], record[here], start[here])
-
-
-class _Digester:
-    """A file to write to that digests what it writes on a thread of its own, while the disk is busy."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.closed = False  # Arrow asks
-        self._file = file
-        self._digest = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1)
-        self._digested: list[Future[None]] = []
-
-    def __enter__(self) -> "_Digester":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
-
-    def write(self, data: Any) -> None:
-        self._digested.append(self._thread.submit(self._digest.update, data))
-        self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def sha256(self) -> str:
-        """Of all that was written."""
-        for part in self._digested:
-            part.result()
-        return self._digest.hexdigest()
 
 
 def _columns(path: Path) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]]:

@@ -1,6 +1,5 @@
 """Saving and loading the training state in the format of `pipelines.checkpoints`, on any number of ranks."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from pipelines.artifacts import (
     MANIFEST,
+    DigestedFile,
     FileRecord,
     Json,
     Manifest,
@@ -59,8 +59,9 @@ def save(engine: Engine, plan: Plan, *, step: int, loss: Mapping[str, float]) ->
     partial = folder.with_name(f".{folder.name}.partial")
 
     def complete() -> None:
-        records = [*states, *_write_model_and_tokenizer(engine, plan, partial)]
-        _manifest(engine, plan, records, step, loss).write(partial)
+        whole, beginnings = zip(*states, strict=True)
+        records = [*whole, *_write_model_and_tokenizer(engine, plan, partial)]
+        _manifest(engine, plan, records, beginnings, step, loss).write(partial)
         commit_directory(partial, folder)
         _remove_old(plan, folder)
 
@@ -162,36 +163,46 @@ def start_over(plan: Plan) -> None:
     on_rank_0(remove)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
-    """Write and digest tensors in one pass, one at a time in memory.
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], behind: Mapping[str, Tensor] | None = None
+) -> tuple[FileRecord, FileRecord]:
+    """Write and digest tensors in one pass, some of them at a time in memory.
 
     Args:
         tensors: float32, int64 or uint8, on any device; the file has them in this order.
+        behind: more of them, which come last.
+    Returns:
+        The file, and its beginning: as far as `tensors` go.
     """
+    behind = behind or {}
     names = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
     header: dict[str, Json] = {}
     end = 0
-    for key, tensor in tensors.items():
+    for key, tensor in [*tensors.items(), *behind.items()]:
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[key] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
-    digest = hashlib.sha256()
-    with path.open("wb") as file, progress_bar("saving", len(text) + end, "B") as progress:
+    with (
+        path.open("wb") as file,
+        DigestedFile(file) as digested,
+        progress_bar("saving", len(text) + end, "B") as progress,
+    ):
 
-        def put(content: Any) -> None:
-            digest.update(content)
-            file.write(content)
+        def put(tensor: Tensor) -> None:
+            content = tensor.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8).data
+            digested.write(content)
             progress(len(content))
 
-        put(len(text).to_bytes(8, "little"))
-        put(text)
+        digested.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            put(tensor.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8).data)
+            put(tensor)
+        beginning = FileRecord(path.name, file.tell(), digested.sha256())
+        for tensor in behind.values():
+            put(tensor)
         file.flush()
         sync_file(file.fileno())
-        size = file.tell()
-    return FileRecord(path.name, size, digest.hexdigest())
+        return FileRecord(path.name, file.tell(), digested.sha256()), beginning
 
 
 def _resume_newest(engine: Engine, plan: Plan) -> Checkpoint | None:
@@ -219,29 +230,37 @@ def _make_anew(partial: Path) -> None:
     make_directory(partial)
 
 
-def _write_state(engine: Engine, plan: Plan, partial: Path) -> FileRecord:
+def _write_state(engine: Engine, plan: Plan, partial: Path) -> tuple[FileRecord, FileRecord]:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     if not partial.is_dir():
         raise MachineError(
             f"{partial}: made by rank 0, but {_this_rank()} does not see it; all nodes have to share run.work_dir"
         )
-    fragments = _fragments(engine, rank, with_optimizer=plan.train.checkpoint.save_optimizer)
-    return write_safetensors(partial / f"state-{rank:05d}-of-{ranks:05d}.safetensors", fragments)
+    state = _optimizer_state(engine) if plan.train.checkpoint.save_optimizer else {}
+    return write_safetensors(
+        partial / f"state-{rank:05d}-of-{ranks:05d}.safetensors", _weights(engine, rank), behind=state
+    )
 
 
-def _fragments(engine: Engine, rank: int, *, with_optimizer: bool) -> dict[str, Tensor]:
-    """What this rank saves: views of the live state, so that only the one being written is copied."""
-    fragments = {
+def _weights(engine: Engine, rank: int) -> dict[str, Tensor]:
+    """What this rank saves of the model: views of the live state, so that only what is being written is copied."""
+    weights = {
+        fragment_key("parameter", piece.name, piece.start): piece.tensors["parameter"] for piece in own_pieces(engine)
+    }
+    if rank == 0:
+        weights |= {fragment_key("buffer", name, 0): buffer for name, buffer in buffers(engine.model).items()}
+    return weights
+
+
+def _optimizer_state(engine: Engine) -> dict[str, Tensor]:
+    """The rest that this rank saves, as views too."""
+    state = {
         fragment_key(kind, piece.name, piece.start): tensor
         for piece in own_pieces(engine)
         for kind, tensor in piece.tensors.items()
-        if with_optimizer or kind == "parameter"
+        if kind != "parameter"
     }
-    if with_optimizer:
-        fragments |= {fragment_key("block", name, 0): block for name, block in own_blocks(engine).items()}
-    if rank == 0:
-        fragments |= {fragment_key("buffer", name, 0): buffer for name, buffer in buffers(engine.model).items()}
-    return fragments
+    return state | {fragment_key("block", name, 0): block for name, block in own_blocks(engine).items()}
 
 
 def _write_model_and_tokenizer(engine: Engine, plan: Plan, partial: Path) -> list[FileRecord]:
@@ -265,7 +284,12 @@ def _write_model_and_tokenizer(engine: Engine, plan: Plan, partial: Path) -> lis
 
 
 def _manifest(
-    engine: Engine, plan: Plan, records: Sequence[FileRecord], step: int, loss: Mapping[str, float]
+    engine: Engine,
+    plan: Plan,
+    records: Sequence[FileRecord],
+    weights: Sequence[FileRecord],
+    step: int,
+    loss: Mapping[str, float],
 ) -> Manifest:
     kept = plan.train.checkpoint.save_optimizer
     kinds, scalars = kinds_and_scalars(engine) if kept else ([], {})
@@ -274,6 +298,7 @@ def _manifest(
         "run": plan.identity,
         "parameters": {name: list(shape) for name, shape in shapes(engine.model).items()},
         "tied": tied(engine.model),
+        "weights": [vars(one) for one in weights],
         "buffers": {name: list(buffer.shape) for name, buffer in buffers(engine.model).items()},
         "kinds": kinds,
         "optimizer": scalars,

@@ -12,10 +12,9 @@ from export.destination import refuse_foreign_files, staged
 from export.internevo.layout import OUTPUT, Kind, Rows, Whole, parts
 from export.internevo.reader import CONFIG, InternEvoCheckpoint
 from export.model_config import rope_spellings
-from export.safetensors_stream import write_model
+from export.safetensors_stream import records_of, write_model
 from export.weights import Weights
 from pipelines.artifacts import (
-    FileRecord,
     Json,
     Manifest,
     canonical_json,
@@ -92,8 +91,7 @@ def _import(source: Path, out: Path, *, layout: Kind | None, adapt_hf: bool | No
         from export.verify import compare_safetensors  # imports transformers
 
         compare_safetensors(weights, folder, written)
-        records = [FileRecord.of(folder, path) for path in sorted(folder.iterdir())]
-        Manifest("hf", VERSION, stage, {}, records, facts).write(folder)
+        Manifest("hf", VERSION, stage, {}, records_of(folder, written), facts).write(folder)
     return facts
 
 

@@ -14,6 +14,7 @@ from export.source import open_source
 from export.sources.foreign import Foreign
 from export.verify import compare_safetensors
 from export.weights import BLOCK, Weights
+from pipelines.artifacts import digest_file
 from pipelines.errors import CheckError
 from tests.export.sources.test_foreign import complete
 from tests.export.sources.zero import write_zero
@@ -43,6 +44,7 @@ def test_any_number_of_threads_writes_the_same_bytes(tmp_path: Path, source: For
         weights = Weights(source, dtype)
         digests = write_model(folder, weights, 6_000_000, lambda _: None, threads=threads)
         files.append({path.name: path.read_bytes() for path in sorted(folder.iterdir())})
+        assert digests == {path.name: digest_file(path) for path in folder.glob("*.safetensors")}
         assert compare_safetensors(weights, folder, digests, threads=threads) == len(weights.shapes)
     assert len(files[0]) > 2
     assert files[0] == files[1] == files[2]
@@ -78,6 +80,11 @@ def test_a_changed_byte_is_found_in_its_block(tmp_path: Path, source: Foreign) -
     for known in (digests, None):
         with pytest.raises(CheckError, match=r"lm_head\.weight differs from the checkpoint in 1 of"):
             compare_safetensors(weights, tmp_path, known)
+    other = {"model.safetensors": "0" * 64}
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckError, match=r"model\.safetensors: what is in it was computed otherwise before"):
+        compare_safetensors(weights, tmp_path, other)
 
 
 def test_the_first_failure_ends_the_work() -> None:

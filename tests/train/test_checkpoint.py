@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipelines.artifacts import FileRecord, Manifest, identity
+from pipelines.artifacts import FileRecord, Manifest, digest_file, identity
 from pipelines.checkpoints import FORMAT_VERSION, Checkpoint, fragment_key
 from pipelines.errors import CheckError, ConfigError
 from pipelines.schema import Pipeline
@@ -34,8 +34,12 @@ def test_file_reads_back_with_safetensors_and_has_the_digest_said(tmp_path: Path
         "exp_avg/w/3": torch.zeros(0),
         "buffer/n/0": torch.tensor([[1, 2], [3, 4]]),
     }
-    record = write_safetensors(tmp_path / "x.safetensors", tensors)
-    assert record == FileRecord.of(tmp_path, tmp_path / "x.safetensors")
+    last = {key: tensors[key] for key in list(tensors)[-1:]}
+    first = {key: tensor for key, tensor in tensors.items() if key not in last}
+    path = tmp_path / "x.safetensors"
+    record, beginning = write_safetensors(path, first, last)
+    assert record == FileRecord.of(tmp_path, path)
+    assert beginning == FileRecord(path.name, record.size - 4 * 8, digest_file(path, first=record.size - 4 * 8))
     with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
         assert all(torch.equal(file.get_tensor(key), tensor) for key, tensor in tensors.items())
 
@@ -48,12 +52,51 @@ def checkpoint(folder: Path, cuts: list[int]) -> Checkpoint:
         write_safetensors(
             folder / f"state-{rank:05d}-of-{len(cuts) + 1:05d}.safetensors",
             {fragment_key("parameter", "w", start): values[start:stop]},
-        )
+        )[0]
         for rank, (start, stop) in enumerate(pieces)
     ]
     facts = {"parameters": {"w": [3, 4]}, "buffers": {}}
     Manifest("checkpoint", FORMAT_VERSION, identity(cuts), {}, records, facts).write(folder)
     return Checkpoint(folder)
+
+
+def test_weights_are_known_to_be_whole_without_the_optimizers_state(tmp_path: Path) -> None:
+    name = "state-00000-of-00001.safetensors"
+    values, state = torch.arange(12.0), {fragment_key("exp_avg", "w", 0): torch.ones(12)}
+    record, beginning = write_safetensors(tmp_path / name, {fragment_key("parameter", "w", 0): values}, state)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    records = [FileRecord.of(tmp_path, tmp_path / "model" / "config.json"), record]
+    facts = {"parameters": {"w": [12]}, "buffers": {}, "weights": [vars(beginning)]}
+    sound = Manifest("checkpoint", FORMAT_VERSION, "1", {}, records, facts)
+    former = Manifest("checkpoint", FORMAT_VERSION, "1", {}, records, {**facts, "weights": []})
+    content = (tmp_path / name).read_bytes()
+    for at, is_found in ((9, True), (beginning.size - 1, True), (beginning.size, False), (record.size - 1, False)):
+        damaged = bytearray(content)
+        damaged[at] ^= 1
+        (tmp_path / name).write_bytes(damaged)
+        for manifest, finds in ((sound, is_found), (former, True)):
+            manifest.write(tmp_path)
+            (tmp_path / name).write_bytes(content)
+            checkpoint = Checkpoint(tmp_path)
+            checkpoint.verify()
+            (tmp_path / name).write_bytes(damaged)
+            if finds:
+                with pytest.raises(CheckError, match=rf"{name}: SHA-256 differs"):
+                    checkpoint.verify()
+            else:
+                checkpoint.verify()
+                assert checkpoint.read("parameter", "w").tolist() == values.tolist()
+    sound.write(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    checkpoint = Checkpoint(tmp_path)
+    (tmp_path / name).write_bytes(content[:-1])
+    with pytest.raises(CheckError, match=rf"{name}: .* bytes, manifest\.json says"):
+        checkpoint.verify()
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "model" / "config.json").write_text("[]")
+    with pytest.raises(CheckError, match=r"config\.json: SHA-256 differs"):
+        checkpoint.verify()
 
 
 @pytest.mark.parametrize("cuts", [[], [6], [1, 11], [4, 5, 6]])
