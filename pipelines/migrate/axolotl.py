@@ -153,15 +153,19 @@ def _source(draft: Draft, entry: Node, *, plain: bool) -> None:
     elif shape in ("oasst", "openorca"):
         draft.map(kind, f"prep.source.{index}.map", {"oasst": "oasst1"}.get(shape, shape))
     else:
-        draft.decide(kind, f"no map here is called {value or 'this'}; see prep.source.map")
+        named = f"no map here is called {value}; see prep.source.map" if value else _OWN_FORMAT
+        draft.decide(kind, named)
     column = entry.at("field_messages")
     own = "conversations" if sharegpt else "messages"
     if column is not None and column.get("") not in (None, own):
         draft.map(column, f"prep.source.{index}.columns", {own: column.get("")})
     draft.same(column, "so the map calls it")
     text = entry.at("field") or entry.at("text_column")
-    if text is not None and text.get("") not in (None, "text"):
-        draft.map(text, f"prep.source.{index}.columns", {"text": text.get("")})
+    if text is not None and ("prep", "source", index, "map") in draft.keys and text.get("") not in (None, "text"):
+        if draft.keys[("prep", "source", index, "map")].value == "pretrain":
+            draft.map(text, f"prep.source.{index}.columns", {"text": text.get("")})
+    elif text is not None and text.get("") in (None, "text"):
+        draft.same(text, "so the map calls it")
     ending = entry.at("ds_type")
     if ending is not None and ending.get("") in ("json", "jsonl", "parquet", "arrow", "csv", "text"):
         draft.same(ending, 'format = "auto" goes by the file\'s ending')
@@ -231,8 +235,9 @@ def _unused(node: Node) -> Finding:
     if trainer.is_off(node):
         return trainer.OFF
     root = str(node.path[0])
-    if re.match(r"(lora_(mlp|qkv|o|embedding)_kernel|liger_|wandb_|mlflow_|comet_|trackio_|gradio_)", root):
-        return Finding("dropped", (), "belongs to a library that is not used here, or to its own environment variables")
+    for pattern, finding in GROUPS:
+        if re.match(pattern, root):
+            return finding
     return known_elsewhere(node)
 
 
@@ -289,6 +294,48 @@ ATTENTION = {
     **dict.fromkeys(("sdpa", "eager"), "sdpa"),
 }
 _KERNEL = "kernels are chosen here, and give the same numbers"
+
+_OWN_FORMAT = "records of a format of your own need a python:module:function in prep.source.map"
+
+GROUPS: tuple[tuple[str, Finding], ...] = (
+    (
+        r"(lora_(mlp|qkv|o|embedding)_kernel|liger_|wandb_|mlflow_|comet_|trackio_|gradio_|swanlab_|hf_use_auth_token)",
+        Finding("dropped", (), "belongs to a library that is not used here, or to its own environment variables"),
+    ),
+    (
+        r"(trl|ebft|kto|orpo|grpo|dpo|ppo|simpo|vllm|nemo_gym|hatchery|rl_|reward|process_reward|diffusion|num_labels"
+        r"|cls_model|excess_token_handling|sequence_classification)(_|$)",
+        Finding("decide", (), trainer.SUPERVISED),
+    ),
+    (
+        r"(processor_type|skip_prepare_dataset|freeze_mm_modules|image_|video_|audio_)",
+        Finding("decide", (), "only text is trained on here"),
+    ),
+    (r"qat(_|$)|quantization$", Finding("decide", (), "training for a quantized form is not offered")),
+    (
+        r"(autotune|use_(scatter|sonic)moe|experts_implementation|fused_attn|flex_attn_compile|nf4_backend|dsv4|batch_fl"
+        r"|experimental_skip|llama4_linearized|gemma4_|ple_cpu|gpu_memory_limit|device_map|tokenizer_use_mistral_common)",
+        Finding("dropped", (), _KERNEL),
+    ),
+    (
+        r"(dp_shard|dp_replicate|tensor_parallel|expert_parallel)",
+        Finding("dropped", (), "ZeRO 3 shares the weights over all ranks; see [train.deepspeed]"),
+    ),
+    (
+        r"(quantize_moe_experts|model_quantization_config|bnb_)",
+        Finding("decide", (), "see model.quantization, which packs the linear layers below an adapter"),
+    ),
+    (r"lora_target_parameters", Finding("decide", (), "adapters are on linear layers; see model.lora.target_modules")),
+    (r"loraplus_", Finding("decide", (), "one rate for all parameters here")),
+    (r"(relora|unfrozen_parameters)", Finding("decide", (), "every parameter is trained here, or one adapter")),
+    (r"noisy_embedding_alpha", Finding("decide", (), "no noise is added to embeddings here")),
+    (r"(cosine_|lr_quadratic)", Finding("decide", (), "no such shape here; see train.scheduler")),
+    (r"test_datasets", Finding("decide", (), "see prep.eval.fraction, which holds out samples of the training data")),
+    (r"dataset_shard_", Finding("decide", (), "see prep.source.samples")),
+    (r"(model_config|overrides_of_model_config)", Finding("decide", (), "change the model's own config.json")),
+    (r"(use_)?(eaft|dft|asft)(_|$)", Finding("decide", (), "the loss here is plain cross entropy")),
+)
+"""Keys that no rule knows, by how their names begin."""
 
 LORA: Mapping[str, Rule] = {
     "lora_r": to("model.lora.r", keep=True),

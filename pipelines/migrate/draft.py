@@ -1,6 +1,7 @@
 """The pipeline that a config becomes, key by key, with where each came from."""
 
 import math
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipelines.toml_text import KeyPath, spell_key, spell_value, value_at
 
 _ITSELF: Any = object()
 _THROUGH = "through "
+_HALF = re.compile(r"[\ud800-\udfff]")  # of a surrogate pair: Python and YAML can spell it, TOML cannot
 
 
 class Draft:
@@ -156,9 +158,12 @@ class Draft:
     def _give_up(self, path: KeyPath, finding: str) -> bool:
         """Leave out a key that the schema refuses; whose it was, the user has to decide."""
         if path not in self.keys:
-            if path not in _NEEDED:
+            of_source = path[:2] == ("prep", "source") and path[-1] == "path"
+            needed = (spell_key(path), "data") if of_source else _NEEDED.get(path)
+            if needed is None:
                 return False
-            self.ask(*_NEEDED[path], f"{self.name} does not say it")
+            key, value = needed
+            self.ask(key, value, f"{self.name} does not say it")
             return True
         value = self.keys.pop(path).value
         for leaf in self.config.leaves():
@@ -320,18 +325,23 @@ def _is_default(path: KeyPath, value: Any) -> bool:
 
 def _is_number(value: Any, default: Any) -> bool:
     numbers = all(isinstance(one, int | float | Decimal) and not isinstance(one, bool) for one in (value, default))
-    return numbers and float(value) == float(default)
+    try:
+        return numbers and float(value) == float(default)
+    except OverflowError:  # of hundreds of digits
+        return False
 
 
 def _is_known(value: Any) -> bool:
     """Whether TOML can say it."""
     match value:
         case dict():
-            return all(map(_is_known, value.values()))
+            return all(map(_is_known, (*value, *value.values())))
         case list():
             return all(map(_is_known, value))
         case float():
             return math.isfinite(value)
+        case str():
+            return not _HALF.search(value)
     return value is not None and not isinstance(value, Symbol | Unread)
 
 

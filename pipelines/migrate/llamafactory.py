@@ -60,6 +60,10 @@ def _run(draft: Draft) -> None:
 
 def _model(draft: Draft) -> None:
     config = draft.config
+    if config.at("model_name_or_path") is None and config.at("train_dataset") is not None:
+        draft.notes.append(
+            "this config is in the form of LLaMA-Factory 1, and only what it shares with the older is read"
+        )
     if config.at("model_name_or_path") is None:
         draft.ask("model.name_or_path", "models/base", "the config names no model")
     hub = next((hub for hub in ("modelscope", "openmind") if config.get(f"use_{hub}")), "huggingface")
@@ -216,10 +220,17 @@ def _packs(draft: Draft) -> None:
     given = packs.get("") if packs else None
     on = bool(given) or bool(neat is not None and neat.get("")) or (config.get("stage") == "pt" and given is None)
     if on:
+        apart = neat is not None and bool(neat.get(""))
         if config.get("stage") == "pt":
             draft.put("prep.pack.strategy", "concat_split", "texts are joined and cut there")
-        draft.same(neat, "samples of a pack do not see each other")
-        draft.same(packs, "samples are packed, and do not see each other")
+            if not apart:
+                draft.put("prep.pack.cross_sample_attention", True, "and see each other, as there")
+            draft.same(packs, "texts are joined and cut")
+        elif apart:
+            draft.same(packs, "samples are packed, and do not see each other")
+        else:
+            draft.drop(packs, "samples are packed; there they see each other without neat_packing, here they do not")
+        draft.same(neat, "samples of a pack do not see each other" if apart else "is off there")
     else:
         draft.put("prep.pack.strategy", "none", "samples are not packed there")
         for node in (packs, neat):
@@ -229,6 +240,12 @@ def _packs(draft: Draft) -> None:
 def _unused(node: Node) -> Finding:
     if trainer.is_off(node):
         return trainer.OFF
+    if re.match(r"(fp8|use_kt|kt_|use_v1_kernels|use_\w+_kernel)", node.key):
+        return Finding("decide", (), "arithmetic and kernels of that kind are not offered; see train.precision")
+    if re.match(r"(use_)?(asft|dft|eaft)(_|$)", node.key):
+        return Finding("decide", (), "the loss here is plain cross entropy")
+    if re.match(r"(tensor|pipeline|expert|context)_model_parallel|use_distributed_optimizer|\w+_fusion$", node.key):
+        return Finding("dropped", (), "belongs to Megatron; ZeRO 3 shares the weights over all ranks")
     found = re.match(
         r"(galore|apollo|badam|pissa|pref|ppo|kto|dpo|freeze|swanlab|ray|generation|image|video|audio|oft)_", node.key
     )

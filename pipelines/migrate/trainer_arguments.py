@@ -356,6 +356,16 @@ def everyone(draft: Draft, node: Node) -> None:
         draft.same(node, "answers are trained")
 
 
+def _by_length(draft: Draft, node: Node) -> None:
+    """Batches of samples of like length, which spare padding."""
+    if node.get("") is not True:
+        draft.same(node, "not set")
+    elif draft.keys.get(("prep", "pack", "strategy"), Written("")).value == "none":
+        draft.drop(node, "samples are not padded here, and each step takes them in the shuffled order")
+    else:
+        draft.drop(node, "packing makes lengths equal")
+
+
 def is_off(node: Node) -> bool:
     """Whether a key says false or nothing."""
     return isinstance(node.value, bool | None) and not node.value and node.is_leaf and not node.is_list
@@ -370,7 +380,7 @@ def minutes(seconds: Any) -> Any:
 
 
 _PLAIN_LOSS = "the loss here is plain cross entropy"
-_SELF = "it is so by itself"
+_SHARED = "ZeRO 3 shares the weights over all ranks; see [train.deepspeed]"
 
 LORA: Mapping[str, Rule] = {
     "lora_alpha": to("model.lora.lora_alpha"),
@@ -404,7 +414,7 @@ RULES: Mapping[str, Rule] = {
     "resume_from_checkpoint": only((None, False), "this very run continues by itself", "see train.resume"),
     "fsdp": sharded,
     "fsdp_config": drops("ZeRO 3 shards parameters; see [train.deepspeed]"),
-    "group_by_length": drops("packing makes lengths equal"),
+    "group_by_length": _by_length,
     "length_column_name": drops("packing makes lengths equal"),
     "ddp_timeout": to("train.runtime.timeout_minutes", minutes),
     "ddp_find_unused_parameters": drops("gradients are reduced by DeepSpeed"),
@@ -418,6 +428,8 @@ RULES: Mapping[str, Rule] = {
     "tf32": drops("TF32 is PyTorch's to allow, and half precision does not need it"),
     "torch_compile": to("train.compile"),
     "torch_compile_backend": drops("layers are compiled by inductor"),
+    "accelerator_config": drops("batches are dealt to ranks by their place in the order"),
+    "tensor_parallel_size": drops(_SHARED),
     "neftune_noise_alpha": only((None, 0), _PLAIN_LOSS, "no noise is added to embeddings here"),
     "label_smoothing_factor": only((None, 0, 0.0), _PLAIN_LOSS, _PLAIN_LOSS),
     "include_num_input_tokens_seen": drops("metrics.jsonl has every step"),

@@ -408,3 +408,31 @@ def test_the_example_of_the_page_is_what_comes_out(tmp_path: Path) -> None:
     (toml,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "7b_sft.py").write_text(config)
     assert migrate("internevo", tmp_path / "7b_sft.py", gpus=16).toml == toml
+
+
+def test_what_packing_without_walls_and_batches_by_length_were_is_said(tmp_path: Path) -> None:
+    config = tmp_path / "sft.yaml"
+    base = "model_name_or_path: models/base\nlearning_rate: 1e-5\ngroup_by_length: true\n"
+    config.write_text(f"{base}packing: true\n")
+    found = migrate("llamafactory", config, gpus=1)
+    assert "there they see each other without neat_packing" in line(found, "packing").note
+    assert line(found, "group_by_length").note == "packing makes lengths equal"
+    config.write_text(base)
+    found = migrate("llamafactory", config, gpus=1)
+    assert "each step takes them in the shuffled order" in line(found, "group_by_length").note
+    config.write_text(f"{base}stage: pt\n")
+    pack = tomli.loads(migrate("llamafactory", config, gpus=1).toml)["prep"]["pack"]
+    assert (pack["strategy"], pack["cross_sample_attention"]) == ("concat_split", True), "texts saw each other there"
+
+
+def test_placeholders_and_formats_of_ones_own_are_for_you_to_decide(tmp_path: Path) -> None:
+    config = tmp_path / "lora.yaml"
+    config.write_text(
+        "base_model: ${BASE_MODEL}\nsequence_len: ${LENGTH}\nprocessor_type: AutoProcessor\n"
+        "datasets:\n- path: ${DATA}\n  type: {field_instruction: prompt, format: '{instruction}'}\n"
+    )
+    found = migrate("axolotl", config, gpus=1)
+    assert load_text(found.toml, tmp_path).prep.source[0].path == tmp_path / "data"
+    assert "need a python:module:function" in line(found, "datasets.0.type.format").note
+    assert line(found, "processor_type").note == "only text is trained on here"
+    assert {one.verdict for one in found.lines} == {"decide"}
