@@ -6,11 +6,17 @@ Anything else that escapes a command is our fault and exits 1.
 
 from collections.abc import Sequence
 
+_LONGEST = 2_000
+"""Characters of a line. Paths and findings are shorter; what libraries say may repeat the whole of a damaged file."""
+
 
 class PacktrainError(Exception):
     """Base of the errors that are shown to the user as one line a problem."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(_cut, super().__str__().split("\n")))
 
 
 class ConfigError(PacktrainError):
@@ -51,3 +57,11 @@ class InterruptedRun(PacktrainError):  # noqa: N818 (an interruption is not an e
     """Stopped by a signal after saving; the same command continues."""
 
     exit_code = 75
+
+
+def _cut(line: str) -> str:
+    """The beginning, which says where, and the end, which says what to do."""
+    if len(line) <= _LONGEST:
+        return line
+    half = _LONGEST // 2
+    return f"{line[:half]} [... {len(line) - 2 * half:,} characters ...] {line[-half:]}"

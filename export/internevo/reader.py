@@ -3,10 +3,12 @@
 Files are memory-mapped, so tensors cost memory only where they are used.
 """
 
+import math
 import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,21 @@ import torch
 from export.cast import Dtype
 from export.internevo.layout import NORM, OUTPUT, SPLIT_HIDDEN, SPLIT_VOCABULARY, Kind, Sizes, Whole, wholes
 from pipelines.errors import DataError
+from pipelines.toml_text import on_one_line, spell_value
 
 CONFIG = "model_config.pt"
 _CONFIG_CLASS = "internlm.core.context.parallel_context.Config"  # a dict with attributes
 _RANK = re.compile(r"model_tp(\d+)_pp(\d+)\.pt")
-_CHUNK = re.compile(r"(\d+)\.(.+)")
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+_CHUNK = re.compile(r"(\d{1,6})\.(.+)")
+_LAYER = re.compile(r"layers\.(\d{1,6})\.(.+)")
 _REFUSED = {
     r"model_moe_layer\d+_expert\d+_.*\.pt": "holds experts in files of their own",
     r"model_(tp\d+_)?wp\d+_pp\d+\.pt": "is cut over weight-parallel ranks (ISP)",
     r"model_tp\d+_pp\d+_(dp|zo)\d+\.pt": "is cut over FSDP ranks",
 }
 _TRAINER_STATE = re.compile(r"(optimizer_.*|context|sche?dulde?r)\.pt")
+_DEEPEST, _MOST_SETTINGS = 20, 100_000  # tables and lists around a setting; settings in all
+_HALF = re.compile(r"[\ud800-\udfff]")  # of a surrogate pair, which pickles can hold and JSON cannot
 _DTYPES: dict[torch.dtype, Dtype] = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
@@ -55,6 +60,7 @@ class InternEvoCheckpoint:
         self.kind = _kind(folder, self.shards)
         self.split_hidden = SPLIT_HIDDEN in self.shards
         self.sizes = self._sizes()
+        self._compare_layers()  # before anything is made for as many as the settings say
         self.wholes = wholes(self.kind, self.sizes, split_hidden=self.split_hidden)
         self._compare()
 
@@ -71,33 +77,60 @@ class InternEvoCheckpoint:
             raise DataError(f"{self.folder / CONFIG}: {key} is missing; save the checkpoint again with InternEvo")
         return value
 
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A setting that is a whole number from 1 on."""
+        value = self.setting(key, default)
+        if type(value) is not int or not 1 <= value < 1 << 63:
+            raise self._odd(key, value, "a whole number from 1 on")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A setting that is a number."""
+        value = self.setting(key, default)
+        if type(value) not in (int, float) or not abs(value) < 1e300:
+            raise self._odd(key, value, "a number")
+        return float(value)
+
+    def flag(self, key: str) -> bool | None:
+        """A setting that is true or false; None where it is not there."""
+        value = self.config.get(key)
+        if value is not None and type(value) not in (bool, int):
+            raise self._odd(key, value, "true or false")
+        return None if value is None else bool(value)
+
+    def _odd(self, key: str, value: Any, expected: str) -> DataError:
+        found = spell_value(value) if isinstance(value, bool | int | float | str) else type(value).__name__
+        return DataError(
+            f"{self.folder / CONFIG}: {key} = {found}: expected {expected}; the file is not of these weights"
+        )
+
     def dtype(self, name: str) -> Dtype:
         """Number format of a tensor."""
         return _DTYPES[self.shards[name][0].dtype]
 
     def _sizes(self) -> Sizes:
-        heads = self.setting("num_attention_heads")
+        heads = self.whole("num_attention_heads")
         sizes = Sizes(
-            layers=self.setting("num_layers"),
-            hidden=self.setting("hidden_size"),
+            layers=self.whole("num_layers"),
+            hidden=self.whole("hidden_size"),
             heads=heads,
-            kv_heads=self.config.get("num_kv_attention_heads") or heads,
-            rows=self.setting("vocab_size"),
+            kv_heads=self.whole("num_kv_attention_heads") if self.config.get("num_kv_attention_heads") else heads,
+            rows=self.whole("vocab_size"),
             mlp=self._mlp(),
             bias=any(name.endswith(".bias") for name in self.shards),
         )
         where = self.folder / CONFIG
-        if sizes.heads < 1 or sizes.hidden % sizes.heads or sizes.heads % sizes.kv_heads:
+        if sizes.hidden % sizes.heads or sizes.heads % sizes.kv_heads:
             raise DataError(
                 f"{where}: {sizes.heads} attention heads of which {sizes.kv_heads} hold keys and values do not divide "
                 f"hidden_size = {sizes.hidden}; the file is not of these weights"
             )
-        if self.config.get("head_dim") not in (None, sizes.head):
+        if self.config.get("head_dim") is not None and self.whole("head_dim") != sizes.head:
             raise DataError(
                 f"{where}: head_dim = {self.config['head_dim']} is not hidden_size / num_attention_heads, which "
                 "is not read"
             )
-        if self.config.get("norm_type", "rmsnorm") != "rmsnorm":
+        if self.setting("norm_type", "rmsnorm") != "rmsnorm":
             raise DataError(
                 f"{where}: norm_type = {self.config['norm_type']!r}: only rmsnorm has a Hugging Face counterpart here"
             )
@@ -107,20 +140,27 @@ class InternEvoCheckpoint:
         name = "layers.0.feed_forward.w1.weight"
         if name not in self.shards:
             raise DataError(f"{self.folder}: {name} is missing; the checkpoint is not of an InternLM2 or Llama type")
-        return int(self.shards[name][0].shape[0]) * self.tp
+        first = self.shards[name][0]
+        if first.dim() != 2:
+            raise DataError(
+                f"{self.folder}: {name} is {list(first.shape)}, no matrix; the files are not of these weights"
+            )
+        return int(first.shape[0]) * self.tp
 
     def _compare(self) -> None:
         self._compare_names()
         for name, whole in self.wholes.items():
             self._compare_shards(name, whole)
 
-    def _compare_names(self) -> None:
+    def _compare_layers(self) -> None:
         layers = {int(found[1]) for name in self.shards if (found := _LAYER.fullmatch(name))}
         if len(layers) != self.sizes.layers:
             raise DataError(
                 f"{self.folder}: its files hold {len(layers)} layers, {CONFIG} says num_layers = {self.sizes.layers}; "
                 "one of them is of another run"
             )
+
+    def _compare_names(self) -> None:
         for name in sorted(self.wholes.keys() - self.shards.keys())[:1]:
             raise DataError(f"{self.folder}: {name} is in none of its files; save the checkpoint again")
         for name in sorted(self.shards.keys() - self.wholes.keys())[:1]:
@@ -203,7 +243,27 @@ def _config(folder: Path) -> dict[str, Any]:
     config = load(path)
     if not isinstance(config, Mapping):
         raise DataError(f"{path}: holds a {type(config).__name__}, not the settings of a model; copy it again")
+    _refuse_odd_settings(path, config)
     return dict(config)
+
+
+def _refuse_odd_settings(path: Path, config: Mapping[Any, Any]) -> None:
+    """Take what JSON can say and what ends: pickles hold tensors, lists within themselves, and texts that are none."""
+    if not all(isinstance(key, str) for key in config):
+        raise DataError(f"{path}: holds settings without a name; take it from who made it again")
+    left = [(key, one, 0) for key, value in config.items() for one in (key, value)]
+    for number in count():
+        if not left:
+            return
+        key, value, depth = left.pop()
+        if isinstance(value, dict | list | tuple):
+            left += [(key, one, depth + 1) for one in ([*value, *value.values()] if isinstance(value, dict) else value)]
+        odd = (isinstance(value, float) and not math.isfinite(value)) or isinstance(value, torch.Tensor)
+        odd = odd or (isinstance(value, str) and _HALF.search(value) is not None)
+        if odd or depth > _DEEPEST or number > _MOST_SETTINGS:
+            raise DataError(
+                f"{path}: {on_one_line(key)} holds what no setting of a model is; take it from who made it again"
+            )
 
 
 def _state(path: Path) -> State:
@@ -212,6 +272,9 @@ def _state(path: Path) -> State:
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
         raise DataError(f"{path}: holds something else than named tensors; copy it again")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise DataError(f"{path}: {name} holds no numbers in rows and columns; copy it again")
     return {name: tensor.detach() for name, tensor in state.items() if not name.endswith(".inv_freq")}
 
 

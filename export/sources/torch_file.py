@@ -31,6 +31,8 @@ _WIDTH = {
     "bool": 1, "complex64": 8, "complex128": 16, "float8_e4m3fn": 1, "float8_e5m2": 1, "uint16": 2, "uint32": 4,
     "uint64": 8,
 }  # fmt: skip
+_DAMAGED = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, OverflowError, struct.error)
+"""What zipfile raises of a damaged archive; RuntimeError where a bit says encrypted, or of another version."""
 _INERT_PACKAGES = ("deepspeed.", "torch.distributed.checkpoint.", "numpy.", "pathlib.")
 _INERT = {
     ("torch", "device"), ("torch.nn.parameter", "Parameter"), ("torch", "Tensor"), ("torch", "strided"),
@@ -137,7 +139,7 @@ def load(path: Path, first: int = 0, length: int | None = None) -> Any:
         window = _Window(file, first, length)
         try:
             archive = zipfile.ZipFile(window)
-        except zipfile.BadZipFile as error:
+        except _DAMAGED as error:
             file.seek(first)
             raise _not_an_archive(path, file.read(len(_LEGACY))) from error
         with archive:
@@ -191,7 +193,7 @@ def _not_an_archive(path: Path, begin: bytes) -> CheckError | DataError:
             "save it again with torch.save"
         )
     if begin.startswith(b"PK"):
-        return CheckError(f"{path}: cut short, its end is missing; copy it again")
+        return CheckError(f"{path}: cut short or damaged, its list of contents is missing; copy it again")
     return DataError(f"{path}: not a file that torch.save wrote; name another checkpoint")
 
 
@@ -204,7 +206,7 @@ def _load(path: Path, archive: zipfile.ZipFile, file: Any, first: int, length: i
     try:
         order = archive.read(entries["byteorder"]) if "byteorder" in entries else b"little"
         program = archive.read(entries["data.pkl"])
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+    except _DAMAGED as error:
         raise CheckError(f"{path}: damaged ({error}); copy it again") from error
     if order != b"little":
         raise DataError(f"{path}: was written on a machine with another byte order; load it there and save it again")

@@ -212,7 +212,9 @@ class Metrics:
         if key not in self.answers and len(self.answers) == PROMPTS:
             self.prompts_left_out.add(row["prompt"])
             return
-        answer = Answer(row["step"], row.get("answer"), row.get("tokens", 0), row.get("finish", ""), row.get("error"))
+        answer = Answer(
+            row["step"], row.get("answer"), row.get("tokens") or 0, row.get("finish") or "", row.get("error")
+        )
         self.answers.setdefault(key, Answers()).add(answer)
 
     def _flush(self) -> None:
@@ -229,6 +231,9 @@ class Metrics:
 
 
 _SERIES = ("loss", "lr", "grad_norm", "tokens_per_s")
+_NUMBERS = (*_SERIES, "step", "tokens", "loss_tokens", "epoch", "step_time_s", "memory_gb", "mfu")
+_TEXTS = ("prompt", "system", "answer", "finish", "error")
+_MOST = 1e200  # a sum of such numbers is one
 
 
 def _row(line: bytes) -> Json:
@@ -238,9 +243,26 @@ def _row(line: bytes) -> Json:
     except ValueError:
         try:
             row = json.loads(line)  # which also knows half a surrogate pair
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
-    return row if isinstance(row, dict) and {"kind", "step"} <= row.keys() else None
+    return row if isinstance(row, dict) and _is_row(row) else None
+
+
+def _is_row(row: dict[str, Json]) -> bool:
+    """Whether what is read of it is of the kind that it has to be; anything may stand in a file."""
+    by_source = row.get("loss_by_source")
+    return (
+        type(row.get("step")) is int
+        and isinstance(row.get("kind"), str)
+        and all(map(_is_number, map(row.get, _NUMBERS)))
+        and all(isinstance(row.get(key), str | None) for key in _TEXTS)
+        and (by_source is None or (isinstance(by_source, dict) and all(map(_is_number, by_source.values()))))
+        and (row["kind"] != "chat" or row.get("prompt") is not None)
+    )
+
+
+def _is_number(value: Json) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < _MOST)
 
 
 def _mean(weighted: list[tuple[float, float]]) -> float | None:

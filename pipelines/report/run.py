@@ -131,7 +131,7 @@ def _begun(folder: Path) -> bool:
 def _json(path: Path) -> Json:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -74,3 +74,22 @@ def test_many_prompts_are_counted_and_not_kept(tmp_path: Path) -> None:
         ],
     )
     assert (len(found.answers), len(found.prompts_left_out)) == (PROMPTS, 3)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"kind": "train", "step": "1"}',
+        '{"kind": "train", "step": 1, "loss": []}',
+        '{"kind": "train", "step": 1, "tokens": true}',
+        '{"kind": "train", "step": 1, "loss_by_source": {"a": "x"}}',
+        '{"kind": "eval", "step": 1, "loss_by_source": 3}',
+        '{"kind": "chat", "step": 1}',
+        '{"kind": "chat", "step": 1, "prompt": {"x": 1}}',
+        '{"kind": "train", "step": 1, "loss": 1' + "0" * 400 + "}",
+        "[" * 100_000,
+    ],
+)
+def test_a_row_of_other_kinds_of_values_is_counted_and_left_out(row: str, tmp_path: Path) -> None:
+    found = written(tmp_path, [row + "\n", '{"kind": "train", "step": 2, "loss": 1.5}\n'])
+    assert (found.unreadable, found.steps, found.last_step) == (1, 1, 2)

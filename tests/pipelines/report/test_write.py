@@ -58,3 +58,11 @@ def test_a_directory_with_nothing_but_a_lock_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "prep" / ".lock").touch()
     answer = CliRunner().invoke(main, ["report", str(tmp_path)])
     assert (answer.exit_code, "no run here" in answer.output) == (3, True), answer.output
+
+
+def test_a_file_that_holds_something_else_is_named_without_a_traceback(tmp_path: Path) -> None:
+    run = write_run(tmp_path, steps=6)
+    (run / "export" / "eval.json").write_text('{"answers": 3, "accuracy": "high", "of": []}')
+    answer = CliRunner().invoke(main, ["report", str(run)])
+    assert answer.exit_code == 4, answer.output
+    assert f"{run}: its files hold something else than the stages write" in answer.stderr
