@@ -1,6 +1,6 @@
 """Configs of InternEvo, so that packs, their order and the global batch stay what they were.
 
-What each key comes to here, and where the two differ, is on the page docs/moving-from-xtuner-and-internevo.md.
+What each key comes to here, and where the two differ, is on the page docs/from-internevo.md.
 """
 
 from collections.abc import Mapping
