@@ -16,6 +16,8 @@ from export.source import Source
 from pipelines.artifacts import Manifest
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import DataError
+from pipelines.prompt import Prompts
+from pipelines.template_process import TemplateFault
 
 _HELP = "/reset forgets the conversation, /quit ends."
 
@@ -75,12 +77,23 @@ class Speaker:
         self._max_new_tokens = max_new_tokens
         if self._tokenizer.chat_template is None:
             raise DataError(f"{folder}: has no chat template; it was not trained on conversations")
+        self._folder = folder
+        self._prompts = Prompts(self._tokenizer, f"{folder}: the chat template")
 
     def answer(self, messages: list[Message], *, show: bool = True) -> str:
-        """The most likely answer without a special token, printed as it comes."""
-        prompt = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        """The most likely answer without a special token, printed as it comes.
+
+        Raises:
+            DataError: if the chat template refuses the conversation, or takes too much.
+        """
+        try:
+            text = self._prompts.text(messages)
+        except TemplateFault as fault:
+            raise DataError(
+                f"{self._folder}: the chat template refuses the conversation: {fault.message}; say it otherwise, or "
+                "without --system"
+            ) from fault
+        prompt = self._tokenizer(text, add_special_tokens=False, return_tensors="pt")
         streamer = TextStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True) if show else None
         output = self._model.generate(
             **prompt,
@@ -102,6 +115,9 @@ def _load(folder: Path) -> tuple[Any, Any]:
         folder = folder / "adapter"
     elif (folder / "turbomind" / "triton_models").is_dir():
         folder = folder / "turbomind"
+    manifest = Manifest.read(folder)
+    if manifest is not None and manifest.kind != "checkpoint":
+        manifest.verify(folder)
     if next(folder.rglob("*.py"), None):
         raise DataError(f"{folder}: comes with code of its own, which chat does not run; load it with Transformers")
     if (folder / "adapter_config.json").is_file():
@@ -110,7 +126,6 @@ def _load(folder: Path) -> tuple[Any, Any]:
         raise DataError(f"{folder}: a TurboMind folder, which LMDeploy 0.6 to 0.7.3 serves; name the hf export instead")
     if (folder / "config.json").is_file():
         return load_folder(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    manifest = Manifest.read(folder)
     if manifest is None or manifest.kind != "checkpoint":
         raise DataError(f"{folder}: neither an exported model nor a finished checkpoint, such as work/NAME/export/hf")
     return _load_checkpoint(Checkpoint(folder))
@@ -120,6 +135,7 @@ def _load_checkpoint(checkpoint: Source) -> tuple[Any, Any]:
     """What its export would load as, without writing the weights."""
     if checkpoint.adapter is not None:
         raise DataError(f"{checkpoint.folder}: holds an adapter alone; run `packtrain export`, then name what it wrote")
+    checkpoint.verify()
     model = Model.of(checkpoint, stored_dtype(checkpoint.model))
     tensors = ((name, model.weights.tensor(name)) for name in model.weights.shapes)
     loaded = load_tensors(model.config, tensors, model.weights.dtype, str(checkpoint.folder))

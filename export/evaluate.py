@@ -14,7 +14,9 @@ from export.language_model import load_folder
 from pipelines.artifacts import Json
 from pipelines.errors import CheckError, DataError
 from pipelines.progress import progress_bar
+from pipelines.prompt import Prompts
 from pipelines.schema import ExportEval
+from pipelines.template_process import TemplateFault
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +95,11 @@ def answers(folder: Path, prompts: Sequence[Sequence[Mapping[str, Any]]], max_ne
     """The greedy answer to each conversation, stripped, in the order given."""
     model = load_folder(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    ids = [
-        tokenizer.apply_chat_template([dict(m) for m in messages], add_generation_prompt=True, return_dict=False)
-        for messages in prompts
-    ]
+    by_template = Prompts(tokenizer, f"{folder}: the chat template")
+    try:
+        ids = [by_template.ids(messages) for messages in prompts]
+    except TemplateFault as fault:
+        raise DataError(f"{folder}: the chat template refuses a prompt: {fault.message}") from fault
     found = [""] * len(ids)
     with progress_bar("answering", len(ids), "prompt") as progress:
         for batch in batches([len(prompt) for prompt in ids], max_new_tokens):

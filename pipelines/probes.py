@@ -12,6 +12,8 @@ from typing import Any
 
 from pipelines.artifacts import write_atomic
 from pipelines.errors import CheckError
+from pipelines.prompt import Prompts
+from pipelines.template_process import TemplateFault
 
 PROBES = "probes.json"
 
@@ -57,11 +59,21 @@ class Probes:
         except (ValueError, KeyError, TypeError) as error:
             raise CheckError(f"{path}: not probe conversations ({error}); run prep again") from error
 
-    def difference(self, tokenizer: Any) -> str | None:
-        """Where a tokenizer of Transformers renders a probe otherwise than prep did; None if it nowhere does."""
+    def difference(self, tokenizer: Any, folder: Path) -> str | None:
+        """Where a tokenizer of Transformers renders a probe otherwise than prep did; None if it nowhere does.
+
+        Args:
+            tokenizer: as it is shipped.
+            folder: where it is from.
+        Raises:
+            RunawayTemplate: if its chat template takes too much.
+        """
+        prompts = Prompts(tokenizer, f"{folder}: the chat template")
         for probe in self.probes:
-            messages = [dict(message) for message in probe.messages]
-            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            try:
+                ids = prompts.ids(probe.messages)
+            except TemplateFault as fault:
+                return f"the chat template refuses a probe conversation that it was trained on: {fault.message}"
             if ids != list(probe.prompt_ids):
                 place = next((i for i, (a, b) in enumerate(zip(ids, probe.prompt_ids, strict=False)) if a != b), None)
                 at = min(len(ids), len(probe.prompt_ids)) if place is None else place

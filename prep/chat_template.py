@@ -19,13 +19,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-import jinja2
-
+from pipelines.bounds import USUAL, Bounds, RunawayTemplate
 from pipelines.errors import ConfigError
+from pipelines.template_process import TemplateFault
 from prep.conversation import Conversation, Json, Message, RecordError
-from prep.jinja import MARKS, environment
+from prep.jinja import MARKS, Elsewhere, Here, Rendering
 from prep.spans import Span, cut
-from prep.stand_ins import Place, Shield, StandIns
+from prep.stand_ins import Place, Shield, StandIns, strings
 from prep.tokenizer import Tokenizer
 
 _NO_CLOCK = "{%- set strftime_now = undefined -%}"
@@ -43,8 +43,9 @@ class ChatTemplate:
         reasoning: what answers' reasoning_content is rendered as carries loss as they do.
         escape: special-token text in messages stays plain text; otherwise it becomes the special token.
         origin: what an error names the template by.
+        expendable: this process may be lost, so the template is rendered in it and not by another.
     Raises:
-        ConfigError: if the template is not valid.
+        ConfigError: if the template is not valid, or takes too much.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ChatTemplate:
         tool_calls: bool = True,
         reasoning: bool = True,
         origin: str = "the chat template",
+        expendable: bool = False,
     ) -> None:
         self.jinja = _NO_CLOCK + source if "strftime_now" in source else source
         """The template as it is exported."""
@@ -66,13 +68,21 @@ class ChatTemplate:
         self._reasoning = reasoning
         self._origin = origin
         self._shield = Shield(tokenizer if escape else None, source)
+        name = f"{origin} of {tokenizer.folder}" if origin == "the chat template" else origin
+        self._template: Rendering
         try:
-            self._template = environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise ConfigError(f"{origin}:{error.lineno}: {error.message}") from error
+            self._template = (Here if expendable else Elsewhere)(source, name)
+        except TemplateFault as fault:
+            raise ConfigError(f"{origin}:{fault.line}: {fault.message}") from fault
+        except RunawayTemplate as error:
+            raise ConfigError(str(error)) from error
         self._formless = [key for key, names in _FORMS.items() if not any(name in source for name in names)]
         self._marks_answers = bool(re.search(r"\{%[-+]?\s*generation\b", source))
-        self._closing = self._closing_token()
+        try:
+            with self._template.within(USUAL):
+                self._closing = self._closing_token()
+        except RunawayTemplate as error:
+            raise ConfigError(str(error)) from error
 
     @property
     def stop_tokens(self) -> list[int]:
@@ -88,7 +98,12 @@ class ChatTemplate:
             trained: [messages] whether the message carries loss; only an assistant's can.
         Raises:
             RecordError: if the template refuses it, or its answers cannot be told apart.
+            RunawayTemplate: if it takes too much.
         """
+        with self._template.within(_bounds(conversation)):
+            return self._spans(conversation, trained)
+
+    def _spans(self, conversation: Conversation, trained: Sequence[bool]) -> list[Span]:
         for index, (message, train) in enumerate(zip(conversation.messages, trained, strict=True)):
             if train and not _answers(message):
                 raise RecordError(
@@ -113,8 +128,12 @@ class ChatTemplate:
         """The conversation up to where the next answer begins, in the runs it is trained in.
 
         Raises:
-            RecordError: as for `spans`.
+            RecordError, RunawayTemplate: as for `spans`.
         """
+        with self._template.within(_bounds(conversation)):
+            return self._prompt(conversation)
+
+    def _prompt(self, conversation: Conversation) -> list[Span]:
         self._refuse_formless(conversation)
         flags = [False for message in conversation.messages if _answers(message)]
         stand_ins = self._shield.stand_ins(conversation)
@@ -129,8 +148,9 @@ class ChatTemplate:
     def whole(self, conversation: Conversation) -> list[Span]:
         """`prompt` as a reader of the template tokenizes it, who does not know where answers begin."""
         stand_ins = self._shield.stand_ins(conversation)
-        text, _ = stand_ins.unmark(self._render(conversation, conversation.messages, stand_ins, prompt=True))
-        return self._cut(text, [], stand_ins)
+        with self._template.within(_bounds(conversation)):
+            text, _ = stand_ins.unmark(self._render(conversation, conversation.messages, stand_ins, prompt=True))
+            return self._cut(text, [], stand_ins)
 
     def _refuse_formless(self, conversation: Conversation) -> None:
         for key in self._formless:
@@ -162,7 +182,7 @@ class ChatTemplate:
             return self._by_prefix(conversation, stand_ins, flags)
         except _ChangedLaterError:
             text = self._render(conversation, conversation.messages, stand_ins)
-            places = self._by_header(conversation, stand_ins, text)
+            places = self._by_header(conversation, stand_ins, text) or self._by_prompt(conversation, stand_ins, text)
             if places is None:
                 raise
             return text, [(begin, end, train) for (begin, end), train in zip(places, flags, strict=True)]
@@ -195,6 +215,47 @@ class ChatTemplate:
                 if place is None or not own[index][0] <= place[0] <= place[1] <= own[index][1]:
                     return None
         return places
+
+    def _by_prompt(self, conversation: Conversation, stand_ins: StandIns, text: str) -> list[Place] | None:
+        """Where each answer is if what stands behind the last one alone differs; None where that is not certain.
+
+        An answer begins behind its prompt and ends with the special token behind its content, behind which the next
+        message begins. An earlier one that ends otherwise than the last, with no end of what is generated, is trained
+        without that token.
+        """
+        messages = conversation.messages
+        contents = self._contents(conversation, stand_ins, text)
+        opener = self._opener(stand_ins)
+        if contents is None or opener is None:
+            return None
+        places: list[Place] = []
+        for index, message in enumerate(messages):
+            if not _answers(message):
+                continue
+            prompt = self._render(conversation, messages[:index], stand_ins, prompt=True)
+            if index not in contents or "tool_calls" in message.extra or not text.startswith(prompt):
+                return None
+            begin, end = contents[index]
+            if begin < len(prompt):
+                return None
+            last = index + 1 == len(messages)
+            if not last and index + 1 not in contents:
+                return None
+            behind = text[end:] if last else text[end : contents[index + 1][0]]
+            parts = self._parts(behind)
+            if parts and _separates(parts[0]):
+                parts = parts[1:]
+            if not parts or parts[0][1] is None or not (last or behind[parts[0][2] :].lstrip().startswith(opener)):
+                return None
+            places.append((len(prompt), end + parts[0][2] if parts[0][0] == self._closing else end))
+        return places
+
+    def _opener(self, stand_ins: StandIns) -> str | None:
+        """The special token that messages begin with, found by rendering one."""
+        question = (Message("user", "question"),)
+        text = self._render(Conversation(question), question, stand_ins)
+        bos = self._tokenizer.bos_id
+        return next((part for part, id_ in self._tokenizer.split(text) if id_ is not None and id_ != bos), None)
 
     def _contents(self, conversation: Conversation, stand_ins: StandIns, text: str) -> Mapping[int, Place] | None:
         """Where the rendered text has the content of each message, none repeated, left out or changed; else None."""
@@ -232,12 +293,32 @@ class ChatTemplate:
                     f"{self._origin} does not show which text of it is the answer: {reason}; use a template with "
                     "generation blocks, or one of the named templates",
                 )
-            end = len(after)
-            parts = self._tokenizer.split(after[len(before) :])
-            if len(parts) > 1 and parts[-1][1] is None and parts[-1][0].isspace():
-                end -= len(parts[-1][0])  # what stands between turns is not part of the answer
+            end = len(before) + self._end(after[len(before) :])
             answers.append((len(before), end, next(train)))
         return whole, answers
+
+    def _end(self, text: str) -> int:
+        """Where an answer ends in what is rendered from its beginning on.
+
+        Whitespace behind a special token separates turns. So does whitespace behind the closing token where special
+        tokens alone follow, such as an EOS behind the last turn.
+        """
+        parts = self._parts(text)
+        closing = max((at for at, (part, _, _) in enumerate(parts) if part == self._closing), default=len(parts))
+        behind = parts[closing + 1 :]
+        if behind and _separates(behind[0]) and all(id_ is not None or part.isspace() for part, id_, _ in behind):
+            return parts[closing][2]
+        return parts[-2][2] if len(parts) > 1 and _separates(parts[-1]) else len(text)
+
+    def _parts(self, text: str) -> list["_Part"]:
+        """Text cut at its special tokens; one that swallows whitespace ends behind it."""
+        parts = self._tokenizer.split(text)
+        begins, at = [], 0
+        for part, _ in parts:
+            begins.append(text.index(part, at))
+            at = begins[-1] + len(part)
+        ends = [*begins[1:], len(text)]
+        return [(part, id_, end) for (part, id_), end in zip(parts, ends, strict=True)]
 
     def _thoughts(
         self, conversation: Conversation, trained: Sequence[bool], stand_ins: StandIns, text: str
@@ -360,26 +441,24 @@ class ChatTemplate:
     def _rendered(
         self, messages: Sequence[dict[str, Json]], conversation: Conversation, stand_ins: StandIns, prompt: bool
     ) -> str:
+        values = {
+            "messages": messages,
+            "tools": stand_ins.hide([*conversation.tools]) or None,
+            "documents": None,
+            "add_generation_prompt": prompt,
+            **self._tokenizer.named_tokens,
+            MARKS: stand_ins.marks,
+        }
         try:
-            return self._template.render(
-                messages=messages,
-                tools=stand_ins.hide([*conversation.tools]) or None,
-                documents=None,
-                add_generation_prompt=prompt,
-                **self._tokenizer.named_tokens,
-                **{MARKS: stand_ins.marks},
-            )
-        except jinja2.UndefinedError as error:
-            if "strftime_now" in str(error):
+            return self._template.render(values)
+        except TemplateFault as fault:
+            if fault.kind == "undefined" and "strftime_now" in fault.message:
                 raise ConfigError(
                     f"{self._origin} asks for today's date (strftime_now), which would put the clock into the data; "
                     "write a fixed date into the template"
-                ) from error
-            raise RecordError("messages", f"{self._origin} fails on it: {error}") from error
-        except jinja2.TemplateError as error:
-            raise RecordError("messages", f"{self._origin} refuses it: {error}") from error
-        except Exception as error:  # a template can raise whatever its expressions raise
-            raise RecordError("messages", f"{self._origin} fails on it: {type(error).__name__}: {error}") from error
+                ) from fault
+            verb = "refuses" if fault.kind == "refused" else "fails on"
+            raise RecordError("messages", f"{self._origin} {verb} it: {fault.message}") from fault
 
 
 _FORMS: Mapping[str, Sequence[str]] = {
@@ -391,11 +470,22 @@ _FORMS: Mapping[str, Sequence[str]] = {
 _Answer = tuple[int, int, bool]
 """Begin and end of an answer in the rendered text, and whether it is trained."""
 
+_Part = tuple[str, int | None, int]
+"""Plain text or a special token, the token's id, and where it ends."""
+
 _REASONING = ("reasoning_content", "thinking")
 
 
 class _ChangedLaterError(RecordError):
     """An answer is rendered otherwise when more messages follow it."""
+
+
+def _bounds(conversation: Conversation) -> Bounds:
+    characters = sum(len(message.content) for message in conversation.messages if message.content)
+    extras = [message.extra for message in conversation.messages if message.extra]
+    if extras or conversation.tools:
+        characters += sum(map(len, strings([*extras, *conversation.tools])))
+    return Bounds.of(len(conversation.messages), characters)
 
 
 def _answers(message: Message) -> bool:
@@ -419,6 +509,10 @@ def _inserted(whole: str, rest: str, tokenizer: Tokenizer) -> Place | None:
 def _common(one: str, other: str) -> int:
     """Characters that both begin with."""
     return len(os.path.commonprefix([one, other]))  # noqa: RUF071 (characters are meant)
+
+
+def _separates(part: _Part) -> bool:
+    return part[1] is None and part[0].isspace()
 
 
 def _special_places(text: str, tokenizer: Tokenizer) -> Iterator[Place]:

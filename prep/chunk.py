@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.artifacts import Json
+from pipelines.bounds import USUAL, RunawayTemplate
 from pipelines.schema import Template
 from prep.backend import Backend
 from prep.encoder import Encoder
@@ -25,9 +26,11 @@ from prep.formats.columnar import rows_of_groups
 from prep.formats.fault import Outcome, RecordFault
 from prep.formats.lines import lines
 from prep.inputs import Input, unchanged
+from prep.last_record import LastRecord, last_record, runaway_record
 from prep.rendering import template_of
 from prep.store import LOSS_BIT, ChunkWriter, Marked, Rows, count_loss_tokens
-from prep.tokenizer import Tokenizer, load_tokenizer
+from prep.template import is_program
+from prep.tokenizer import Stamp, Tokenizer, load_tokenizer, stamp
 
 _BATCH = 256
 """Records rendered and tokenized together."""
@@ -76,9 +79,20 @@ def chunks_of(inputs: Sequence[Input]) -> list[Chunk]:
     return found
 
 
-def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | None:
+def runs_program(chunk: Chunk, rules: Rules) -> bool:
+    """Whether a chat template renders the chunk's records, so that whoever does it may be lost."""
+    one = chunk.input
+    return one.format != "ftdp" and is_program(template_of(rules.template, one.template, one.system))
+
+
+def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules, expendable: bool = False) -> RecordFault | None:
     """Tokenize one chunk into `target`; a fault is returned, since the caller knows what came before the chunk.
 
+    Args:
+        chunk: what to tokenize.
+        target: appears by rename.
+        rules: how.
+        expendable: this process may be lost to a chat template that takes too much, and the caller asks `runaway`.
     Raises:
         DataError: if the input is not what was digested any more.
     """
@@ -86,7 +100,11 @@ def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | No
     temporary = target.with_name(f".{target.name}.{uuid4().hex}")  # others may be at the same chunk, on any machine
     temporary.mkdir()
     try:
-        _tokenize(chunk, rules, temporary)
+        if expendable and runs_program(chunk, rules):
+            with last_record(temporary) as last:
+                _tokenize(chunk, rules, temporary, last)
+        else:
+            _tokenize(chunk, rules, temporary)
     except RecordFault as fault:
         shutil.rmtree(temporary)
         return fault
@@ -98,6 +116,16 @@ def tokenize_chunk(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | No
             raise
         shutil.rmtree(temporary)  # another was first, with the same bytes
     return None
+
+
+def runaway(chunk: Chunk, target: Path, rules: Rules) -> RecordFault | None:
+    """The record whose chat template took the time that ended the process at work on `target`; None if none did."""
+    record = runaway_record(target.parent.glob(f".{target.name}.*"))
+    if record is None:
+        return None
+    template = template_of(rules.template, chunk.input.template, chunk.input.system)
+    name = str(template.file) if template.file is not None else f"the chat template of {rules.tokenizer}"
+    return RecordFault(record, str(RunawayTemplate.of_time(name, USUAL)), fatal=True)
 
 
 def count_records(chunk: Chunk, rules: Rules) -> int:
@@ -129,7 +157,7 @@ def plain_texts(chunk: Chunk, rules: Rules) -> Iterator[str]:
                 yield from encoder.plain_texts(record)
 
 
-def _tokenize(chunk: Chunk, rules: Rules, folder: Path) -> None:
+def _tokenize(chunk: Chunk, rules: Rules, folder: Path, last: LastRecord | None = None) -> None:
     """Write what a chunk gives, which library made it, and what the fast one was found to do otherwise.
 
     A record that is at fault with the fast library's ids is so with the exact one's, or it is no fault.
@@ -137,20 +165,22 @@ def _tokenize(chunk: Chunk, rules: Rules, folder: Path) -> None:
     differs = None
     if rules.backend is not None and rules.backend.fast:
         try:
-            return _write(chunk, rules, folder, backend=rules.backend.facts())
+            return _write(chunk, rules, folder, last, backend=rules.backend.facts())
         except Differs as found:
             differs = str(found)
-        except RecordFault:
-            pass
+        except RecordFault as fault:
+            if fault.fatal:
+                raise
         library = tokenizer_of(rules.tokenizer, rules.added_tokens).library
         rules = replace(rules, backend=Backend.exact(library, differs or ""))
-    return _write(chunk, rules, folder, backend=rules.backend.facts() if rules.backend else {}, differs=differs)
+    backend = rules.backend.facts() if rules.backend else {}
+    return _write(chunk, rules, folder, last, backend=backend, differs=differs)
 
 
-def _write(chunk: Chunk, rules: Rules, folder: Path, **told: Json) -> None:
+def _write(chunk: Chunk, rules: Rules, folder: Path, last: LastRecord | None, **told: Json) -> None:
     with ChunkWriter(folder) as writer:
         if not _write_as_it_is(chunk, rules, writer):
-            _write_one_by_one(chunk, rules, writer)
+            _write_one_by_one(chunk, rules, writer, last)
     writer.finish(**told)
 
 
@@ -172,8 +202,8 @@ def _write_as_it_is(chunk: Chunk, rules: Rules, writer: ChunkWriter) -> bool:
     return True
 
 
-def _write_one_by_one(chunk: Chunk, rules: Rules, writer: ChunkWriter) -> None:
-    for batch in _batches(_found(chunk, rules)):
+def _write_one_by_one(chunk: Chunk, rules: Rules, writer: ChunkWriter, last: LastRecord | None) -> None:
+    for batch in _batches(_found(chunk, rules, last=last)):
         writer.records = batch[-1][0] + 1
         if (samples := _all_samples(batch, rules)) is not None:
             writer.add(*samples)
@@ -183,7 +213,7 @@ def _write_one_by_one(chunk: Chunk, rules: Rules, writer: ChunkWriter) -> None:
         for record, outcome in batch:
             checked = _checked(outcome, record, rules)
             if isinstance(checked, RecordFault):
-                if rules.on_bad_record == "error":
+                if rules.on_bad_record == "error" or checked.fatal:
                     raise checked
                 writer.rejects.append({"record": record, "byte": checked.byte, "reason": checked.message})
                 continue
@@ -228,20 +258,27 @@ def _rows_if_all_fit(
 
 def outcomes(chunk: Chunk, rules: Rules, only: Container[int] | None = None) -> Iterator[tuple[int, _Outcome]]:
     """Every record number of the chunk, or `only` some: its tokens, its fault, or None where its map leaves it out."""
-    for record, outcome in _found(chunk, rules, only):
-        if only is None or record in only:
-            yield record, _checked(outcome, record, rules)
+    try:
+        for record, outcome in _found(chunk, rules, only):
+            if only is None or record in only:
+                yield record, _checked(outcome, record, rules)
+    except RecordFault as fault:
+        if not fault.fatal:  # behind which nothing can be read
+            raise
+        yield fault.record, fault
 
 
-def _found(chunk: Chunk, rules: Rules, only: Container[int] | None = None) -> Iterator[tuple[int, _Outcome]]:
+def _found(
+    chunk: Chunk, rules: Rules, only: Container[int] | None = None, last: LastRecord | None = None
+) -> Iterator[tuple[int, _Outcome]]:
     """Outcomes before the rules are applied; of tokens, also of records that are not asked for."""
     where, begin, end = chunk.input.where, chunk.begin, chunk.end
     if chunk.input.format == "ftdp":
         return ftdp.samples(where, begin, end, vocab_size=rules.vocab_size)
-    encoder = _encoder_of(chunk.input, rules)
+    encoder = _encoder_of(chunk.input, rules, expendable=last is not None)
     records = FORMATS[chunk.input.format].records(where, begin, end, max_bytes=rules.max_record_bytes)
     records = (pair for pair in records if only is None or pair[0] in only)  # what is not asked for costs no tokens
-    return (pair for batch in _batches(records) for pair in _encode(encoder, batch))
+    return (pair for batch in _batches(records) for pair in _encode(encoder, batch, last))
 
 
 def _batches(pairs: Iterator[tuple[int, _T]]) -> Iterator[list[tuple[int, _T]]]:
@@ -261,17 +298,22 @@ def _batches(pairs: Iterator[tuple[int, _T]]) -> Iterator[list[tuple[int, _T]]]:
         yield batch
 
 
-def _encode(encoder: Encoder, batch: Sequence[tuple[int, Outcome]]) -> Iterator[tuple[int, _Outcome]]:
+def _encode(
+    encoder: Encoder, batch: Sequence[tuple[int, Outcome]], last: LastRecord | None
+) -> Iterator[tuple[int, _Outcome]]:
     """A batch of records as tokens, going on behind each fault; blank lines give nothing but keep their number."""
     faults = [(number, outcome) for number, outcome in batch if isinstance(outcome, RecordFault)]
     left = [(number, outcome) for number, outcome in batch if isinstance(outcome, dict)]
     encoded: list[tuple[int, _Outcome]] = []
     while left:
         try:
-            for pair in encoder.encode(left):
+            for pair in encoder.encode(left, last):
                 encoded.append(pair)  # noqa: PERF402 (what comes before a fault is kept)
             break
         except RecordFault as fault:
+            if fault.fatal:
+                yield from sorted((pair for pair in (*faults, *encoded) if pair[0] < fault.record), key=itemgetter(0))
+                raise
             encoded.append((fault.record, fault))
             left = [pair for pair in left if pair[0] > fault.record]
     yield from sorted([*faults, *encoded], key=itemgetter(0))
@@ -328,29 +370,39 @@ def fit(tokens: Marked | None, rules: Rules) -> tuple[list[str], list[tuple[int,
     return reasons, kept
 
 
-def _encoder_of(one: Input, rules: Rules) -> Encoder:
+def _encoder_of(one: Input, rules: Rules, *, expendable: bool = False) -> Encoder:
     template = template_of(rules.template, one.template, one.system).model_dump_json()
     fast = rules.backend.version if rules.backend is not None and rules.backend.fast else ""
-    return _encoder((rules.tokenizer, rules.added_tokens), fast, template, one.map, one.columns)
+    return _encoder(_named(rules.tokenizer, rules.added_tokens), fast, template, one.map, one.columns, expendable)
 
 
-Named = tuple[Path, tuple[str, ...]]
-"""A tokenizer's directory, and the special tokens added to it."""
+Named = tuple[Path, tuple[str, ...], Stamp]
+"""A tokenizer's directory, the special tokens added to it, and the state its files are in."""
+
+
+def _named(folder: Path, added: tuple[str, ...]) -> Named:
+    # A process may prepare other data after this, with files that have changed, or from another working directory.
+    return folder.absolute(), added, stamp(folder)
 
 
 # One of each per process: loading a tokenizer takes longer than a chunk does.
 @lru_cache(maxsize=8)
 def _encoder(
-    tokenizer: Named, fast: str, template: str, map_name: str, columns: tuple[tuple[str, str], ...]
+    tokenizer: Named,
+    fast: str,
+    template: str,
+    map_name: str,
+    columns: tuple[tuple[str, str], ...],
+    expendable: bool,
 ) -> Encoder:
     made = Template.model_validate(json.loads(template))
-    return Encoder(_fast_tokenizer(tokenizer, fast), made, map_name, columns=dict(columns))
+    return Encoder(_fast_tokenizer(tokenizer, fast), made, map_name, columns=dict(columns), expendable=expendable)
 
 
 @lru_cache(maxsize=1)
 def _fast_tokenizer(named: Named, wanted: str) -> Tokenizer:
     """Served by the fast library if it has this version; a machine where it has not does its share without it."""
-    tokenizer = tokenizer_of(*named)
+    tokenizer = _tokenizer(named)
     if wanted:
         with suppress(Unsupported):
             fast = tokenizer.fast()
@@ -358,7 +410,12 @@ def _fast_tokenizer(named: Named, wanted: str) -> Tokenizer:
     return tokenizer
 
 
-@lru_cache(maxsize=1)
 def tokenizer_of(folder: Path, added: tuple[str, ...] = ()) -> Tokenizer:
     """The tokenizer of this process."""
+    return _tokenizer(_named(folder, added))
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(named: Named) -> Tokenizer:
+    folder, added, _ = named
     return load_tokenizer(folder, added)

@@ -6,6 +6,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from pipelines.bounds import RunawayTemplate
 from pipelines.errors import DataError
 from pipelines.schema import Pipeline
 from prep.conversation import Json, RecordError
@@ -109,7 +110,7 @@ class Deriver:
             return None if found is None else self.of(one, found)
         except RecordFault as fault:
             raise DataError(f"{place}: {fault.message}") from fault
-        except RecordError as error:
+        except (RecordError, RunawayTemplate) as error:
             raise DataError(f"{place}: {error}") from error
 
     def first(self, one: Input, chunk: tuple[int, int], count: int, before: int = 0) -> Iterator[tuple[int, Derived]]:
@@ -132,7 +133,7 @@ class Deriver:
                 made = None if found is None else _tokenized(found) if one.format == "ftdp" else self.of(one, found)
             except RecordFault as fault:
                 raise DataError(f"{one.where}:{before + number + 1}: {fault.message}") from fault
-            except RecordError as error:
+            except (RecordError, RunawayTemplate) as error:
                 raise DataError(f"{one.where}:{before + number + 1}: {error}") from error
             if made is not None and made.tokens:
                 count -= 1

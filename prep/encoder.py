@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines import schema
+from pipelines.bounds import RunawayTemplate
 from prep.conversation import Json, RecordError
 from prep.formats.fault import RecordFault
+from prep.last_record import LastRecord
 from prep.records import record_map
 from prep.spans import Span, audible
 from prep.store import LOSS_BIT
@@ -35,6 +37,7 @@ class Encoder:
         template: the [template] table.
         map_name: name of the record map.
         columns: the record's own name of a key that the map reads, by key.
+        expendable: this process may be lost to a template that takes too much.
     Raises:
         ConfigError: if these do not go together.
     """
@@ -46,16 +49,22 @@ class Encoder:
         map_name: str,
         *,
         columns: Mapping[str, str] = MappingProxyType({}),
+        expendable: bool = False,
     ) -> None:
         self._tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
-        self._template = Template(template, self._tokenizer)
+        self._template = Template(template, self._tokenizer, expendable=expendable)
         self._map = record_map(map_name, columns)
         self._special = {text: np.array([id_], np.uint32) for text, id_ in self._tokenizer.special_tokens.items()}
         self._known: dict[tuple[str, bool], Marked] = {}
 
-    def encode(self, batch: Iterable[tuple[int, Mapping[str, Json]]]) -> Iterator[tuple[int, Marked | None]]:
+    def encode(
+        self, batch: Iterable[tuple[int, Mapping[str, Json]]], last: LastRecord | None = None
+    ) -> Iterator[tuple[int, Marked | None]]:
         """Every record's number with its sample, or with None where the map leaves the record out.
 
+        Args:
+            batch: records with their numbers.
+            last: is told which one is rendered.
         Raises:
             RecordFault: for the first record that cannot be encoded, after those before it.
         """
@@ -63,6 +72,8 @@ class Encoder:
         left_out: set[int] = set()
         fault: RecordFault | None = None
         for number, record in batch:
+            if last is not None:
+                last.is_at(number)
             try:
                 conversation = self._map(record)
                 if conversation is None:
@@ -70,6 +81,9 @@ class Encoder:
                 rendered.append((number, self._template.render(conversation) if conversation else []))
             except RecordError as error:
                 fault = RecordFault(number, str(error))
+                break
+            except RunawayTemplate as error:
+                fault = RecordFault(number, str(error), fatal=True)
                 break
         for number, sample in self._tokenized(rendered):
             yield number, None if number in left_out else sample
@@ -81,7 +95,7 @@ class Encoder:
         try:
             conversation = self._map(record)
             spans = self._template.render(conversation) if conversation else []
-        except RecordError:
+        except (RecordError, RunawayTemplate):  # who tokenizes it says so
             return []
         return [span.text for span in spans if not span.special]
 

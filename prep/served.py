@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import tokenizers
 
+from pipelines.bounds import USUAL
+from pipelines.template_process import TemplateFault
 from prep.conversation import Conversation, RecordError
-from prep.jinja import MARKS, environment
+from prep.jinja import MARKS, Elsewhere
 from prep.stand_ins import as_dict
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -23,7 +24,8 @@ class Served:
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "tokenizer_config.json").read_bytes())
-        self._template = environment().from_string((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+        source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        self._template = Elsewhere(source, "the exported chat template")
         self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -52,19 +54,20 @@ class Served:
         raise refused
 
     def _rendered(self, messages: list[dict[str, Any]], conversation: Conversation, *, prompt: bool) -> str:
+        values = {
+            "messages": messages,
+            "tools": list(conversation.tools) or None,
+            "documents": None,
+            "add_generation_prompt": prompt,
+            **self._named,
+            MARKS: ("", ""),
+        }
         try:
-            return self._template.render(
-                messages=messages,
-                tools=list(conversation.tools) or None,
-                documents=None,
-                add_generation_prompt=prompt,
-                **self._named,
-                **{MARKS: ("", "")},
-            )
-        except jinja2.TemplateError as error:
-            raise RecordError("messages", f"the exported chat template refuses it: {error}") from error
-        except Exception as error:  # a template can raise whatever its expressions raise
-            raise RecordError("messages", f"the exported chat template fails on it: {error}") from error
+            with self._template.within(USUAL):
+                return self._template.render(values)
+        except TemplateFault as fault:
+            verb = "refuses" if fault.kind == "refused" else "fails on"
+            raise RecordError("messages", f"the exported chat template {verb} it: {fault.message}") from fault
 
     def ids(self, conversation: Conversation, *, prompt: bool) -> list[int]:
         """The conversation as token ids, which is what the model is given."""

@@ -40,8 +40,8 @@ class Shield:
         texts = [self._source, *(message.content for message in conversation.messages if message.content)]
         for message in conversation.messages:
             if message.extra:  # a call's arguments may be rendered as they are, or as what their JSON text says
-                texts += [*_strings([*message.extra.values()]), *_strings(as_dict(message))]
-        texts += _strings(conversation.tools)
+                texts += [*strings([*message.extra.values()]), *strings(as_dict(message))]
+        texts += strings(conversation.tools)
         texts = [text for text in texts if not text.isascii()]
         free: list[str] = []
         code = _FIRST_STAND_IN
@@ -149,16 +149,17 @@ def _stripped(text: str) -> tuple[str, str, str]:
     return before, core, text[len(before) + len(core) :]
 
 
-def _strings(value: Json) -> Iterator[str]:
+def strings(value: Json) -> Iterator[str]:
+    """Every string in a value, keys too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, part in value.items():
             yield key
-            yield from _strings(part)
+            yield from strings(part)
     elif isinstance(value, list | tuple):
         for part in value:
-            yield from _strings(part)
+            yield from strings(part)
 
 
 def as_dict(message: Message, *, arguments_as_text: bool = False) -> dict[str, Json]:

@@ -27,15 +27,16 @@ class Template:
     Args:
         settings: the [template] table.
         tokenizer: what tokenizes, and whose chat template `name = "tokenizer"` takes.
+        expendable: this process may be lost to a chat template that takes too much; otherwise another renders it.
     Raises:
         ConfigError: if the settings and the tokenizer do not go together.
     """
 
-    def __init__(self, settings: schema.Template, tokenizer: Tokenizer) -> None:
+    def __init__(self, settings: schema.Template, tokenizer: Tokenizer, *, expendable: bool = False) -> None:
         self._settings = settings
         self._tokenizer = tokenizer
         self._escape = settings.special_text != "allow"
-        self._renderer = _renderer(settings, tokenizer)
+        self._renderer = _renderer(settings, tokenizer, expendable)
         self._bos = tokenizer.named_tokens.get("bos_token", "")
         self._special = re.compile("|".join(map(re.escape, filter(None, tokenizer.special_tokens))) or "(?!)")
 
@@ -55,6 +56,7 @@ class Template:
 
         Raises:
             RecordError: if it has no form in this template, or special_text = "error" finds such text in it.
+            RunawayTemplate: if the template takes too much.
         """
         try:
             conversation = self._prepared(conversation)
@@ -127,6 +129,11 @@ class Template:
                 raise RecordError(path, f'holds the special token {found.group()!r} as text (special_text = "error")')
 
 
+def is_program(settings: schema.Template) -> bool:
+    """Whether a [template] table names a chat template, which is somebody's program, and not fixed text."""
+    return settings.name in ("tokenizer", "custom")
+
+
 class _Renderer(Protocol):
     @property
     def jinja(self) -> str | None: ...
@@ -149,7 +156,7 @@ _ELSEWHERE = {
 """What axolotl and LLaMA-Factory call a template, and its name here."""
 
 
-def _renderer(settings: schema.Template, tokenizer: Tokenizer) -> _Renderer:
+def _renderer(settings: schema.Template, tokenizer: Tokenizer, expendable: bool) -> _Renderer:
     escape, end_of_turn = settings.special_text != "allow", settings.loss.end_of_turn
     if settings.name == "none":
         return PlainText(tokenizer, bos=settings.bos, eos=settings.eos, escape=escape)
@@ -157,7 +164,7 @@ def _renderer(settings: schema.Template, tokenizer: Tokenizer) -> _Renderer:
         return NamedTemplate(
             layout, tokenizer, bos=settings.bos, eos=settings.eos, end_of_turn=end_of_turn, escape=escape
         )
-    if settings.name not in ("tokenizer", "custom"):
+    if not is_program(settings):
         names = ("tokenizer", "custom", "none", *layouts())
         near = [_ELSEWHERE.get(settings.name.lower(), "")] if settings.name.lower() in _ELSEWHERE else []
         near = near or get_close_matches(settings.name, names, 1)
@@ -177,6 +184,7 @@ def _renderer(settings: schema.Template, tokenizer: Tokenizer) -> _Renderer:
         reasoning=settings.loss.reasoning,
         escape=escape,
         origin=origin,
+        expendable=expendable,
     )
 
 

@@ -114,6 +114,7 @@ def _located(fault: RecordFault, number: int, chunks: Sequence[Chunk], rules: Ru
                 fault = earlier
                 break
     place = f"{chunk.input.where}:{before + fault.record + 1}"
+    place = f"{place} (source {chunk.input.name!r})" if fault.fatal else place
     return DataError(f"{place}:{fault.byte}: {fault.message}" if fault.byte else f"{place}: {fault.message}")
 
 

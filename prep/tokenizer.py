@@ -34,6 +34,9 @@ from prep.tokenizer_config import CONFIG, NAMED, read_config, token_text
 _JSON, _MODEL, _JINJA = "tokenizer.json", "tokenizer.model", "chat_template.jinja"
 _FILES = (_JSON, _MODEL, CONFIG, _JINJA, "special_tokens_map.json", "added_tokens.json")
 
+Stamp = tuple[tuple[int, int], ...]
+"""Size and time of change of each file that a tokenizer is of; of one that is not there zeros."""
+
 
 class Tokenizer:
     """Text to token ids and back. Equal files and added tokens give equal ids; pickles as its folder and these.
@@ -294,6 +297,18 @@ def load_tokenizer(folder: Path, added: Sequence[str] = ()) -> Tokenizer:
         ConfigError: if there is no tokenizer in it, one that cannot be served exactly, or it has an added token.
     """
     return Tokenizer(folder, added)
+
+
+def stamp(folder: Path) -> Stamp:
+    """What tells, without reading them, whether the files of a tokenizer directory are those of before."""
+    found = []
+    for name in _FILES:
+        try:
+            status = (folder / name).stat()
+            found.append((status.st_size, status.st_mtime_ns))
+        except OSError:
+            found.append((0, 0))
+    return tuple(found)
 
 
 def open_tokenizer(pipeline: Pipeline) -> Tokenizer:

@@ -6,11 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import jinja2
 from transformers import AutoTokenizer
 
 from pipelines.errors import CheckError, ConfigError
 from pipelines.probes import Probes
+from pipelines.prompt import Prompts
+from pipelines.template_process import TemplateFault
 from pipelines.tokenizer_files import SpecialTokens, special_tokens, tokenizer_files
 from train.plan import Plan
 
@@ -44,8 +45,9 @@ class Questions:
         self._pipeline = plan.pipeline
         self._special = special_tokens(folder, config.to_dict())
         self._tokenizer = _as_exported(folder, self._special)
-        if finding := Probes.read(folder).difference(self._tokenizer):
+        if finding := Probes.read(folder).difference(self._tokenizer, folder):
             raise CheckError(f"{folder}: {finding}; remove train.eval.prompts to train all the same")
+        self._prompts = Prompts(self._tokenizer, f"{folder}: the chat template")
         self.system = table.system
         self.stop = frozenset(self._special.stop)
         """Tokens that end an answer."""
@@ -77,13 +79,12 @@ class Questions:
         system = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*system, {"role": "user", "content": text}]
         try:
-            ids: list[int] = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=False
-            )
-        except jinja2.TemplateError as error:
+            return self._prompts.ids(messages)
+        except TemplateFault as fault:
             key = "train.eval.system" if self.system else place
-            raise ConfigError(f"{self._pipeline.cite(key)}: the template refuses it ({error}); remove it") from error
-        return ids
+            raise ConfigError(
+                f"{self._pipeline.cite(key)}: the template refuses it ({fault.message}); remove it"
+            ) from fault
 
     def _as_plain_text(self, place: str, text: str) -> list[int]:
         if self.system:

@@ -10,14 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jinja2 import TemplateError
-
 from export.hf import Model
 from export.turbomind.config import FROM_TEMPLATE
 from export.turbomind.geometry import Unservable
 from pipelines.artifacts import canonical_json
 from pipelines.probes import Probes
+from pipelines.prompt import Prompts
 from pipelines.schema import TurbomindExport
+from pipelines.template_process import TemplateFault
 
 FORM = "lmdeploy_chat_template.json"
 """Not `chat_template.json`, which Transformers reads as something else."""
@@ -77,10 +77,10 @@ def chat_form(model: Model, table: TurbomindExport) -> ChatForm | None:
     if table.chat_template != FROM_TEMPLATE or not model.chats:
         return None
     tokenizer = _tokenizer(model)
+    prompts = Prompts(tokenizer, f"{model.checkpoint.tokenizer}: the chat template")
 
     def render(messages: Sequence[Message], prompt: bool) -> str:
-        given = [dict(message) for message in messages]
-        return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=prompt))
+        return prompts.text(messages, asks=prompt)
 
     stop_words = [str(tokenizer.convert_ids_to_tokens(id_)) for id_ in model.special.stop]
     added = tokenizer.encode("")  # such as a BOS, which LMDeploy does not take twice
@@ -103,7 +103,7 @@ def form_of(render: Render, *, stop_words: Sequence[str], bos: str | None = None
     """The form of a template.
 
     Args:
-        render: raises where the template refuses a conversation.
+        render: raises TemplateFault where the template refuses a conversation.
         stop_words: text that ends an answer.
         bos: text that the tokenizer adds to the front by itself.
     Raises:
@@ -144,9 +144,9 @@ def _careful(render: Render) -> Render:
     def careful(messages: Sequence[Message], prompt: bool) -> str:
         try:
             return render(messages, prompt)
-        except (TemplateError, ValueError, TypeError, KeyError) as error:
+        except TemplateFault as fault:
             roles = ", ".join(message["role"] for message in messages)
-            raise _unsayable(f"it refuses a conversation of {roles} ({error})") from error
+            raise _unsayable(f"it refuses a conversation of {roles} ({fault.message})") from fault
 
     return careful
 

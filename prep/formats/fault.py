@@ -10,13 +10,15 @@ class RecordFault(Exception):  # noqa: N818 (the word of the documentation)
         record: number within the chunk, from 0.
         message: finding and remedy.
         byte: position within the record, from 1, where it is known.
+        fatal: nothing that prep.on_bad_record may leave out, such as what depends on the machine's speed.
     """
 
-    def __init__(self, record: int, message: str, byte: int | None = None) -> None:
-        super().__init__(record, message, byte)
+    def __init__(self, record: int, message: str, byte: int | None = None, fatal: bool = False) -> None:
+        super().__init__(record, message, byte, fatal)
         self.record = record
         self.message = message
         self.byte = byte
+        self.fatal = fatal
 
 
 Outcome = dict[str, Any] | None | RecordFault

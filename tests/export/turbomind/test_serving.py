@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pytest
 import yaml
@@ -17,6 +16,7 @@ from export.turbomind.geometry import Unservable
 from export.turbomind.releases import served_by
 from pipelines.artifacts import Manifest
 from pipelines.errors import CheckError, ConfigError
+from pipelines.prompt import compiled
 from tests.export.tiny import LLAMA, TEMPLATE, pipeline, write_run
 
 DIRECT: dict[str, Any] = {
@@ -30,14 +30,9 @@ DEFAULT_SYSTEM = (
 )
 
 
-def refusal(reason: str) -> str:
-    raise jinja2.TemplateError(reason)
-
-
 def renderer(template: str) -> Callable[[Sequence[Message], bool], str]:
-    compiled = jinja2.Environment().from_string(template)
-    compiled.globals["raise_exception"] = refusal
-    return lambda messages, prompt: compiled.render(messages=messages, add_generation_prompt=prompt)
+    render = compiled(template)
+    return lambda messages, asks: render({"messages": messages, "add_generation_prompt": asks, "special": {}})
 
 
 def test_a_template_without_system_text_of_its_own_is_told_by_the_one_of_lmdeploys_that_has_none() -> None:
