@@ -113,6 +113,10 @@ docs: .venv/.docs-ready
 pins: setup
 	@$(BIN)/python -m tests.versions.pins
 
+# prep's bytes and tests under every Python here, with the oldest, the pinned and the latest packages.
+versions: setup
+	@$(BIN)/python -m tests.versions.matrix
+
 # Peers live apart, so that nothing of theirs decides about a version of ours; where they cannot be had, the table says so.
 bench-prep: setup
 	@$(MAKE) --no-print-directory .bench-venv/.ready || true

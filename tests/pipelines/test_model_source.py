@@ -69,10 +69,12 @@ class FakeHub(BaseHTTPRequestHandler):
             self.wfile.write(found)
 
     def _find(self, path: str) -> tuple[bytes | None, dict[str, str]]:
-        if path == "api/models/org/name/revision/main":
-            return json.dumps({"id": "org/name", "sha": self.main, "siblings": []}).encode(), {}
         for commit, files in FILES.items():
-            if path.startswith(f"api/models/org/name/tree/{commit}"):
+            names = (commit, "main") if commit == self.main else (commit,)
+            if path in [f"api/models/org/name/revision/{name}" for name in names]:
+                siblings = [{"rfilename": name} for name in files]  # earlier versions of the library ask for no tree
+                return json.dumps({"id": "org/name", "sha": commit, "siblings": siblings}).encode(), {}
+            if path in [f"api/models/org/name/tree/{name}" for name in names]:
                 tree = [
                     {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
                     for name, content in files.items()

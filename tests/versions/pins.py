@@ -1,7 +1,7 @@
 """The pinned packages: constraints.txt has every version, hashes*.txt the files that are the same for every machine.
 
-`make pins` writes the hashes anew after a change of constraints.txt. A wheel for any Python and platform is one file, and
-so is a source archive; a compiled wheel is another on each machine, and torch comes from the index that a machine
+`make pins` writes the hashes anew when constraints.txt changed. A wheel for any Python and platform is one file, and so
+is a source archive; a compiled wheel is another on each machine, and torch comes from the index that a machine
 has chosen for it, so these are held to their version alone.
 """
 
