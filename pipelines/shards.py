@@ -16,7 +16,7 @@ Attention ends where segments do, unless the manifest's fact `attention` says ot
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -251,10 +251,12 @@ class ShardReader:
         if facts is None:
             raise DataError(f"{folder}: holds no samples back; set prep.eval.fraction and run `packtrain prep` again")
         self.manifest = manifest
-        self._attention = Attention(**manifest.facts.get("attention", {}))
         self._folder = folder
         shards = "shards/" if part == "train" else f"{part}/shards/"
         self._files = [record for record in manifest.files if record.path.startswith(shards)]
+        if not _describes(manifest.facts, facts) or len(facts["packs_per_shard"]) != len(self._files):
+            raise DataError(f"{folder}: its manifest does not say what its shards hold; run `packtrain prep` again")
+        self._attention = Attention(**manifest.facts.get("attention", {}))
         self._firsts: list[int] = [0, *accumulate(facts["packs_per_shard"])]
         self._most: tuple[int, int] = manifest.facts["capacity"], manifest.facts["max_token_id"]
         self._seen: dict[str, tuple[int, ...] | None] = dict(seen or {})
@@ -394,6 +396,20 @@ def _fill_packs(columns: list[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]]) -
         and (boundaries[ends[1:] - 1] == lengths).all()
         and rising.all()
         and (np.diff(mask_ends) == (lengths + 7) // 8).all()
+    )
+
+
+def _describes(facts: Mapping[str, Any], part: Any) -> bool:
+    """Whether facts are of the kinds that a reader takes apart: those of all packs, and those of a part of them."""
+    attention, counts = facts.get("attention", {}), part.get("packs_per_shard") if isinstance(part, dict) else None
+    numbers = [facts.get("capacity"), facts.get("max_token_id"), *(counts if isinstance(counts, list) else [None])]
+    if not isinstance(attention, dict) or not attention.keys() <= {"across_samples", "window"}:
+        return False
+    window = attention.get("window")
+    return (
+        all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
+        and isinstance(attention.get("across_samples", False), bool)
+        and (window is None or (type(window) is int and window > 0))
     )
 
 

@@ -88,7 +88,7 @@ def prep_directory(folder: Path, shards: Sequence[Packs], attention: Attention |
     return folder
 
 
-def refit(folder: Path, **facts: int) -> None:
+def refit(folder: Path, **facts: Any) -> None:
     """Write the manifest anew, with the digests of the files that are there and other facts."""
     manifest = Manifest.read(folder)
     assert manifest is not None
@@ -404,3 +404,22 @@ def test_an_unfinished_directory_and_another_format_are_refused(tmp_path: Path) 
     replace(manifest, format_version=FORMAT_VERSION + 1).write(folder)
     with pytest.raises(DataError, match=f"prep of format {FORMAT_VERSION + 1}, this version reads"):
         ShardReader(folder)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"packs_per_shard": 3},
+        {"packs_per_shard": [1, 1, 1, 1, 1, 1, 1]},
+        {"packs_per_shard": ["1"]},
+        {"capacity": None},
+        {"attention": "across"},
+        {"attention": {"window": 0}},
+        {"attention": {"more": 1}},
+    ],
+)
+def test_a_manifest_that_does_not_say_what_the_shards_hold_is_refused(tmp_path: Path, facts: dict[str, Any]) -> None:
+    prep_directory(tmp_path, [golden_packs()])
+    refit(tmp_path, **facts)
+    with pytest.raises(DataError, match="its manifest does not say what its shards hold"):
+        ShardReader(tmp_path)
