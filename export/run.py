@@ -154,10 +154,10 @@ def _write(job: Job, target: str) -> None:
 
 
 def _nbytes(job: Job) -> int:
-    """Of all weights that are still to be written."""
+    """Of the weights of all targets."""
     direct = job.pipeline.export.turbomind.mode == "hf_direct"
-    left = [target for target in job.plan.targets if not job.plan.is_done(target)]
-    return sum(job.written(target).weights.nbytes for target in left if not (direct and target == "turbomind"))
+    written = [target for target in job.plan.targets if not (direct and target == "turbomind")]
+    return sum(job.written(target).weights.nbytes for target in written)
 
 
 def _measured(plan: Plan) -> str | None:

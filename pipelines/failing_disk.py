@@ -61,8 +61,10 @@ def storage_error(error: OSError, folder: Path | None = None, needs: str = "") -
     """
     if not is_storage_error(error):
         return None
-    place = error.filename if isinstance(error.filename, str | os.PathLike) else _file_in_use(error) or folder
-    where = f"{os.fspath(place)}: " if place is not None else ""
+    place = error.filename if isinstance(error.filename, str | os.PathLike) else _file_in_use(error)
+    where = "" if place is None else f"{os.fspath(place)}: "
+    if folder is not None and (place is None or Path(place).parent == Path()):  # some name but an entry of a directory
+        where = f"{folder}: {where}"
     about = needs + _room(place, folder)
     about = f" ({about.removesuffix(', ')})" if about else ""
     remedy = _REMEDIES[error.errno or 0]

@@ -272,8 +272,7 @@ def _write_model_and_tokenizer(engine: Engine, plan: Plan, partial: Path) -> lis
     if plan.pipeline.model.trust_remote_code:
         assert plan.pipeline.model.name_or_path is not None  # the schema: a scratch model has no code
         copy_code(plan.pipeline.model.name_or_path, partial / "model")
-    if (plan.shards / "tokenizer").is_dir():
-        shutil.copytree(plan.shards / "tokenizer", partial / "tokenizer")
+    _copy_files(plan.shards / "tokenizer", partial / "tokenizer")
     found = [path for kind in ("model", "tokenizer") for path in sorted((partial / kind).rglob("*"))]
     written = [path for path in found if path.is_file()]
     for path in written:
@@ -281,6 +280,15 @@ def _write_model_and_tokenizer(engine: Engine, plan: Plan, partial: Path) -> lis
             sync_file(file.fileno())
         sync_directory(path.parent)
     return [FileRecord.of(partial, path) for path in written]
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """All below a directory; shutil.copytree would not tell what is wrong with a disk."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def _manifest(

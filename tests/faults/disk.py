@@ -11,9 +11,7 @@ from tests.faults.case import Case, Stage
 from tests.faults.kill import alone, before, finish, is_afresh, sites_of, spread
 from tests.faults.table import Tally
 
-NO_ROOM = (
-    r"needs about [\d,]+ bytes in all, [\d,]+ bytes free|[\d,.]+ [MG]B are needed in all and [\d,.]+ [MG]B are free"
-)
+NO_ROOM = r"needs .*\d (bytes|[MG]B) .*\d (bytes|[MG]B) (are )?free|\d [MG]B are needed .*\d [MG]B are free"
 """How a message about a full disk says what is needed and what is there."""
 
 

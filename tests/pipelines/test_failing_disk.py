@@ -31,6 +31,8 @@ def test_what_is_needed_is_said_beside_what_is_free(tmp_path: Path) -> None:
     assert re.fullmatch(said, str(caught.value))
     with pytest.raises(MachineError, match=rf"Input/output error \({free}\); look at"), storing(tmp_path, "x", int):
         raise OSError(errno.EIO, "x")
+    with pytest.raises(MachineError, match=rf"^{tmp_path}: a\.npy: Input/output error"), storing(tmp_path, "x", int):
+        raise OSError(errno.EIO, "x", "a.npy")
     with pytest.raises(FileNotFoundError), storing(tmp_path, "prep", int):
         (tmp_path / "none").read_bytes()
 

@@ -1,5 +1,6 @@
 """Ranks started by the command itself: their errors, their death, and how they are stopped."""
 
+import errno
 import json
 import os
 import re
@@ -18,8 +19,8 @@ import pytest
 
 from pipelines.errors import MachineError
 from tests.train.runs import checkpoints, same, share, write_prep, write_toml
-from train.launch import raise_failure, start_ranks
-from train.launchers import Address, Node
+from train.launch import raise_failure, rank_errors, start_ranks
+from train.launchers import Address, Node, Ranks
 from train.pulse import FAILURE, FOLDER, Beat, machine
 
 pytestmark = pytest.mark.slow
@@ -155,6 +156,15 @@ def test_user_error_in_ranks_is_one_line_with_its_exit_code(tmp_path: Path) -> N
     assert output == ""
     assert errors.startswith("work/tiny/prep: the shards hold token id 63")
     assert len(errors.splitlines()) == 1
+
+
+def test_a_disk_that_fails_under_a_rank_is_the_users_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.launch._end", sys.exit)
+    with pytest.raises(SystemExit, match=r"^5$"), rank_errors(Ranks(1, 2, 1, 2)):
+        raise OSError(errno.EIO, "Input/output error", "shards/a.arrow")
+    assert capsys.readouterr().err.startswith("shards/a.arrow: Input/output error")
 
 
 def test_killed_rank_is_named_and_not_those_that_were_stopped_for_it(tmp_path: Path) -> None:

@@ -297,7 +297,15 @@ def test_keys_that_deepspeed_refuses_are_an_error(tmp_path: Path, shards: Path) 
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"), "metrics.jsonl: No space left on device"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/metrics.jsonl"),
+            r"^a/metrics.jsonl: No space left on device \(a checkpoint needs about [\d,]+ bytes in all, [\d,]+ bytes",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error"),
+            r"^\S+/tiny/train: Input/output error \([\d,]+ bytes free\); look at",
+        ),
+        (OSError(errno.EACCES, "Permission denied", "metrics.jsonl"), "^metrics.jsonl: Permission denied"),
     ],
 )
 def test_what_the_machine_lacks_is_one_line(
