@@ -454,7 +454,7 @@ class ChatTemplate:
         except TemplateFault as fault:
             if fault.kind == "undefined" and "strftime_now" in fault.message:
                 raise ConfigError(
-                    f"{self._origin} asks for today's date (strftime_now), which would put the clock into the data; "
+                    f"{self._origin}: asks for today's date (strftime_now), which would put the clock into the data; "
                     "write a fixed date into the template"
                 ) from fault
             verb = "refuses" if fault.kind == "refused" else "fails on"

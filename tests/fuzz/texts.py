@@ -79,7 +79,7 @@ def _template(data: bytes, folder: Path) -> None:
     file = folder / "template.jinja"
     file.write_bytes(data)
     template = Template(schema.Template(name="custom", file=file), tokenizer())
-    assert template.jinja
+    assert template.jinja is not None
     for conversation in (_TALK, _CALLS):
         try:
             ids, loss = template.sample(conversation)
