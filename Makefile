@@ -8,7 +8,7 @@ BIN      := .venv/bin
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
-.PHONY: all setup data prep train export chat check lint types fast test faults golden tokenizer docs pins audit licences versions bench-prep bench-train bench-plan bench-export clean help
+.PHONY: all setup data prep train export chat check lint types fast test faults fuzz golden tokenizer docs pins audit licences versions bench-prep bench-train bench-plan bench-export clean help
 
 all: prep train export
 
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-plan          what \`packtrain plan\` says of memory beside what a step takes; JSON=1 likewise"
 	@echo "make bench-export        exports of a ZeRO 3 checkpoint beside DeepSpeed's own tool; JSON=1 likewise"
 	@echo "make faults              kill, starve and damage real runs, and count what was lost; FAULTS_HOURS=8 for a night"
+	@echo "make fuzz                readers of files under a fuzzer, FUZZ_SECONDS=60 each; FUZZ_ONLY=\"toml shard\" takes some alone"
 	@echo "make docs                the documentation as a site, in site/; it loads nothing from elsewhere"
 	@echo "make clean               remove the runs below work/"
 
@@ -89,6 +90,16 @@ FAULTS_HOURS  ?= 0
 FAULTS_POINTS ?= 3
 faults: setup
 	@$(BIN)/python -m tests.faults --points $(FAULTS_POINTS) --hours $(FAULTS_HOURS)
+
+# Readers of files under a coverage-guided fuzzer. What it finds is kept in tests/fuzz/corpus, and fails the tests.
+FUZZ_SECONDS ?= 60
+FUZZ_ONLY    ?=
+fuzz: .venv/.fuzz-ready
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.fuzz --seconds $(FUZZ_SECONDS) $(addprefix --only ,$(FUZZ_ONLY))
+
+# Where there is no wheel, tests.fuzz says so and exits 5.
+.venv/.fuzz-ready: .venv/.ready
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]' && touch $@ || true
 
 # After a deliberate change of the bytes that prep writes: raise the format version, then this.
 golden: prep
