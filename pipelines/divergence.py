@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile, zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +103,9 @@ def compare(a: Path, b: Path) -> Comparison:
         DataError: if the two have nothing in common.
         CheckError: at a file that is not as its manifest says.
     """
+    for place in (a, b):
+        if not place.is_dir():
+            raise DataError(f"{place}: no such directory; name a run, or an artefact")
     below_a, below_b = _below(a), _below(b)
     common = [name for name in below_a if name in below_b]
     if not common:
@@ -122,7 +125,7 @@ def compare(a: Path, b: Path) -> Comparison:
         compared=common,
         only_a=[name for name in below_a if name not in below_b],
         only_b=[name for name in below_b if name not in below_a],
-        divergences=list(found.values()),
+        divergences=sorted(found.values(), key=lambda one: get_args(What).index(one.what)),
     )
 
 
@@ -362,7 +365,7 @@ def _rows(path: Path) -> dict[tuple[int, str, str], Mapping[str, Any]]:
 def _training_state(a: Checkpoint, b: Checkpoint) -> Iterator[Divergence]:
     if a.shapes != b.shapes:
         shapes = [{name: list(shape) for name, shape in one.shapes.items()} for one in (a, b)]
-        yield from (Divergence("tensor", f"shape of {name}", *two) for name, *two in _shapes(*shapes))
+        yield from (Divergence("tensor", *one) for one in _shapes(*shapes))
         return
     kinds = sorted({*a.kinds(), *b.kinds()} - {"buffer"}, key=lambda kind: (kind != "parameter", kind))
     with progress_bar("comparing", len(kinds) * len(a.shapes), "tensor") as progress:

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import TextIO
 
+from pipelines.secret_text import without_secrets
+
 _ESCAPED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Categories of characters that a terminal obeys, or shows as nothing."""
 _SHAPING = "\u200c\u200d"
@@ -23,6 +25,11 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join(
         character if character in keep or not _is_escaped(character) else _escape(character) for character in text
     )
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    """`1 pack`, `2 packs`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def columns(character: str) -> int:
@@ -44,7 +51,7 @@ class LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.write(without_secrets(self.format(record)) + "\n")
             sys.stderr.flush()
         except Exception:
             self.handleError(record)

@@ -15,6 +15,7 @@ from pipelines.findings import Finding, Report, of_error
 from pipelines.preflight import model_config, preflight, prep_problems, tokenizer_problems
 from pipelines.progress import progress_bar
 from pipelines.schema import Pipeline
+from pipelines.terminal import plural
 from prep.chunk import Rules, chunks_of, outcomes
 from prep.faulty_records import FaultyRecords
 from prep.formats.fault import RecordFault
@@ -68,7 +69,7 @@ class _Lint:
             self._tokenizer(tokenizer)
         if inputs is not None:
             self._report.input_bytes = sum(one.where.stat().st_size for one in inputs)
-            self._report.facts["data order"] = f"{len(inputs):,} files, {self._report.input_bytes:,} bytes"
+            self._report.facts["data order"] = f"{plural(len(inputs), 'file')}, {self._report.input_bytes:,} bytes"
             if changed := self._tried(lambda: since_prep(pipeline, inputs)):
                 where = pipeline.home / "prep"
                 text = f"{where}: the shards are of other inputs: {changed}; run `packtrain prep` again"

@@ -164,7 +164,10 @@ def _mismatch(pipeline: Pipeline, listed: Sequence[str], found: Mapping[str, OnD
     extra = [f"{file}: {_quoted(line)} is on disk, but not listed" for line in found if line not in known]
     yield from _some(missing)
     yield from _some(extra)
-    yield f"{file}: does not match the data; restore it, or accept what is there with `packtrain order write`"
+    yield (
+        f"{file}: does not match the data; restore it, or accept what is there with `packtrain order write`; a "
+        "pipeline of other data in the same folder needs a file of its own, prep.order.file"
+    )
 
 
 def _why_missing(pipeline: Pipeline, line: str) -> str:

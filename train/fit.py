@@ -13,10 +13,13 @@ from pipelines.errors import CheckError, ConfigError, DataError, MachineError
 from pipelines.findings import Finding, Report, of_error
 from pipelines.gpus import visible_gpus
 from pipelines.layouts import gb
+from pipelines.safetensors_header import LONGEST
 from pipelines.schema import Pipeline
 from pipelines.shards import PREPARED_BYTES
+from pipelines.terminal import plural
+from pipelines.weight_index import read_index
 from train.forecast import Assumed, forecast
-from train.forecast_text import count, plural
+from train.forecast_text import count
 from train.plan import Plan, checkpoint_identity, packs_left
 
 
@@ -88,9 +91,9 @@ def weight_problems(folder: Path) -> Iterator[str]:
     files = sorted(folder.glob("*.safetensors"))
     if index.is_file():
         try:
-            named = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            yield f"its {index.name} is damaged; fetch it again"
+            named = sorted(set(read_index(index).values()))
+        except ValueError as error:
+            yield f"its {index.name} is damaged ({error}); fetch it again"
             return
         yield from (f"{name} is missing, which {index.name} names" for name in named if not (folder / name).is_file())
         files = [folder / name for name in named if (folder / name).is_file()]
@@ -106,14 +109,14 @@ def _cut_off(path: Path) -> str:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= size - 8:
+        if not 2 <= length <= min(LONGEST, size - 8):
             return "is no safetensors file, or cut off"
         try:
             header: dict[str, Any] = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, IndexError):
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             return "has a damaged header"
-    whole = 8 + length + max(ends, default=0)
     return "" if size == whole else f"has {size:,} bytes, its header says {whole:,}"
 
 
@@ -124,8 +127,9 @@ def _facts(found: dict[str, Json]) -> dict[str, str]:
     return {
         "model": f"{model['model_type']}, {count(model['parameters'])} parameters{trained}",
         "batch": (
-            f"{plural(batch['packs'], 'pack')} a step, at most {batch['tokens']:,} tokens: {ranks['total']:,} ranks "
-            f"({ranks['from']}){shared}, {plural(ranks['micro_batches'], 'micro-batch', 'micro-batches')} each"
+            f"{plural(batch['packs'], 'pack')} a step, at most {batch['tokens']:,} tokens: "
+            f"{plural(ranks['total'], 'rank')} ({ranks['from']}){shared}, "
+            f"{plural(ranks['micro_batches'], 'micro-batch', 'micro-batches')} each"
         ),
         "steps": "unknown until prep has finished" if steps["total"] is None else f"{steps['total']:,}",
         "memory": f"{gb(memory['total'])} of a rank at its peak ({memory['error']})",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.layouts import BETWEEN_NODES, ROOM, TO_HOST, WITHIN_NODE, gb
+from pipelines.terminal import plural
 
 BEST = 15
 """Layouts that are shown."""
@@ -172,11 +173,6 @@ def _layouts(layouts: Sequence[Mapping[str, Any]], gpu_memory: int) -> list[str]
             f"  {TO_HOST / 1e9:.0f} GB/s to the machine's memory)",
         ]
     return lines
-
-
-def plural(number: int, one: str, many: str = "") -> str:
-    """`1 pack`, `2 packs`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def count(number: int) -> str:

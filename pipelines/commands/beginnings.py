@@ -7,6 +7,7 @@ import click
 
 from pipelines import completion as completions
 from pipelines.commands.options import json_output, show
+from pipelines.terminal import plural
 
 
 @click.command()
@@ -73,5 +74,7 @@ def migrate(
         return
     click.echo(found.report(), err=True)
     click.echo(
-        f"{out}: {sum(line.verdict == 'decide' for line in found.lines)} keys to decide" if out else found.toml.rstrip()
+        f"{out}: {plural(sum(line.verdict == 'decide' for line in found.lines), 'key')} to decide"
+        if out
+        else found.toml.rstrip()
     )

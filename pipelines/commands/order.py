@@ -7,6 +7,7 @@ import click
 
 from pipelines.commands.group import Commands
 from pipelines.commands.options import json_output, pipeline_file, read, show
+from pipelines.terminal import plural
 
 
 @click.group(cls=Commands)
@@ -28,7 +29,10 @@ def order_write(file: Path, overrides: tuple[str, ...], golden: Path | None, as_
     if golden:
         goldens.write(pipeline, golden)
     where = pipeline.prep.order.file
-    show({"file": str(where), "files": files}, f"{where}: {files:,} files", as_json=as_json)
+    written = f"{where}: {plural(files, 'file')}" + (
+        f"\n{golden}: digests of {pipeline.home / 'prep'}" if golden else ""
+    )
+    show({"file": str(where), "files": files}, written, as_json=as_json)
 
 
 @order.command(name="check", short_help="Compare data_order.txt with the files that are there.")
@@ -43,7 +47,7 @@ def order_check(file: Path, overrides: tuple[str, ...], quick: bool, golden: Pat
 
     pipeline = read(file, overrides)
     files = check_order(pipeline, quick=quick)
-    text = f"{pipeline.prep.order.file}: {files:,} files as listed"
+    text = f"{pipeline.prep.order.file}: {plural(files, 'file')} as listed"
     result: dict[str, Any] = {"file": str(pipeline.prep.order.file), "files": files}
     if golden:
         result["golden"] = goldens.check(pipeline, golden)

@@ -12,6 +12,7 @@ from pipelines.migrate.config_tree import Node, Symbol, Unread, Verdict
 from pipelines.migrate.draft import Draft
 from pipelines.migrate.xtuner import config as xtuner
 from pipelines.named_file import write_named_file
+from pipelines.terminal import plural
 from pipelines.toml_text import on_one_line, spell_value
 
 Trainer = Literal["xtuner", "internevo", "axolotl", "llamafactory"]
@@ -53,7 +54,7 @@ class Migration:
         parts = []
         for verdict, found in groupby(sorted(self.lines, key=_weight), key=lambda line: line.verdict):
             listed = list(found)
-            parts += [f"{_TITLES[verdict]}: {len(listed)} keys", *(f"  {_told(line)}" for line in listed)]
+            parts += [f"{_TITLES[verdict]}: {plural(len(listed), 'key')}", *(f"  {_told(line)}" for line in listed)]
         if self.notes:
             parts += ["also for you to decide:", *(f"  {note}" for note in self.notes)]
         return "\n".join(parts)

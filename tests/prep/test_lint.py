@@ -28,7 +28,7 @@ def test_a_sound_pipeline_is_told_in_words_and_nothing_is_written(make_pipeline:
     report = lint(load(file))
     assert report.findings == []
     assert [*report.facts] == ["tokenizer", "data order", "template", "source a"]
-    assert report.facts["data order"] == f"1 files, {report.input_bytes:,} bytes"
+    assert report.facts["data order"] == f"1 file, {report.input_bytes:,} bytes"
     assert report.facts["template"].startswith("prompts are served as they are trained (a question, Chinese,")
     assert report.facts["source a"].startswith("5 first samples of ")
     assert sorted(path.name for path in file.parent.iterdir()) == ["data", "run.toml"]

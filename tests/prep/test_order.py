@@ -221,7 +221,8 @@ def test_files_that_are_missing_or_extra_are_named(tmp_path: Path) -> None:
         'data_order.txt:1: "gone.bin" is listed, but is not on disk',
         'data_order.txt: "extra.bin" is on disk, but not listed',
         'data_order.txt: "x/extra.bin" is on disk, but not listed',
-        "data_order.txt: does not match the data; restore it, or accept what is there with `packtrain order write`",
+        "data_order.txt: does not match the data; restore it, or accept what is there with `packtrain order write`; a "
+        "pipeline of other data in the same folder needs a file of its own, prep.order.file",
     ]
 
 
