@@ -21,6 +21,7 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from pipelines.errors import BusyError, CheckError, MachineError
+from pipelines.progress import progress_bar
 
 _PART = 1 << 20
 """Bytes of a file in memory while it is digested."""
@@ -90,6 +91,7 @@ class Manifest:
             if content.pop("sha256", None) != identity(content):
                 raise ValueError("its own digest does not fit it")
             files = [FileRecord(**record) for record in content.pop("files")]
+            _refuse_places_elsewhere(files)
             manifest = cls(files=files, **content)
             _refuse_other_kinds(manifest)
             return manifest
@@ -126,11 +128,19 @@ class Manifest:
         if not hashes:
             return
         paths = [folder / record.path for record in self.files]
-        with ThreadPoolExecutor(2) as threads:
+        size = sum(record.size for record in self.files)
+        with ThreadPoolExecutor(2) as threads, progress_bar(f"checking {self.kind}", size, "B") as progress:
             for path, digest, record in zip(paths, threads.map(digest_file, paths), self.files, strict=True):
                 if digest != record.sha256:
                     threads.shutdown(cancel_futures=True)
                     raise other_digest(path)
+                progress(record.size)
+
+
+def _refuse_places_elsewhere(files: Iterable[FileRecord]) -> None:
+    for record in files:
+        if not {"", ".", ".."}.isdisjoint(record.path.split("/")) or "\0" in record.path:
+            raise ValueError(f"lists {record.path!r}, which is no path below it")
 
 
 def other_digest(path: Path) -> CheckError:

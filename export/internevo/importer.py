@@ -110,7 +110,7 @@ class InternEvoWeights(Weights):
 
     def __init__(self, checkpoint: InternEvoCheckpoint, layout: Kind, *, adapt_hf: bool) -> None:
         self.vanished = 0
-        self.norm_head = bool(checkpoint.config.get("norm_head", False))
+        self.norm_head = checkpoint.flag("norm_head") or False
         self._source = checkpoint
         self._parts = parts(checkpoint.kind, layout, checkpoint.wholes, checkpoint.sizes, adapt_hf=adapt_hf)
         self.shapes = {
@@ -164,19 +164,19 @@ def hf_config(checkpoint: InternEvoCheckpoint, layout: Kind, dtype: Dtype) -> di
         "hidden_act": "silu",
         "hidden_size": sizes.hidden,
         "intermediate_size": sizes.mlp,
-        "max_position_embeddings": checkpoint.config.get("max_position_embeddings") or 2048,  # InternEvo's default
+        "max_position_embeddings": checkpoint.whole("max_position_embeddings", 2048),  # InternEvo's default
         "num_attention_heads": sizes.heads,
         "num_hidden_layers": sizes.layers,
         "num_key_value_heads": sizes.kv_heads,
-        "rms_norm_eps": float(checkpoint.setting("layer_norm_epsilon")),
+        "rms_norm_eps": checkpoint.number("layer_norm_epsilon"),
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
         "dtype": dtype,
         "vocab_size": sizes.rows,
     }
-    theta = float(checkpoint.setting("rope_base", 10000))
+    theta = checkpoint.number("rope_base", 10000)
     # Its factor in training is 1: nothing changes up to max_position_embeddings, the base grows beyond.
-    scaling = {"type": "dynamic", "factor": 1.0} if checkpoint.config.get("use_dynamic_ntk_rope") else None
+    scaling = {"type": "dynamic", "factor": 1.0} if checkpoint.flag("use_dynamic_ntk_rope") else None
     config |= {"rope_theta": theta, "rope_scaling": scaling}
     if layout == "internlm2":
         own = {"model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"], "bias": sizes.bias}
@@ -226,15 +226,17 @@ def _layout(checkpoint: InternEvoCheckpoint, asked: Kind | None) -> Kind:
 
 
 def _adapt_hf(checkpoint: InternEvoCheckpoint, asked: bool | None) -> bool:
-    where, stored = checkpoint.folder / CONFIG, checkpoint.config.get("adapt_hf")
-    if stored is None and asked is None:
+    where, stored = checkpoint.folder / CONFIG, checkpoint.flag("adapt_hf")
+    if stored is None and asked is not None:
+        return asked
+    if stored is None:
         raise ConfigError(
             f"{where}: does not say adapt_hf, the order of rows in query and key heads, and a wrong guess ruins the "
             "model; give --adapt-hf (InternEvo's default for InternLM2) or --no-adapt-hf (its default for Llama)"
         )
-    if stored is not None and asked is not None and bool(stored) != asked:
-        raise ConfigError(f"{where}: says adapt_hf = {str(bool(stored)).lower()}; leave the option out")
-    return bool(stored) if asked is None else asked
+    if asked is not None and stored != asked:
+        raise ConfigError(f"{where}: says adapt_hf = {str(stored).lower()}; leave the option out")
+    return stored
 
 
 def _unit_rows(found: Bits, dtype: Dtype) -> Bits:

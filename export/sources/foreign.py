@@ -25,6 +25,7 @@ from pipelines.errors import CheckError, ConfigError, DataError
 from pipelines.failing_disk import storage_error
 from pipelines.file_ranges import FileRanges
 from pipelines.llama_layouts import KEY, unit_rows
+from pipelines.toml_text import on_one_line
 from pipelines.progress import progress_bar
 
 _READERS = (universal.find, deepspeed.find, distributed.find, plain.find)
@@ -66,6 +67,8 @@ def find(folder: Path) -> Found:
     for reader in _READERS:
         try:
             found = reader(folder)
+        except (CheckError, DataError) as error:  # names of tensors may hold anything, lines of their own too
+            raise type(error)(on_one_line(str(error))) from error
         except _MALFORMED as error:
             raise CheckError(
                 f"{folder}: what its files say of the weights does not fit together ({type(error).__name__}: {error}); "

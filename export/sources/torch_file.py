@@ -18,6 +18,7 @@ from typing import Any
 
 from export.sources.pickle_program import refuse_excess
 from pipelines.errors import CheckError, DataError
+from pipelines.toml_text import on_one_line
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save began with before zip archives
 _STORAGES = {
@@ -264,7 +265,7 @@ class _Interpreter(pickle.Unpickler):
         if (module, name) in _INERT or f"{module}.".startswith(_INERT_PACKAGES):
             return self._kinds.setdefault((module, name), type(name, (Record,), {"module": module, "name": name}))
         raise DataError(
-            f"{self._path}: asks for {module}.{name}, which is code and is not run; only tensors and plain values "
+            f"{self._path}: asks for {on_one_line(f'{module}.{name}')}, which is code and is not run; only tensors and plain values "
             "belong in a checkpoint, take it from who made it again"
         )
 

@@ -72,7 +72,7 @@ def attempt(target: Target, data: bytes) -> str:
 def _checked(error: PacktrainError, folder: Path) -> str:
     """The text of an error, in which every line has a place and a finding."""
     text = str(error)
-    for line in text.splitlines() or [""]:
+    for line in text.split("\n"):
         if not _PLACE.match(line) or len(line) > _LONGEST:
             raise Finding(f"{type(error).__name__} says too little or too much: {line[:_LONGEST]!r}")
     return text.replace(str(folder), "")

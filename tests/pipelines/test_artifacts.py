@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -150,3 +151,26 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(MachineError, match="cannot be locked"), exclusive(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": 3},
+        {"format_version": "1"},
+        {"parents": {"prep": None}},
+        {"facts": []},
+        {"files": [{"path": 1, "size": 1, "sha256": ""}]},
+    ],
+)
+def test_a_signed_manifest_of_other_kinds_of_values_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
+    content = {**Manifest("prep", 1, "", {}, [], {}).as_json(), **change}
+    (tmp_path / "manifest.json").write_bytes(canonical_json({**content, "sha256": identity(content)}))
+    with pytest.raises(CheckError, match="not a manifest"):
+        Manifest.read(tmp_path)
+
+
+def test_a_manifest_nested_beyond_any_stack_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"[" * 200_000)
+    with pytest.raises(CheckError, match="not a manifest"):
+        Manifest.read(tmp_path)

@@ -225,3 +225,22 @@ def test_what_internevo_cannot_hold_is_refused(folder: Path, tmp_path: Path) -> 
     llama = write(tmp_path / "600", SETTINGS, files("llama"))
     with pytest.raises(ConfigError, match="--layout internlm2: the checkpoint is of the Llama type"):
         import_internevo(llama, tmp_path / "third", layout="internlm2")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "finding"),
+    [
+        ("num_layers", 10**15, r"its files hold 3 layers, .* says num_layers = 1000000000000000"),
+        ("hidden_size", {"x": 1}, r"hidden_size = dict: expected a whole number from 1 on"),
+        ("num_attention_heads", 0, r"num_attention_heads = 0: expected a whole number"),
+        ("head_dim", "4", r'head_dim = "4": expected a whole number'),
+        ("rope_base", [1], r"rope_base = list: expected a number"),
+        ("adapt_hf", "no", r'adapt_hf = "no": expected true or false'),
+        ("anything", float("nan"), r"anything holds what no setting of a model is"),
+        ("norm_head", torch.ones(2), r"norm_head holds what no setting of a model is"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(key: str, value: Any, finding: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "500", SETTINGS | {key: value}, files())
+    with pytest.raises(DataError, match=rf"model_config\.pt.*{finding}|{finding}"):
+        import_internevo(folder, tmp_path / "hf")

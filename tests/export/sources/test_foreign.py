@@ -17,7 +17,7 @@ from export.merge import OriginalBase
 from export.plan import Plan
 from export.run import run
 from export.source import open_source
-from export.sources.foreign import Beside, Foreign
+from export.sources.foreign import Beside, Foreign, find
 from pipelines.artifacts import Manifest
 from pipelines.errors import CheckError, ConfigError, DataError, PacktrainError
 from pipelines.provenance import verify
@@ -391,3 +391,10 @@ def test_what_is_gathered_is_gone_with_the_source(tmp_path: Path) -> None:
     del source
     gc.collect()
     assert not gathered.exists()
+
+
+def test_a_name_of_several_lines_makes_no_lines_of_its_own_in_an_error(tmp_path: Path) -> None:
+    torch.save({"a\nexport: all is well\x1b[2J": torch.ones(2, 3).T}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(DataError, match="is not stored in its own order") as caught:
+        find(tmp_path)
+    assert str(caught.value).isprintable()
