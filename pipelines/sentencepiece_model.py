@@ -75,9 +75,12 @@ class SentencePieceModel:
             raise ValueError("not a sentencepiece model") from error
         if not pieces:
             raise ValueError("not a sentencepiece model: it has no pieces")
+        algorithm = _ALGORITHMS.get(trainer.get(3, 1))
+        if algorithm is None:
+            raise ValueError(f"a sentencepiece model of the unknown type {trainer[3]!r}")
         return cls(
             pieces=tuple(pieces),
-            algorithm=_ALGORITHMS[trainer.get(3, 1)],
+            algorithm=algorithm,
             byte_fallback=bool(trainer.get(35, False)),
             dummy_prefix=bool(normalizer.get(3, True)),
             remove_extra_whitespaces=bool(normalizer.get(4, True)),

@@ -25,8 +25,8 @@ from pipelines.errors import CheckError, ConfigError, DataError
 from pipelines.failing_disk import storage_error
 from pipelines.file_ranges import FileRanges
 from pipelines.llama_layouts import KEY, unit_rows
-from pipelines.toml_text import on_one_line
 from pipelines.progress import progress_bar
+from pipelines.toml_text import on_one_line
 
 _READERS = (universal.find, deepspeed.find, distributed.find, plain.find)
 _TOKENIZER = "tokenizer.json"

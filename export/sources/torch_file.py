@@ -265,8 +265,8 @@ class _Interpreter(pickle.Unpickler):
         if (module, name) in _INERT or f"{module}.".startswith(_INERT_PACKAGES):
             return self._kinds.setdefault((module, name), type(name, (Record,), {"module": module, "name": name}))
         raise DataError(
-            f"{self._path}: asks for {on_one_line(f'{module}.{name}')}, which is code and is not run; only tensors and plain values "
-            "belong in a checkpoint, take it from who made it again"
+            f"{self._path}: asks for {on_one_line(f'{module}.{name}')}, which is code and is not run; only tensors and "
+            "plain values belong in a checkpoint, take it from who made it again"
         )
 
     def persistent_load(self, pid: Any, /) -> Storage:

@@ -116,7 +116,8 @@ def _run(target: Target, span: Path, arguments: Sequence[str]) -> tuple[int, str
         f"-timeout={3 * MOST_SECONDS:.0f}",
         "-report_slow_units=1000",
     ]
-    found = [f"-artifact_prefix={span}/ended-", f"-dict={span / 'tokens'}", f"-max_len={4 * _LARGEST}"]
+    found = [f"-artifact_prefix={span}/ended-", f"-max_len={4 * _LARGEST}"]
+    found += [f"-dict={span / 'tokens'}"] if target.tokens else []
     log = span / "log.txt"
     code = forked(target.name, span, log, [*limits, *found, "-print_final_stats=1", "-verbosity=1", *arguments])
     text = log.read_text(errors="replace")

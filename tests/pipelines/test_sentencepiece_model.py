@@ -78,3 +78,8 @@ def test_a_damaged_model_is_refused(data: bytes) -> None:
     for content in damaged:
         with pytest.raises(ValueError, match="not a sentencepiece model"):
             SentencePieceModel.parse(content)
+
+
+def test_a_model_of_another_type_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="of the unknown type 9"):
+        SentencePieceModel.parse(data + b"\x12\x02\x18\x09")
