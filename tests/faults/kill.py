@@ -14,7 +14,7 @@ from tests.faults.case import Case, Stage
 from tests.faults.process import HUNG
 from tests.faults.table import Tally
 
-AFRESH = 10
+AFRESH = 20
 """One of so many faults meets a process that was started as a user starts it, with all of its workers."""
 
 

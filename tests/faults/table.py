@@ -1,8 +1,12 @@
 """What was injected and what became of it."""
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+TOLD_EVERY_S = 60.0
+"""Seconds after which a long run says how far it is."""
 
 
 @dataclass
@@ -15,6 +19,8 @@ class Tally:
     """What was not as it had to be, a line each."""
     note: str = ""
     """What was measured beside."""
+    told: float = field(default_factory=time.monotonic)
+    """When it was said last how far it is."""
 
     def add(self, finding: str | None) -> None:
         """One more fault, and what it cost if it did."""
@@ -22,6 +28,9 @@ class Tally:
         if finding:
             print(f"lost: {self.fault}: {finding}", file=sys.stderr, flush=True)  # a long run tells at once
             self.lost.append(finding)
+        if time.monotonic() > self.told + TOLD_EVERY_S:
+            self.told = time.monotonic()
+            print(f"{self.fault}: {self.injected:,} injected, {len(self.lost):,} lost", file=sys.stderr, flush=True)
 
     @property
     def survived(self) -> int:
