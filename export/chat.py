@@ -121,14 +121,22 @@ def _load(folder: Path) -> tuple[Any, Any]:
     if next(folder.rglob("*.py"), None):
         raise DataError(f"{folder}: comes with code of its own, which chat does not run; load it with Transformers")
     if (folder / "adapter_config.json").is_file():
-        return load_described(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return load_described(folder), _tokenizer(folder)
     if (folder / "triton_models").is_dir():
         raise DataError(f"{folder}: a TurboMind folder, which LMDeploy 0.6 to 0.7.3 serves; name the hf export instead")
     if (folder / "config.json").is_file():
-        return load_folder(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return load_folder(folder), _tokenizer(folder)
     if manifest is None or manifest.kind != "checkpoint":
         raise DataError(f"{folder}: neither an exported model nor a finished checkpoint, such as work/NAME/export/hf")
     return _load_checkpoint(Checkpoint(folder))
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        finding = str(error).strip().splitlines()[0]
+        raise DataError(f"{folder}: its tokenizer cannot be loaded without running code ({finding})") from error
 
 
 def _load_checkpoint(checkpoint: Source) -> tuple[Any, Any]:
@@ -141,6 +149,6 @@ def _load_checkpoint(checkpoint: Source) -> tuple[Any, Any]:
     loaded = load_tensors(model.config, tensors, model.weights.dtype, str(checkpoint.folder))
     with TemporaryDirectory() as files:
         model.write_files(Path(files))
-        tokenizer = AutoTokenizer.from_pretrained(files, local_files_only=True)
+        tokenizer = _tokenizer(Path(files))
         loaded.generation_config = type(loaded.generation_config).from_pretrained(files)
     return loaded, tokenizer

@@ -94,7 +94,7 @@ def evaluate(folder: Path, questions: Sequence[Question], max_new_tokens: int) -
 def answers(folder: Path, prompts: Sequence[Sequence[Mapping[str, Any]]], max_new_tokens: int) -> list[str]:
     """The greedy answer to each conversation, stripped, in the order given."""
     model = load_folder(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     by_template = Prompts(tokenizer, f"{folder}: the chat template")
     try:
         ids = [by_template.ids(messages) for messages in prompts]

@@ -179,7 +179,7 @@ def refuse_difference(found: Bits, expected: Bits, where: str) -> None:
 
 def _compare_prompts(model: Model, folder: Path) -> int:
     probes = Probes.read(model.checkpoint.tokenizer)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if finding := probes.difference(tokenizer, folder):
         raise CheckError(f"{folder}: {finding}")
     return len(probes.probes)

@@ -100,6 +100,8 @@ def values(path: KeyPath, value: object) -> Iterator[tuple[KeyPath, object]]:
 def _parse(path: Path, cited: str) -> Document:
     source = f"{cited}: {path}" if cited else str(path)
     try:
+        if cited and path.exists() and not path.is_file() and not path.is_dir():
+            raise ConfigError(f"{source}: a device or a pipe; name a TOML file")
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise ConfigError(f"{source}: no such file") from error

@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import importlib
 import inspect
-import json
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from pipelines.artifacts import digest_file
 from pipelines.errors import ConfigError, MachineError
 from pipelines.progress import is_shown
 from pipelines.schema import COMMIT, Origin, Pipeline
+from pipelines.weight_index import read_index
 
 log = logging.getLogger(__name__)
 
@@ -321,8 +321,8 @@ def _lacks(folder: Path, part: Part, *, bins: bool) -> str:
     for index in _INDEXES[: 1 + bins]:
         if (folder / index).is_file():
             try:
-                named = set(json.loads((folder / index).read_bytes())["weight_map"].values())
-            except (ValueError, KeyError, AttributeError):
+                named = set(read_index(folder / index).values())
+            except ValueError:
                 return f"a damaged {index}"
             return next((f"no {name}" for name in sorted(named) if not (folder / name).is_file()), "")
     patterns = ("*.safetensors", "pytorch_model*.bin")[: 1 + bins]

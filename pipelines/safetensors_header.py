@@ -13,7 +13,8 @@ _WIDTH = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2, "I8": 1,
     "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
-_LONGEST = 100 << 20  # bytes of a header, as the format has it
+LONGEST = 100 << 20
+"""Bytes of a header, as the format has it."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         with path.open("rb") as file:
             size = path.stat().st_size
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(_LONGEST, size - 8):
+            if not 2 <= length <= min(LONGEST, size - 8):
                 raise ValueError("no header where one has to be")
             header = json.loads(file.read(length), object_pairs_hook=_once_each)
             header.pop("__metadata__", None)

@@ -160,7 +160,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         dangling = True
     if dangling:
         raise DataError(f"{entry.path}: a link that leads nowhere; restore what it points to, or remove it")
-    return False
+    raise DataError(f"{entry.path}: a device, a pipe or a socket, which is no data; remove it")
 
 
 def _listed(path: str, where: str) -> str:

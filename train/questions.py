@@ -121,4 +121,4 @@ def _as_exported(folder: Path, special: SpecialTokens) -> Any:
     with TemporaryDirectory() as files:
         for name, content in tokenizer_files(folder, special).items():
             (Path(files) / name).write_bytes(content)
-        return AutoTokenizer.from_pretrained(files, local_files_only=True)
+        return AutoTokenizer.from_pretrained(files, local_files_only=True, trust_remote_code=False)

@@ -1,19 +1,19 @@
 """The tensors in a model directory, read range by range; what is missing or damaged is named before they are read."""
 
-import json
 import math
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.errors import ConfigError, DataError
+from pipelines.errors import CheckError, ConfigError, DataError
+from pipelines.safetensors_header import read_header
 from pipelines.schema import Pipeline
+from pipelines.weight_index import read_index
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _BIN = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -137,38 +137,24 @@ def _files(folder: Path, single: str, index: str) -> dict[Path, set[str] | None]
     if not (folder / index).is_file():
         return {}
     try:
-        weight_map = dict(json.loads((folder / index).read_bytes())["weight_map"])
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / index}: no index of weight files; download it again") from error
-    if strange := next((name for name in names if Path(name).name != name), None):
-        raise DataError(f"{folder / index}: names {strange}, which is not beside it; download it again")
+        weight_map = read_index(folder / index)
+    except ValueError as error:
+        raise DataError(f"{folder / index}: {error}; download it again") from error
+    names = sorted(set(weight_map.values()))
     return {folder / name: {key for key, file in weight_map.items() if file == name} for name in names}
 
 
 def _in_safetensors(path: Path) -> Iterator[tuple[str, _Place]]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > size - 8:
-            raise DataError(f"{path}: cannot be read (no safetensors file, or cut off); download it again")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            entries = [
-                (name, one["dtype"], tuple(map(int, one["shape"])), *map(int, one["data_offsets"]))
-                for name, one in header.items()
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: cannot be read (no safetensors header); download it again") from error
-    for name, kind, shape, begin, end in entries:
-        if kind not in _FORMATS:
-            raise DataError(f"{path}: {name} is stored as {kind}, which cannot be trained; use the unquantized model")
-        if end - begin != math.prod(shape) * _FORMATS[kind].itemsize:
-            raise DataError(f"{path}: {name} has not the bytes of its shape; download it again")
-        if 8 + length + end > size:
-            raise DataError(f"{path}: cut off inside {name} ({size} bytes); download it again")
-        yield name, _Place(path, shape, _FORMATS[kind], 8 + length + begin)
+    try:
+        entries = read_header(path)
+    except CheckError as error:
+        raise DataError(str(error)) from error
+    for name, entry in entries.items():
+        if entry.dtype not in _FORMATS:
+            raise DataError(
+                f"{path}: {name} is stored as {entry.dtype}, which cannot be trained; use the unquantized model"
+            )
+        yield name, _Place(path, entry.shape, _FORMATS[entry.dtype], entry.first)
 
 
 def _in_bin(path: Path) -> Iterator[tuple[str, _Place]]:

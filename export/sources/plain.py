@@ -1,6 +1,5 @@
 """Directories of plain weights: safetensors as Hugging Face has them, or the files of torch.save before those."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from export.sources.torch_file import TensorPlace, load
 from pipelines.errors import CheckError
 from pipelines.file_ranges import WIDTH
 from pipelines.safetensors_header import read_header
+from pipelines.weight_index import read_index
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
@@ -46,12 +46,12 @@ def _files(folder: Path, single: str, index: str, pattern: str) -> tuple[list[Pa
     if not path.is_file():
         return sorted(folder.glob(pattern)), None
     try:
-        listed = {str(name): str(file) for name, file in json.loads(path.read_bytes())["weight_map"].items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        listed = read_index(path)
+    except ValueError as error:
         raise CheckError(f"{path}: not an index of weights ({error}); copy it again") from error
     paths = [folder / name for name in sorted(set(listed.values()))]
     for one in paths:
-        if one.parent != folder or not one.is_file():
+        if not one.is_file():
             raise CheckError(f"{one}: missing, {index} names it; copy it as well")
     return paths, listed
 

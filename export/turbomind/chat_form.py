@@ -207,7 +207,7 @@ def _tokenizer(model: Model) -> Any:
 
     with TemporaryDirectory() as folder:
         model.write_files(Path(folder))
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _system(content: str) -> Message:

@@ -169,10 +169,12 @@ def test_a_link_that_leads_nowhere_is_named_where_it_would_be_input(tmp_path: Pa
         (tmp_path / name).unlink()
 
 
-def test_what_is_no_regular_file_is_left_out(tmp_path: Path) -> None:
+def test_what_is_no_regular_file_is_named_where_it_would_be_input(tmp_path: Path) -> None:
     make(tmp_path, "a.jsonl")
-    os.mkfifo(tmp_path / "pipe.jsonl")
+    os.mkfifo(tmp_path / "pipe")
     assert found(tmp_path) == ["a.jsonl"]
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert refusal(tmp_path).startswith(f"{tmp_path}/pipe.jsonl: a device, a pipe or a socket, which is no data;")
 
 
 def test_names_are_compared_in_nfc(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_weights_that_are_not_whole_are_found(folder: Path) -> None:
     write_weights(model / "model-1.safetensors")
     assert [*weight_problems(model)] == ["model-2.safetensors is missing, which model.safetensors.index.json names"]
     (model / "model.safetensors.index.json").write_text("{")
-    assert [*weight_problems(model)] == ["its model.safetensors.index.json is damaged; fetch it again"]
+    assert next(weight_problems(model)).startswith("its model.safetensors.index.json is damaged (Expecting")
 
 
 def test_without_a_gpu_here_the_ranks_are_as_few_as_can_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

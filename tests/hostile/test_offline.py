@@ -1,0 +1,98 @@
+"""run.offline = true opens no connection, and neither does a pipeline of local paths without it: by its system calls."""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.process import PACKTRAIN, ended
+from tests.prep.small import TOKENIZER, conversations
+
+TOML = """
+schema_version = 1
+[run]
+name = "r"
+offline = {offline}
+[model.scratch]
+model_type = "llama"
+vocab_size = 4096
+hidden_size = 32
+intermediate_size = 48
+num_hidden_layers = 2
+num_attention_heads = 2
+num_key_value_heads = 2
+max_position_embeddings = 256
+tie_word_embeddings = true
+[tokenizer]
+name_or_path = "{tokenizer}"
+[[prep.source]]
+name = "a"
+path = "data"
+[prep.pack]
+capacity = 128
+[prep.order]
+mode = "write"
+[train]
+global_batch_size = 2
+max_steps = 2
+precision = "fp32"
+[train.optimizer]
+lr = 0.001
+[train.eval]
+steps = 1
+prompts = ["Hello!"]
+max_new_tokens = 4
+[export]
+targets = ["hf"]
+"""
+COMMANDS = [
+    ("check", "run.toml"),
+    ("prep", "run.toml"),
+    ("plan", "run.toml"),
+    ("train", "run.toml"),
+    ("export", "run.toml"),
+    ("chat", "work/r/export/hf", "--prompt", "Hello!", "--max-new-tokens", "2"),
+    ("verify", "work/r"),
+    ("report", "run.toml"),
+]
+_ADDRESS = re.compile(r'sin6?_port=htons\((?P<port>\d+)\).*?(?:inet_addr\("|inet_pton\(AF_INET6, ")(?P<host>[^"]+)"')
+
+
+def asked(log: Path) -> Iterator[str]:
+    """System calls that reach, or would reach, another machine or ask for a name."""
+    for line in log.read_text(errors="replace").splitlines():
+        if "sa_family=AF_INET" not in line:
+            continue
+        found = _ADDRESS.search(line)
+        assert found is not None, line
+        own = found["host"].startswith("127.") or found["host"] in ("::1", "0.0.0.0", "::", "::ffff:127.0.0.1")
+        if not own or found["port"] == "53":
+            yield line
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, which tells the system calls")
+@pytest.mark.parametrize("offline", ["true", "false"])
+def test_no_command_connects_to_another_machine(tmp_path: Path, offline: str) -> None:
+    (tmp_path / "run.toml").write_text(TOML.format(offline=offline, tokenizer=TOKENIZER.absolute()))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text(conversations(60))
+    log = tmp_path / "calls"
+    strace = ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=connect,sendto,sendmsg,sendmmsg"]
+    commands = COMMANDS if offline == "true" else [one for one in COMMANDS if one[0] in ("check", "prep", "export")]
+    for words in commands:
+        done = ended([*strace, PACKTRAIN, *words], cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+        assert done.code == 0, f"{words}: {done.err}"
+        assert [*asked(log)] == [], words
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, which tells the system calls")
+def test_a_connection_would_be_seen(tmp_path: Path) -> None:
+    log = tmp_path / "calls"
+    script = "import socket\nfor host in ('192.0.2.1', '127.0.0.1'):\n socket.socket(type=socket.SOCK_DGRAM).connect((host, 80))"
+    ended(["strace", "-f", "-qq", "-o", str(log), "-e", "trace=connect", sys.executable, "-c", script], env=os.environ)
+    assert len([*asked(log)]) == 1
