@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-PATIENCE = 300.0
+PATIENCE = 900.0
 """Seconds that a command may take before it counts as hanging."""
 HUNG = 124
 _IMPORTED = ("pipelines.cli", "pipelines.schema", "prep.run", "prep.plan", "train.run", "train.loop", "deepspeed",
