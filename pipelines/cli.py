@@ -1,11 +1,13 @@
 """The `packtrain` command: its options, its log, and the commands it is made of."""
 
 import logging
+import sys
 
 import click
 
 from pipelines.commands import beginnings, check, export, machine, order, plan, prep, preview, results, train
 from pipelines.commands.group import Commands
+from pipelines.secret_text import show_exception
 from pipelines.terminal import LogLines
 
 
@@ -18,9 +20,12 @@ def main(verbose: bool) -> None:
 
     Everything about a run stands in one TOML file; flags only say how to run it now.
     """
+    sys.excepthook = show_exception
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogLines()])
     for name in ("pipelines", "prep", "train", "export"):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not verbose:  # PEFT imports it for every adapter, and it tells of an operator for 4 bits that it did not find
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 for command in (

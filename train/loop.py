@@ -17,6 +17,7 @@ from pipelines.checkpoints import Checkpoint, finished
 from pipelines.errors import InterruptedRun, PacktrainError
 from pipelines.progress import progress_bar
 from pipelines.schema.train import EXPORTED
+from pipelines.secret_text import without_secrets
 from pipelines.shards import ShardReader
 from train.adapters import is_adapted
 from train.agreement import on_rank_0
@@ -219,7 +220,7 @@ def announce(plan: Plan, ranks: Ranks, engine: Engine, first: int) -> None:
     facts: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "hosts": hosts(),
-        "command": sys.argv,
+        "command": [without_secrets(word) for word in sys.argv],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": where,

@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Protocol
 from pipelines.artifacts import Json, canonical_json, write_atomic
 from pipelines.errors import MachineError
 from pipelines.schema import Pipeline
+from pipelines.secret_text import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +254,7 @@ class Mlflow:
         self._metric = Metric
         uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{run.folder / 'mlflow.db'}")
         self._client: Any = MlflowClient(tracking_uri=uri)
-        self.place = f"mlflow ui --backend-store-uri {uri}"
+        self.place = without_secrets(f"mlflow ui --backend-store-uri {uri}")
         if run.id is not None:
             self.id = run.id
             self._client.update_run(run.id, status="RUNNING")

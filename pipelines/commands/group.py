@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from pipelines.errors import PacktrainError
+from pipelines.secret_text import without_secrets
 
 INTERRUPTED = 75
 
@@ -30,7 +31,7 @@ class Commands(click.Group):
 
     @staticmethod
     def _end(ctx: click.Context, error: PacktrainError) -> None:
-        for line in str(error).splitlines():
+        for line in without_secrets(str(error)).splitlines():
             click.secho(line, fg="red", err=True)
         ctx.exit(error.exit_code)
 

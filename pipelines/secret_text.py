@@ -1,0 +1,60 @@
+"""Text without the secrets in it, for whatever is shown or written: errors, the log, the command in run.json.
+
+Libraries put addresses into their errors, and people put tokens where no token belongs. What is known as a secret by
+where it stands is taken out: a password in an address, a credential's header or key, the value of a variable for one.
+"""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+HIDDEN = "***"
+_LEAST = 8
+"""Characters from which on a variable's value is looked for; a shorter one is part of ordinary words."""
+
+_WORD = r"secret|passw(?:or)?d|(?:api|access|private)[_-]?key|cookie|authorization|credential"
+_OF = r"hf|hub|huggingface|auth|access|api|bearer|session|private|wandb|swanlab|github"
+_NAME = rf"(?<![\w-])(?:\w*(?:{_WORD})s?|(?:\w+_)?auth|(?:(?:{_OF})[_-]?)+tokens?|token)"
+_VALUE = r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"'&,;\])}]+"
+_PLACES: Sequence[tuple[str, str]] = (
+    (r"(\b[a-z][a-z0-9+.-]*://)[^/\s@\"'<>]*@", rf"\1{HIDDEN}@"),
+    (r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}", rf"\1 {HIDDEN}"),
+    (r"([?&][\w-]*(?:token|key|secret|password|signature|sig)=)[^&\s\"'<>]+", rf"\1{HIDDEN}"),
+    (rf"({_NAME}[\"']?\s*=\s*)(?:{_VALUE})", rf'\1"{HIDDEN}"'),
+    (rf"({_NAME}[\"']\s*:\s*)(?!.(?:Bearer|Basic) )(?:{_VALUE})", rf'\1"{HIDDEN}"'),
+    (r"((?:authorization|cookie):\s*)(?!Bearer|Basic)\S+", rf"\1{HIDDEN}"),
+    (r"\b(hf|ghp|gho|ghs|glpat|github_pat|sk|wandb_v1)([_-])[a-z0-9_-]{20,}", rf"\1\2{HIDDEN}"),
+)
+_PATTERNS = [(re.compile(pattern, re.IGNORECASE), shown) for pattern, shown in _PLACES]
+_HOLDS_SECRET = re.compile(
+    r"(?:^|_)(?:TOKEN|KEY|APIKEY|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?|COOKIE|AUTHORIZATION)S?$", re.IGNORECASE
+)
+
+
+def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The text, with `***` for every secret that can be told: by its place in the text, or as a variable's value.
+
+    What comes out is no secret, so a second call changes nothing.
+    """
+    for value in sorted(_values(environment), key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    for pattern, shown in _PATTERNS:
+        text = pattern.sub(shown, text)
+    return text
+
+
+def show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python shows of an error that nothing caught, without the secrets in its message. For `sys.excepthook`."""
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _values(environment: Mapping[str, str]) -> set[str]:
+    """Values of the variables that are named for a secret, and the passwords in addresses that others hold."""
+    found = {value for name, value in environment.items() if _HOLDS_SECRET.search(name)}
+    for value in environment.values():
+        if match := re.match(r"\w[\w+.-]*://[^/\s@:]*:([^/\s@]+)@", value):
+            found.add(match[1])
+    return {value for value in found if len(value) >= _LEAST}
