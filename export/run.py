@@ -22,7 +22,7 @@ from export.turbomind.geometry import Unservable, architecture_of
 from export.turbomind.releases import served_by
 from export.turbomind.serve import COMMAND
 from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, canonical_json, exclusive, write_atomic
-from pipelines.errors import ConfigError, MachineError
+from pipelines.errors import CheckError, ConfigError, MachineError
 from pipelines.failing_disk import storing
 from pipelines.schema import Pipeline
 
@@ -57,7 +57,7 @@ def run(pipeline: Pipeline) -> None:
         job.checkpoint.verify()
         (plan.home / MANIFEST).unlink(missing_ok=True)
         for target in plan.targets:
-            if not plan.is_done(target):
+            if not plan.is_done(target) or _is_damaged(plan.home / target):
                 _write(job, target)
         evaluation = _evaluate(pipeline, plan, questions)
         _complete(plan, job.checkpoint, evaluation, _hand_off(job))
@@ -158,6 +158,19 @@ def _nbytes(job: Job) -> int:
     direct = job.pipeline.export.turbomind.mode == "hf_direct"
     written = [target for target in job.plan.targets if not (direct and target == "turbomind")]
     return sum(job.written(target).weights.nbytes for target in written)
+
+
+def _is_damaged(folder: Path) -> bool:
+    """Whether a target that is there by its sizes has other bytes than were written; it is about to be asked, or told
+    of in another manifest."""
+    manifest = Manifest.read(folder)
+    assert manifest is not None  # its sizes were compared
+    try:
+        manifest.verify(folder)
+    except CheckError as damage:
+        log.warning("%s; writing it again", damage)
+        return True
+    return False
 
 
 def _measured(plan: Plan) -> str | None:

@@ -86,7 +86,12 @@ class Fragment:
 
 
 class Checkpoint:
-    """A finished checkpoint, opened for reading."""
+    """A finished checkpoint, opened for reading. Its small files have the digests of the manifest; see `verify`.
+
+    Raises:
+        DataError: if it is no checkpoint, or of another version.
+        CheckError: if a small file, or what says where the tensors are, is missing or damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         manifest = Manifest.read(folder)
@@ -97,6 +102,7 @@ class Checkpoint:
                 f"{folder}: checkpoint of format {manifest.format_version}, this version reads {FORMAT_VERSION}; "
                 "export it with the version that wrote it"
             )
+        manifest.below("model/", "tokenizer/").verify(folder)
         self.folder = folder
         self.manifest = manifest
         self.shapes: Mapping[str, tuple[int, ...]] = {

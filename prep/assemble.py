@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.artifacts import FileRecord, digest_file, sync_directory
+from pipelines.artifacts import FileRecord, digest_file, write_atomic
 from pipelines.errors import DataError, MachineError
 from pipelines.shards import Packs, mask_ends, pack_ends, read_shard, token_dtype, write_shard
 from prep.gather import Marked, gather
@@ -53,7 +53,7 @@ def assemble(
     """Write folder/shards/shard-00000.arrow and the following, and yield each as it is finished, in order.
 
     A shard has its name only once it is whole and on disk, and none is written twice: what an interrupted call has
-    finished, the next one takes over.
+    finished, the next one takes over, if it is as it was written.
 
     Args:
         sequence: int64[samples in order], the number of the sample at each position that `packing` speaks of.
@@ -87,6 +87,13 @@ def assemble(
             "a worker process died while writing shards, probably out of memory; lower prep.workers or "
             "prep.output.shard_tokens"
         ) from error
+
+
+def forget_digests(*folders: Path) -> None:
+    """Take away what `assemble` noted beside its shards, once a manifest has it."""
+    for folder in folders:
+        for noted in (folder / "shards").glob(".*.sha256"):
+            noted.unlink()
 
 
 @dataclass(frozen=True)
@@ -148,9 +155,10 @@ def _jobs(
 
 def _write(job: _Job) -> ShardFacts:
     path = job.folder / "shards" / f"shard-{job.number:05}.arrow"
+    beside = _digest_of(path)
     finished = _finished(job, path)
-    if finished is not None:
-        return _facts(job, path, finished, digest_file(path), largest=int(finished.tokens.max()))
+    if finished is not None and beside.is_file() and (sha256 := digest_file(path)) == beside.read_text():
+        return _facts(job, path, finished, sha256, largest=int(finished.tokens.max()))
     packs, largest = _gather(job)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -159,8 +167,13 @@ def _write(job: _Job) -> ShardFacts:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error  # in another process, which tells where
     temporary.replace(path)
-    sync_directory(path.parent)
+    write_atomic(beside, sha256.encode())
     return _facts(job, path, packs, sha256, largest=largest)
+
+
+def _digest_of(path: Path) -> Path:
+    """Where the digest of a shard is noted, as it was written, until all of them are there."""
+    return path.with_name(f".{path.name}.sha256")
 
 
 def _finished(job: _Job, path: Path) -> Packs | None:

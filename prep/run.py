@@ -18,7 +18,7 @@ from pipelines.progress import progress_bar
 from pipelines.schema import Pipeline
 from pipelines.shards import FORMAT_VERSION, PREPARED_BYTES, Attention
 from prep import lengths
-from prep.assemble import ShardFacts, assemble
+from prep.assemble import ShardFacts, assemble, forget_digests
 from prep.executors import executor
 from prep.executors.slurm import NotTokenized
 from prep.frozen import freeze
@@ -243,6 +243,7 @@ def _write_rejects(rejects: Sequence[Mapping[str, Any]], folder: Path) -> None:
 def _finish(job: Job, facts: dict[str, Json], shards: Sequence[ShardFacts], **told: Json) -> None:
     """Move the finished parts into place; the manifest goes first away and last back, so a kill leaves none."""
     folder, partial = job.folder, job.partial
+    forget_digests(partial, partial / "eval")
     (folder / MANIFEST).unlink(missing_ok=True)
     for part in ("shards", "eval", "tokenizer"):
         shutil.rmtree(folder / part, ignore_errors=True)

@@ -24,6 +24,7 @@ from pipelines.artifacts import (
     digest_file,
     identity,
     make_directory,
+    other_digest,
     sync_directory,
     sync_file,
     write_atomic,
@@ -279,7 +280,12 @@ def _write_model_and_tokenizer(engine: Engine, plan: Plan, partial: Path) -> lis
         with path.open("rb") as file:
             sync_file(file.fileno())
         sync_directory(path.parent)
-    return [FileRecord.of(partial, path) for path in written]
+    records = [FileRecord.of(partial, path) for path in written]
+    known = {record.path: record for record in plan.prep.files}
+    for record in records:
+        if record.path.startswith("tokenizer/") and record != known.get(record.path):
+            raise other_digest(plan.shards / record.path)  # it changed since the training began
+    return records
 
 
 def _copy_files(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from export.chat import Speaker, chat, converse
 from export.evaluate import answers
 from export.run import run
-from pipelines.errors import DataError
+from pipelines.errors import CheckError, DataError
 from tests.export.tiny import pipeline, write_run
 
 
@@ -72,6 +72,9 @@ def test_a_model_without_a_template_is_refused(home: Path, tmp_path: Path) -> No
     folder = tmp_path / "hf"
     shutil.copytree(home / "export" / "hf", folder)
     (folder / "chat_template.jinja").unlink()
+    with pytest.raises(CheckError, match=r"chat_template\.jinja: listed in manifest\.json but missing"):
+        Speaker(folder, 8)
+    (folder / "manifest.json").unlink()  # as of a model that no export wrote
     (folder / "tokenizer_config.json").write_text("{}")
     with pytest.raises(DataError, match="has no chat template"):
         Speaker(folder, 8)

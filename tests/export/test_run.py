@@ -116,6 +116,12 @@ def test_only_what_is_missing_or_changed_is_written_again(tmp_path: Path) -> Non
     run(pipeline(tmp_path, targets=BOTH))
     assert json.loads((home / "turbomind" / "config.json").read_text())["model_type"] == "llama"
     assert (home / "hf" / MANIFEST).stat().st_mtime_ns == before
+    weights = home / "hf" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # which its size does not tell
+    (home / MANIFEST).unlink()
+    run(pipeline(tmp_path, targets=BOTH))
+    assert weights.read_bytes() == content
     run(pipeline(tmp_path, targets=BOTH, hf={"dtype": "float16"}))
     assert (home / "hf" / MANIFEST).stat().st_mtime_ns != before
 

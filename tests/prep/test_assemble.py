@@ -10,8 +10,8 @@ import pytest
 from pipelines.artifacts import Manifest, digest_file
 from pipelines.errors import DataError
 from pipelines.schema import PackTable
-from pipelines.shards import FORMAT_VERSION, Pack, Packs, ShardReader
-from prep.assemble import ShardFacts, assemble
+from pipelines.shards import FORMAT_VERSION, Pack, Packs, ShardReader, read_shard
+from prep.assemble import ShardFacts, assemble, forget_digests
 from prep.packing import Packing, pack
 from prep.store import LOSS_BIT, Samples
 
@@ -144,6 +144,21 @@ def test_what_is_not_the_plans_shard_is_not_taken_over(samples: Samples, tmp_pat
     facts = write(samples, plan(samples), tmp_path)
     first, second = (tmp_path / shard.record.path for shard in facts[:2])
     first.write_bytes(found if isinstance(found, bytes) else second.read_bytes())
+    assert write(samples, plan(samples), tmp_path) == facts
+    assert digest_file(first) == facts[0].record.sha256
+
+
+def test_a_shard_that_was_damaged_since_is_not_taken_over(samples: Samples, tmp_path: Path) -> None:
+    facts = write(samples, plan(samples), tmp_path)
+    first = tmp_path / facts[0].record.path
+    content = bytearray(first.read_bytes())
+    content[content.index(read_shard(first).tokens.tobytes())] ^= 1
+    first.write_bytes(content)
+    assert write(samples, plan(samples), tmp_path) == facts
+    assert digest_file(first) == facts[0].record.sha256
+    forget_digests(tmp_path)
+    assert {path.suffix for path in first.parent.iterdir()} == {".arrow"}
+    first.write_bytes(content)
     assert write(samples, plan(samples), tmp_path) == facts
     assert digest_file(first) == facts[0].record.sha256
 
