@@ -1,4 +1,4 @@
-"""The named templates: fixed strings around system, user and assistant text, after XTuner's of the same names.
+"""The named templates: fixed strings around system, user and assistant text, most after XTuner's of the same names.
 
 A conversation is a sequence of turns: a system text, the user's text, the answer; one of the first two may be missing.
 Each turn is laid out as
@@ -308,11 +308,13 @@ class _Part(NamedTuple):
 
 
 def _bos(tokenizer: Tokenizer, layout: Layout) -> tuple[str, ...]:
-    # Two families begin a text in their own way, which their settings do not tell.
+    # Some families begin a text in their own way, which their settings do not tell.
     if tokenizer.kind in ("QWenTokenizer", "QWen2Tokenizer", "Qwen2Tokenizer"):
         return ()
     if tokenizer.kind == "ChatGLMTokenizer" and {"[gMASK]", "sop"} <= tokenizer.special_tokens.keys():
         return ("[gMASK]", "sop")
+    if tokenizer.bos_id is None and {"[gMASK]", "<sop>"} <= tokenizer.special_tokens.keys():  # GLM 4
+        return ("[gMASK]", "<sop>")
     bos = tokenizer.named_tokens.get("bos_token", "")
     # Some tokenizers call the token that opens every message their BOS; there is one already then.
     return (bos,) if bos in tokenizer.special_tokens and not layout.user[0].startswith(bos) else ()

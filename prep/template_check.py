@@ -246,7 +246,7 @@ class _Chats(_Check):
     def _ends(self, name: str, conversation: Conversation, tokens: Sequence[int], answers: Sequence[Answer]) -> None:
         said = [message for message in conversation.messages if message.role == "assistant"][-len(answers) :]
         for number, (answer, message) in enumerate(zip(answers, said, strict=False), 1):
-            if answer.is_closed:
+            if answer.is_closed or not answer.trained:
                 continue
             expected = " or ".join(self._decoded([token]) for token in self._template.stop_tokens) or "a special token"
             self._tell(

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from pipelines import schema
-from prep.chunk import Rules, chunks_of, tokenize_chunk
+from prep.chunk import Rules, chunks_of, tokenize_chunk, tokenizer_of
 from prep.formats.fault import RecordFault
 from prep.inputs import Input, digest
 from prep.store import LOSS_BIT, rows_of
+from tests.prep.folders import byte_level
 from tests.prep.small import TOKENIZER
 
 NOT_TRAINED = [[-3, -4], [5, -6, -7], [], [8], [-9, 10, -11]]
@@ -118,3 +119,21 @@ def test_a_source_is_rendered_by_its_own_template(tmp_path: Path) -> None:
     )
     samples, _ = made(one, tmp_path, Rules(**{**vars(rules("error")), "vocab_size": 1 << 16}))
     assert [len(sample) > 2 and sum(token > 0 for token in sample) == len(sample) - 1 for sample in samples] == [True]
+
+
+def test_a_tokenizer_that_changed_is_read_again(tmp_path: Path) -> None:
+    """A process that prepares data twice must not use the files of the first time."""
+    byte_level(tmp_path / "tokenizer", special=["<a>"])
+    assert tokenizer_of(tmp_path / "tokenizer") is tokenizer_of(tmp_path / "tokenizer")
+    assert "<a>" in tokenizer_of(tmp_path / "tokenizer").special_tokens
+    byte_level(tmp_path / "tokenizer", special=["<b>", "<c>"])
+    assert "<c>" in tokenizer_of(tmp_path / "tokenizer").special_tokens
+
+
+def test_a_tokenizer_by_a_relative_path_is_that_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        byte_level(tmp_path / name / "tokenizer", special=[f"<{name}>"])
+        monkeypatch.chdir(tmp_path / name)
+        assert f"<{name}>" in tokenizer_of(Path("tokenizer")).special_tokens

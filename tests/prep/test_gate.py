@@ -48,7 +48,7 @@ def make_run(make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch) -> It
 
 def forget() -> None:
     """What a process keeps."""
-    for kept in (chunk._encoder, chunk._fast_tokenizer, chunk.tokenizer_of):
+    for kept in (chunk._encoder, chunk._fast_tokenizer, chunk._tokenizer):
         kept.cache_clear()
 
 

@@ -97,6 +97,36 @@ def test_answers_are_found_with_and_without_generation_blocks(tmp_path: Path) ->
     assert chat(tmp_path / "plain", WITHOUT_BLOCKS).render(conversation(*TALK)) == marked
 
 
+LAST_ENDS_TWICE = WITHOUT_BLOCKS + "{%- if not add_generation_prompt -%}{{- eos_token -}}{%- endif -%}"
+"""As Phi 3's: an EOS behind the last turn, with the line feed that separates turns between."""
+OTHER_END = WITHOUT_BLOCKS.replace(
+    "+ '<|im_end|>' -}}", "+ ('</s>' if loop.last and not add_generation_prompt else '<|im_end|>') -}}", 1
+)
+"""As GPT-OSS's: the last answer ends with a token that ends what is generated, earlier ones with another."""
+
+
+def test_what_stands_behind_the_last_turn_alone_is_no_part_of_an_answer(tmp_path: Path) -> None:
+    template = chat(tmp_path, LAST_ENDS_TWICE)
+    assert trained(template.render(conversation(*TALK[:3]))) == ["A city.\n\nIn China", "<|im_end|>"]
+    spans = template.render(conversation(*TALK))
+    assert trained(spans) == ["A city.\n\nIn China", "<|im_end|>", "the quick brown fox", "<|im_end|>"]
+    assert text(spans).endswith("fox<|im_end|>\n</s>")
+
+
+def test_an_earlier_answer_that_ends_otherwise_is_trained_without_its_end(tmp_path: Path) -> None:
+    spans = chat(tmp_path, OTHER_END).render(conversation(*TALK))
+    assert trained(spans) == ["A city.\n\nIn China", "the quick brown fox", "</s>"]
+    last = chat(tmp_path, OTHER_END, loss={"turns": "last"}).render(conversation(*TALK))
+    assert trained(last) == ["the quick brown fox", "</s>"]
+
+
+def test_an_end_that_might_be_the_next_header_is_refused(tmp_path: Path) -> None:
+    # Only the last answer is closed; behind the others stands what a message begins with.
+    source = OTHER_END.replace("else '<|im_end|>')", "else '')").replace("+ '<|im_end|>'", "")
+    with pytest.raises(RecordError, match="later messages change how it is rendered"):
+        chat(tmp_path, source).render(conversation(*TALK))
+
+
 RUNS_ON = CHATML.replace("message['role'] + '\\n'", "'o'").replace("assistant\\n", "o")
 """A header that ends where a word could go on: "o" and "n" are one token of "on"."""
 
