@@ -21,7 +21,8 @@ from numba import njit
 
 from export.cast import Bits, Dtype, cast, cast_float64, cast_within
 from export.source import Source
-from pipelines.checkpoints import digest_base
+from export.sources.torch_file import TensorPlace, load
+from pipelines.checkpoints import base_files, digest_base
 from pipelines.errors import CheckError, ConfigError, DataError
 from pipelines.llama_layouts import MODEL_TYPES, layout_of, unit_rows
 
@@ -36,29 +37,22 @@ _WIDTH = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 class Base:
-    """The safetensors files of the model below an adapter."""
+    """The weight files of the model below an adapter."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, tuple[Path, str, int]] = {}
         """Of every tensor: its file, its format and its first byte."""
-        for path in sorted(folder.glob("*.safetensors")):
-            try:
-                with path.open("rb") as file:
-                    length = int.from_bytes(file.read(8), "little")
-                    header = json.loads(file.read(length))
-            except (OSError, ValueError, MemoryError) as error:
-                raise DataError(f"{path}: not a safetensors file ({error}); restore the base model") from error
-            header.pop("__metadata__", None)
-            for name, entry in header.items():
-                if entry["dtype"] not in _WIDTH:
+        for path in base_files(folder):
+            for name, dtype, shape, first in (_in_bin if path.suffix == ".bin" else _in_safetensors)(path):
+                if dtype not in _WIDTH:
                     raise ConfigError(
-                        f"{path}: {name} is stored as {entry['dtype']}, which an adapter cannot be merged into; use "
+                        f"{path}: {name} is stored as {dtype}, which an adapter cannot be merged into; use "
                         "the original model, or the target adapter"
                     )
-                self.shapes[name] = tuple(entry["shape"])
-                self._places[name] = (path, entry["dtype"], 8 + length + entry["data_offsets"][0])
+                self.shapes[name] = shape
+                self._places[name] = (path, dtype, first)
 
     def read(self, name: str, start: int, stop: int) -> Float32:
         """Elements start..stop of a flattened tensor; every format read here fits float32."""
@@ -77,6 +71,33 @@ class Base:
         """A tensor in its shape."""
         shape = self.shapes[name]
         return self.read(name, 0, int(np.prod(shape, dtype=np.int64))).reshape(shape)
+
+
+_Entry = tuple[str, str, tuple[int, ...], int]
+"""Name, format, shape and first byte of a tensor."""
+_FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def _in_safetensors(path: Path) -> Iterator[_Entry]:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, MemoryError) as error:
+        raise DataError(f"{path}: not a safetensors file ({error}); restore the base model") from error
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        yield name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+
+
+def _in_bin(path: Path) -> Iterator[_Entry]:
+    """Of a pickle, whose code is not run."""
+    content = load(path)
+    for name, place in content.items() if isinstance(content, dict) else ():
+        if isinstance(place, TensorPlace):
+            if not place.is_contiguous:
+                raise DataError(f"{path}: {name} does not lie there in one piece; convert the model to safetensors")
+            yield name, _FORMATS.get(place.dtype, place.dtype), place.shape, place.first
 
 
 class OriginalBase(Base):

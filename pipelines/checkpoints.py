@@ -278,15 +278,21 @@ def base_folder(pipeline: Pipeline) -> Path:
     return pipeline.model.name_or_path or pipeline.home / "train" / "base"
 
 
+def base_files(folder: Path) -> list[Path]:
+    """The weight files of a model directory, sorted: those in safetensors, or where it has none, those that torch.save
+    wrote."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
 def digest_base(folder: Path) -> str:
     """SHA-256 over the names and digests of a model directory's weight files.
 
     Raises:
         DataError: if there are none.
     """
-    paths = sorted(folder.glob("*.safetensors"))
+    paths = base_files(folder)
     if not paths:
-        raise DataError(f"{folder}: no safetensors files of the model below an adapter; convert the model to that form")
+        raise DataError(f"{folder}: no weight files of the model below an adapter; download the model's weights")
     with ThreadPoolExecutor() as threads:
         digests = list(threads.map(digest_file, paths))
     lines = "".join(f"{digest} {path.name}\n" for digest, path in zip(digests, paths, strict=True))

@@ -159,7 +159,7 @@ def test_base_that_is_not_there_is_refused(tmp_path: Path) -> None:
     write_adapted_run(tmp_path, LORA)
     for path in (tmp_path / "base").glob("*.safetensors"):
         path.unlink()
-    with pytest.raises(DataError, match="base: no safetensors files of the model below an adapter"):
+    with pytest.raises(DataError, match="base: no weight files of the model below an adapter"):
         run(adapted_pipeline(tmp_path, LORA, targets=["adapter"]))
 
 

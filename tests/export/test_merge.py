@@ -172,10 +172,12 @@ def test_any_range_and_any_block_give_the_same_numbers(
             np.testing.assert_array_equal(model.read(NAME, start, stop, "bfloat16")[1], whole[start:stop])
 
 
-def test_every_format_of_a_base_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["x.safetensors", "pytorch_model-00001-of-00001.bin"])
+def test_every_format_of_a_base_is_read(file: str, tmp_path: Path) -> None:
     values = torch.tensor([[1.5, -0.25, 3e-8], [2.0**-14, 1024.0, 0.0]])
     formats = {"b": torch.bfloat16, "h": torch.float16, "f": torch.float32}
-    save_torch({name: values.to(kind) for name, kind in formats.items()}, tmp_path / "x.safetensors")
+    tensors = {name: values.to(kind) for name, kind in formats.items()}
+    (torch.save if file.endswith(".bin") else save_torch)(tensors, tmp_path / file)
     base = Base(tmp_path)
     for name, kind in formats.items():
         assert base.read(name, 1, 5).tolist() == values.to(kind).float().reshape(-1)[1:5].tolist()
@@ -184,6 +186,12 @@ def test_every_format_of_a_base_is_read(tmp_path: Path) -> None:
 def test_format_that_cannot_be_merged_into_is_refused(tmp_path: Path) -> None:
     save_file({"w": np.zeros(3, np.int8)}, tmp_path / "x.safetensors")
     with pytest.raises(ConfigError, match=r"x.safetensors: w is stored as I8, which an adapter cannot be merged into"):
+        Base(tmp_path)
+
+
+def test_tensor_of_a_pickle_that_is_in_pieces_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(4, 6)[:, :3]}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"w does not lie there in one piece; convert the model to safetensors"):
         Base(tmp_path)
 
 

@@ -169,21 +169,20 @@ def test_model_from_a_directory_is_adapted_and_another_in_its_place_is_refused(t
         run(pipeline(folder, model=model, **SETTINGS))
 
 
-def test_adapted_directory_without_safetensors_is_refused(tmp_path: Path) -> None:
+def test_weights_below_an_adapter_may_be_pickles_and_are_known_by_their_digest(tmp_path: Path) -> None:
     PackedAttention("sdpa").register()
     base = tmp_path / "base"
     model = build_model(pipeline(tmp_path), PREP)
     model.save_pretrained(base)
     (base / "model.safetensors").unlink()
+    table = {"name_or_path": str(base), "lora": LORA, "weights_format": "safetensors_or_bin"}
+    with pytest.raises(DataError, match="download the model's weights"):
+        build_model(pipeline(tmp_path, model=table), PREP)
     torch.save(model.state_dict(), base / "pytorch_model.bin")
-    with pytest.raises(DataError, match="no safetensors files of the model below an adapter"):
-        build_model(
-            pipeline(
-                tmp_path,
-                model={"name_or_path": str(base), "lora": LORA, "weights_format": "safetensors_or_bin"},
-            ),
-            PREP,
-        )
+    adapted: Any = build_model(pipeline(tmp_path, model=table), PREP)
+    assert adapted.base_sha256 == digest_base(base)
+    with pytest.raises(ConfigError, match=r"its weights are .bin files only"):
+        build_model(pipeline(tmp_path, model={**table, "weights_format": "safetensors"}), PREP)
 
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
