@@ -8,7 +8,7 @@ BIN      := .venv/bin
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
-.PHONY: all setup data prep train export chat check lint types fast test faults fuzz golden tokenizer docs pins audit licences versions bench-prep bench-train bench-plan bench-export clean help
+.PHONY: all setup data prep train export chat check lint types fast test faults fuzz golden tokenizer docs pins audit licences versions bench-prep bench-train bench-plan bench-export bench-checks clean help
 
 all: prep train export
 
@@ -20,6 +20,7 @@ help:
 	@echo "make bench-train         a training step beside PyTorch's own and other trainers'; JSON=1 likewise"
 	@echo "make bench-plan          what \`packtrain plan\` says of memory beside what a step takes; JSON=1 likewise"
 	@echo "make bench-export        exports of a ZeRO 3 checkpoint beside DeepSpeed's own tool; JSON=1 likewise"
+	@echo "make bench-checks        what looking for damage takes of each stage; JSON=1 likewise"
 	@echo "make faults              kill, starve and damage real runs, and count what was lost; FAULTS_HOURS=8 for a night"
 	@echo "make fuzz                readers of files under a fuzzer, FUZZ_SECONDS=60 each; FUZZ_ONLY=\"toml shard\" takes some alone"
 	@echo "make docs                the documentation as a site, in site/; it loads nothing from elsewhere"
@@ -124,6 +125,10 @@ docs: .venv/.docs-ready
 pins: setup
 	@$(BIN)/python -m tests.versions.pins
 
+# The page of licences, after a change of constraints.txt; what builds the docs is on it, so it has to be here.
+licences: .venv/.docs-ready
+	@$(BIN)/python -m tests.versions.licences
+
 # prep's bytes and tests under every Python here, with the oldest, the pinned and the latest packages.
 versions: setup
 	@$(BIN)/python -m tests.versions.matrix
@@ -139,6 +144,9 @@ bench-train: setup
 
 bench-plan: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.plan $(if $(JSON),--json)
+
+bench-checks: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.checks $(if $(JSON),--json)
 
 bench-export: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.export $(if $(JSON),--json)

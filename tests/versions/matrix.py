@@ -91,6 +91,7 @@ def tried(python: Path, version: str, kind: str, folder: Path) -> Outcome:
     tools = [f"{name}=={pinned[name]}" for name in TOOLS]
     pip = [str(ours), "-m", "pip", "--disable-pip-version-check"]
     packtrain = str(ours.with_name("packtrain"))
+    quickstart = "pipelines/quickstart.toml"  # its work directory is beside its folder
     golden = str(source / "pipelines" / "quickstart" / "golden.json")
     tests = [str(ours), "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not gpu", *TESTS]
     steps: Sequence[tuple[str, Path, Sequence[str]]] = (
@@ -98,9 +99,9 @@ def tried(python: Path, version: str, kind: str, folder: Path) -> Outcome:
         ("install", own, [*pip, "install", "--quiet", "--only-binary", ":all:", *constraint, str(wheel)]),
         ("tools", own, [*pip, "install", "--quiet", "--only-binary", ":all:", *tools]),
         ("pip check", own, [*pip, "check"]),
-        ("init", own, [packtrain, "init", "quickstart", "."]),
-        ("prep", own, [packtrain, "prep", "quickstart.toml"]),
-        ("golden", own, [packtrain, "order", "check", "quickstart.toml", "--golden", golden]),
+        ("init", own, [packtrain, "init", "quickstart", "pipelines"]),
+        ("prep", own, [packtrain, "prep", quickstart]),
+        ("golden", own, [packtrain, "order", "check", quickstart, "--golden", golden]),
         ("verify", own, [packtrain, "verify", "work/quickstart"]),
         ("tests", source, tests),
     )
