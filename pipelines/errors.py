@@ -6,14 +6,19 @@ Anything else that escapes a command is our fault and exits 1.
 
 from collections.abc import Sequence
 
+from pipelines.secret_text import without_secrets
+
 _LONGEST = 2_000
 """Characters of a line. Paths and findings are shorter; what libraries say may repeat the whole of a damaged file."""
 
 
 class PacktrainError(Exception):
-    """Base of the errors that are shown to the user as one line a problem."""
+    """Base of the errors that are shown to the user as one line a problem, without the secrets that it may hold."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
     def __str__(self) -> str:
         return "\n".join(map(_cut, super().__str__().split("\n")))
@@ -25,8 +30,8 @@ class ConfigError(PacktrainError):
     exit_code = 2
 
     def __init__(self, *problems: str) -> None:
-        self.problems: Sequence[str] = problems
         super().__init__("\n".join(problems))
+        self.problems: Sequence[str] = [without_secrets(problem) for problem in problems]
 
 
 class DataError(PacktrainError):

@@ -20,7 +20,6 @@ from typing import Any
 from uuid import uuid4
 
 from pipelines.errors import InterruptedRun, MachineError, PacktrainError
-from pipelines.secret_text import without_secrets
 from train.launchers import Ranks
 from train.stop import told
 
@@ -119,7 +118,7 @@ class Pulse:
 
     def fail(self, error: PacktrainError | None) -> None:
         """Tell the others that this rank failed by itself, unless one did before."""
-        message = without_secrets(str(error)) if error else "a bug of packtrain or of a library, see its output"
+        message = str(error) if error else "a bug of packtrain or of a library, see its output"
         leave_failure(
             self._folder,
             rank=self._ranks.rank,

