@@ -1,6 +1,6 @@
 """How long samples are and how full packs, counted from the shards one at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pipelines.artifacts import Json, Manifest
 from pipelines.errors import DataError
+from pipelines.progress import progress_bar
 
 Counts = npt.NDArray[np.int64]
 """[longest + 1] how many have each length."""
@@ -36,7 +37,7 @@ class Lengths:
         numbers = {name: number for number, name in enumerate(names)}
         source_of_file = np.array([numbers[one["source"]] for one in manifest.facts.get("files", ())], np.int64)
         shards = [record.path for record in manifest.files if record.path.startswith("shards/")]
-        for path, count in zip(shards, manifest.facts["packs_per_shard"], strict=False):
+        for path, count in _one_by_one(shards, manifest.facts["packs_per_shard"]):
             try:
                 packs = read_shard(folder / path)
             except DataError:
@@ -65,6 +66,14 @@ class Lengths:
         for counts in self.by_source.values():
             whole = _added(whole, counts)
         return whole
+
+
+def _one_by_one(shards: Sequence[str], packs: Sequence[int]) -> Iterator[tuple[str, int]]:
+    """Each shard and its packs, with a bar where that takes long."""
+    with progress_bar("reading shards", len(shards), "shard") as progress:
+        for one in zip(shards, packs, strict=False):
+            yield one
+            progress()
 
 
 def summary(counts: Counts) -> Mapping[str, Json]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 
 from pipelines.artifacts import Json
+from pipelines.progress import progress_bar
 from pipelines.report.thinned import Thinned
 
 EDGE = 20
@@ -19,6 +20,7 @@ PROMPTS = 20
 """Whose answers are kept."""
 
 _CHUNK = 4096  # rows between additions to the series
+_BLOCK = 1 << 20  # bytes of rows that are read at a time
 
 
 @dataclass
@@ -145,9 +147,11 @@ class Metrics:
         """The rows so far, of a run that may be going on; none where there is no file."""
         found = cls()
         if path.is_file():
-            with path.open("rb") as file:
-                for line in file:
-                    found._take(line)
+            with path.open("rb") as file, progress_bar("reading metrics", path.stat().st_size, "B") as progress:
+                while lines := file.readlines(_BLOCK):
+                    for line in lines:
+                        found._take(line)
+                    progress(sum(map(len, lines)))
             found._flush()
         return found
 
