@@ -2,7 +2,7 @@
 
 Rows come in the file's own row groups or record batches, so a chunk is a run of those. They become records a few at a
 time, never more than a record may be long, so memory is bounded by that, by one page of a Parquet column (2 GiB by its
-format) and by one record batch of an Arrow file where its buffers are compressed.
+format) and by one record batch of an Arrow file where its buffers are compressed. Compression bombs are refused.
 
 A column is part of the record where JSON has its type: text, numbers, true or false, lists and structs of those, and
 dictionaries of text or numbers. Dates, times, decimals, binary data, maps and the like stand in the record as
@@ -12,6 +12,7 @@ dictionaries of text or numbers. Dates, times, decimals, binary data, maps and t
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import DataError
+from prep.formats.arrow_bodies import decompressed
 from prep.formats.fault import Outcome, RecordFault
 from prep.formats.lines import too_long
 
@@ -34,7 +36,8 @@ _BATCH_BYTES = 256 << 20
 """Bytes they may have if each value were as long as its dictionary."""
 _BOMB_BYTES = 256 << 20
 _BOMB_RATIO = 1000
-"""A Parquet column above both, uncompressed and uncompressed over compressed, holds no text that somebody wrote."""
+"""A Parquet column or an Arrow record batch above both, uncompressed and uncompressed over compressed, holds no text that
+somebody wrote."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tup
     A row of more than max_bytes, or with text that is not UTF-8, is a fault.
 
     Raises:
-        DataError: if the file is damaged, has two columns of one name, or a Parquet column that is all compression.
+        DataError: if the file is damaged, has two columns of one name, or is a compression bomb.
     """
     number = 0
     try:
@@ -255,6 +258,8 @@ def _page_bytes(header: bytes, otherwise: int) -> int:
 
 
 def _arrow(path: Path) -> Iterator[Any]:
+    state = path.stat()
+    _refuse_bombs(path, state.st_size, state.st_mtime_ns)
     # `datasets` writes the stream form, pyarrow's writers usually the file form; both are mapped, not read.
     with pa.memory_map(str(path)) as file:
         if file.read(6) == b"ARROW1":
@@ -263,6 +268,18 @@ def _arrow(path: Path) -> Iterator[Any]:
         else:
             file.seek(0)
             yield from pa.ipc.open_stream(file)
+
+
+@lru_cache(maxsize=64)
+def _refuse_bombs(path: Path, size: int, modified_ns: int) -> None:
+    """Once for a file as it is."""
+    del size, modified_ns
+    for number, (packed, full) in enumerate(decompressed(path)):
+        if full > _BOMB_BYTES and full > _BOMB_RATIO * packed:
+            raise DataError(
+                f"{path}: compressed record batch {number} is {packed:,} bytes that become {full:,}; that is a "
+                "compression bomb, or write it with smaller batches"
+            )
 
 
 def _is_parquet(path: Path) -> bool:

@@ -1,6 +1,5 @@
-"""run.offline = true opens no connection, and neither does a pipeline of local paths without it: by its system calls."""
+"""run.offline = true opens no connection, and a pipeline of local paths none without it: by its system calls."""
 
-import os
 import re
 import shutil
 import sys
@@ -58,7 +57,11 @@ COMMANDS = [
     ("chat", "work/r/export/hf", "--prompt", "Hello!", "--max-new-tokens", "2"),
     ("verify", "work/r"),
     ("report", "run.toml"),
+    ("train", "run.toml", "--no-resume"),
 ]
+LOCAL = [("check", "run.toml"), ("prep", "run.toml"), ("train", "run.toml")]
+TWO_RANKS = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node=2", "--no-python"]
+"""For what begins over; they meet on this machine's own addresses."""
 _ADDRESS = re.compile(r'sin6?_port=htons\((?P<port>\d+)\).*?(?:inet_addr\("|inet_pton\(AF_INET6, ")(?P<host>[^"]+)"')
 
 
@@ -83,9 +86,9 @@ def test_no_command_connects_to_another_machine(tmp_path: Path, offline: str) ->
     (tmp_path / "data" / "a.jsonl").write_text(conversations(60))
     log = tmp_path / "calls"
     strace = ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=connect,sendto,sendmsg,sendmmsg"]
-    commands = COMMANDS if offline == "true" else [one for one in COMMANDS if one[0] in ("check", "prep", "export")]
-    for words in commands:
-        done = ended([*strace, PACKTRAIN, *words], cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    for words in COMMANDS if offline == "true" else LOCAL:
+        program = [*TWO_RANKS, PACKTRAIN] if words[-1] == "--no-resume" else [PACKTRAIN]
+        done = ended([*strace, *program, *words], cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
         assert done.code == 0, f"{words}: {done.err}"
         assert [*asked(log)] == [], words
 
@@ -93,6 +96,7 @@ def test_no_command_connects_to_another_machine(tmp_path: Path, offline: str) ->
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, which tells the system calls")
 def test_a_connection_would_be_seen(tmp_path: Path) -> None:
     log = tmp_path / "calls"
-    script = "import socket\nfor host in ('192.0.2.1', '127.0.0.1'):\n socket.socket(type=socket.SOCK_DGRAM).connect((host, 80))"
-    ended(["strace", "-f", "-qq", "-o", str(log), "-e", "trace=connect", sys.executable, "-c", script], env=os.environ)
+    script = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).connect((sys.argv[1], 80))"
+    for host in ("127.0.0.1", "192.0.2.1"):
+        ended(["strace", "-f", "-qq", "-A", "-o", str(log), "-e", "trace=connect", sys.executable, "-c", script, host])
     assert len([*asked(log)]) == 1
