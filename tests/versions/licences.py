@@ -99,12 +99,15 @@ def licence(metadata: PackageMetadata) -> str:
     """A package's licence as an SPDX expression, or nothing."""
     if "License-Expression" in metadata:
         return metadata["License-Expression"]
-    classified = [one.rpartition(" :: ")[2] for one in metadata.get_all("Classifier", []) if one.startswith("License")]
-    for said in (metadata["License"] if "License" in metadata else "", *classified):
+    classified: list[str] = [
+        one.rpartition(" :: ")[2] for one in metadata.get_all("Classifier", []) if one.startswith("License")
+    ]
+    written: list[str] = [metadata["License"]] if "License" in metadata else []
+    for said in (*written, *classified):
         if said in ALLOWED or re.fullmatch(r"[\w.-]+( (AND|OR) [\w.-]+)+", said):
             return said
-        if said.lower() in _SPELT:
-            return _SPELT[said.lower()]
+        if spelt := _SPELT.get(said.lower()):
+            return spelt
     return _IN_A_FILE.get(normal(str(metadata["Name"])), "")
 
 
@@ -123,12 +126,12 @@ def page(found: list[Row]) -> str:
             "# Licences",
             "",
             "packtrain is under the Apache License 2.0. `make licences` writes this page from what the installed",
-            f"packages say of themselves: those of `{CONSTRAINTS.name}`, on Linux. A test fails where one has a licence",
-            "that is neither permissive nor the weak MPL, or names none.",
+            f"packages say of themselves: those of `{CONSTRAINTS.name}`, on Linux. A test fails where one has a",
+            "licence that is neither permissive nor the weak MPL, or names none.",
             "",
-            "The wheel of packtrain holds none of them. The CUDA builds of torch bring NVIDIA's libraries under NVIDIA's",
-            "terms, and the extras `gpu`, `wandb`, `swanlab`, `mlflow`, `trackio`, `tensorboard`, `modelscope` and",
-            "`openmind` are installed where you ask for them, under their own.",
+            "The wheel of packtrain holds none of them. The CUDA builds of torch bring NVIDIA's libraries under",
+            "NVIDIA's terms, and the extras `gpu`, `wandb`, `swanlab`, `mlflow`, `trackio`, `tensorboard`,",
+            "`modelscope` and `openmind` are installed where you ask for them, under their own.",
             "",
             "| package | version | licence | why it is here |",
             "|---|---|---|---|",

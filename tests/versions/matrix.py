@@ -79,7 +79,7 @@ def pythons() -> dict[str, Path]:
     return found
 
 
-def tried(python: Path, version: str, kind: str, folder: Path) -> Outcome:
+def tried(python: Path, version: str, kind: str, folder: Path, *, tests: bool = True) -> Outcome:
     """Make the environment, prepare the quickstart in it, run the tests."""
     own = folder / f"{version}-{kind}"
     ours = own / "venv" / "bin" / "python"
@@ -93,7 +93,7 @@ def tried(python: Path, version: str, kind: str, folder: Path) -> Outcome:
     packtrain = str(ours.with_name("packtrain"))
     quickstart = "pipelines/quickstart.toml"  # its work directory is beside its folder
     golden = str(source / "pipelines" / "quickstart" / "golden.json")
-    tests = [str(ours), "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not gpu", *TESTS]
+    pytest = [str(ours), "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not gpu", *TESTS]
     steps: Sequence[tuple[str, Path, Sequence[str]]] = (
         ("venv", folder, [str(python), "-m", "venv", str(own / "venv")]),
         ("install", own, [*pip, "install", "--quiet", "--only-binary", ":all:", *constraint, str(wheel)]),
@@ -103,7 +103,7 @@ def tried(python: Path, version: str, kind: str, folder: Path) -> Outcome:
         ("prep", own, [packtrain, "prep", quickstart]),
         ("golden", own, [packtrain, "order", "check", quickstart, "--golden", golden]),
         ("verify", own, [packtrain, "verify", "work/quickstart"]),
-        ("tests", source, tests),
+        *([("tests", source, pytest)] if tests else []),
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(own / "numba"), "PYTHONDONTWRITEBYTECODE": "1"}
     failure = ""
@@ -144,6 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make versions", description=__doc__)
     parser.add_argument("--python", choices=PYTHONS, action="append", help="these alone")
     parser.add_argument("--kind", choices=KINDS, action="append", help="these alone")
+    parser.add_argument("--bytes-only", action="store_true", help="without the tests")
     given = parser.parse_args()
     wanted = given.python or PYTHONS
     found = {version: path for version, path in pythons().items() if version.rpartition(".")[0] in wanted}
@@ -153,7 +154,7 @@ def main() -> int:
         write_wheel(folder)
         for version, path in found.items():
             for kind in given.kind or KINDS:
-                outcome = tried(path, version, kind, folder)
+                outcome = tried(path, version, kind, folder, tests=not given.bytes_only)
                 outcomes.append(outcome)
                 print(outcome.row(), file=sys.stderr, flush=True)
                 shutil.rmtree(folder / f"{version}-{kind}", ignore_errors=True)
