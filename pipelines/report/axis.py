@@ -57,8 +57,8 @@ class Axis:
 
     @classmethod
     def _by_factors(cls, values: Numbers) -> "Axis":
-        high = float(values.max())
-        low = max(float(values.min()), high / 10.0**_LONGEST)
+        high = max(float(values.max()), _LEAST)
+        low = max(float(values.min()), high / 10.0**_LONGEST, _LEAST)
         room = (high / low) ** 0.04 if high > low else 2.0
         return cls(low / room, high * room, logarithmic=True)
 

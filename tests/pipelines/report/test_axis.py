@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipelines.report.axis import Axis
@@ -12,6 +12,7 @@ NUMBERS = st.lists(st.one_of(st.floats(allow_nan=False, allow_infinity=False), s
 
 
 @given(NUMBERS, st.sampled_from([None, True, False]))
+@example([5e-324], True)
 def test_every_value_is_on_the_axis_and_ticks_are_few_and_rising(values: list[float], logarithmic: bool | None) -> None:
     axis = Axis.over(values, logarithmic=logarithmic)
     if not axis.logarithmic:
