@@ -71,21 +71,36 @@ def _verify(folder: Path, seen: dict[Path, Verified]) -> None:
         parents[kind] = str(parent) if parent else "not here"
         if parent:
             _verify(parent.resolve(), seen)
+        elif kind == "prep":
+            _refuse_another_prep(folder, identity)
     if manifest.kind == "prep":
         parents["inputs"] = _verify_inputs(folder, manifest)
     seen[folder] = Verified(folder, manifest.kind, manifest.identity, len(manifest.files), parents)
 
 
+def _refuse_another_prep(folder: Path, identity: str) -> None:
+    """Refuse a checkpoint beside shards that it was not trained on: a run has those of one prep alone."""
+    for home in folder.parents[:4]:
+        found = Manifest.read(home / "prep")
+        if found is not None and found.kind == "prep":
+            raise CheckError(
+                f"{folder}: was made from the shards {identity[:12]}, and those in {home / 'prep'} are "
+                f"{found.identity[:12]}: they were prepared again since, or are another run's; restore them, or train "
+                "again"
+            )
+
+
 def _verify_inputs(folder: Path, manifest: Manifest) -> str:
     # Where the inputs were is in run.json, since a path is no part of what they are.
     try:
-        places = json.loads((folder / "run.json").read_bytes())["inputs"]
-    except (OSError, ValueError, KeyError):
+        places = [Path(one["where"]) for one in json.loads((folder / "run.json").read_bytes())["inputs"]]
+    except (OSError, ValueError, KeyError, TypeError):
         return "places unknown (no run.json)"
+    if len(places) != len(manifest.facts["files"]):
+        return "places unknown (run.json is of another prep)"
     missing = 0
     with progress_bar("reading inputs", sum(record["size"] for record in manifest.facts["files"]), "B") as progress:
-        for record, place in zip(manifest.facts["files"], places, strict=True):
-            where = Path(place["where"])
+        for record, where in zip(manifest.facts["files"], places, strict=True):
             if not where.is_file():
                 missing += 1
             elif digest_file(where) != record["sha256"]:

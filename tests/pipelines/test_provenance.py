@@ -61,6 +61,35 @@ def test_a_parent_that_is_not_here_is_said(home: Path) -> None:
     assert found.parents == {"checkpoint": "not here"}
 
 
+def test_a_checkpoint_beside_other_shards_is_named_with_both(home: Path) -> None:
+    content = {"path": "data.jsonl", "size": 3, "sha256": "0" * 64}
+    (home / "prep" / "content").write_text("other")
+    files = [FileRecord.of(home / "prep", home / "prep" / "content")]
+    Manifest("prep", 1, "q", {}, files, {"files": [content]}).write(home / "prep")
+    with pytest.raises(CheckError, match=r"step-00000001: was made from the shards p, and those in .*prep are q"):
+        verify(home / "export")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no run.json"),
+        ("{", "no run.json"),
+        ('{"inputs": [{}]}', "no run.json"),
+        ('{"inputs": 3}', "no run.json"),
+        ('{"inputs": []}', "run.json is of another prep"),
+    ],
+)
+def test_places_of_inputs_that_are_not_known_are_said(home: Path, content: str | None, said: str) -> None:
+    (home / "prep" / "run.json").unlink() if content is None else (home / "prep" / "run.json").write_text(content)
+    assert verify(home / "prep")[0].parents == {"inputs": f"places unknown ({said})"}
+
+
+def test_an_input_that_is_not_here_is_counted(home: Path) -> None:
+    (home.parent.parent / "data.jsonl").unlink()
+    assert verify(home / "prep")[0].parents == {"inputs": "0 unchanged, 1 not here"}
+
+
 def test_a_place_without_artefacts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no manifest\.json here or below"):
         verify(tmp_path)
