@@ -1,6 +1,7 @@
 """The shells' completion, by the protocol that click's scripts speak."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,9 @@ def complete(*words: str) -> list[str]:
         (["init", "qwen3-8b-l"], "plain,qwen3-8b-lora-2k"),
         (["recipes", "ql"], "plain,qlora"),
         (["prep", "my"], "file,my"),  # the shell completes files itself
+        (["prep", "conv"], "plain,convert"),
+        (["prep", "--pl"], "plain,--plan"),
+        (["export", "to-int"], "plain,to-internevo"),
         (["plan", "my.toml", "--gpu", "h200"], "plain,H200"),
         (["train", "my.toml", "--set", "prep.pack.cap"], "plain,prep.pack.capacity="),
         (["check", "my.toml", "--set", 'prep.pack.strategy=\\"co'], 'plain,prep.pack.strategy="concat_split"'),
@@ -53,9 +57,30 @@ def test_the_script_asks_the_command(shell: str, tmp_path: Path) -> None:
     answer = CliRunner().invoke(main, ["completion", shell])
     assert answer.exit_code == 0
     assert f"_PACKTRAIN_COMPLETE={shell}_complete" in answer.output
-    if shell == "bash":  # the only one that is everywhere
-        (tmp_path / "script").write_text(answer.output)
-        subprocess.run(["bash", "-n", tmp_path / "script"], check=True)
+    (tmp_path / "script").write_text(answer.output)
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", tmp_path / "script"], check=True)
+
+
+ASKED = {
+    "bash": 'eval "$(packtrain completion bash)"; COMP_WORDS=(packtrain export to-int); COMP_CWORD=2\n'
+    '_packtrain_completion packtrain 2> /dev/null; echo "${COMPREPLY[@]}"',
+    "fish": "packtrain completion fish | source; complete -C 'packtrain export to-int'",
+}
+"""zsh completes only on a terminal."""
+
+
+@pytest.mark.parametrize("shell", ASKED)
+def test_a_shell_completes_by_it(shell: str, tmp_path: Path) -> None:
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
+    command = tmp_path / "packtrain"
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); from pipelines.cli import main; "
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}main(prog_name=\'packtrain\')" "$@"\n')
+    command.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run([shell, "-c", ASKED[shell]], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == "to-internevo", done.stderr
 
 
 def test_another_shell_is_refused() -> None:
