@@ -13,13 +13,15 @@ from export.hf import Model
 from export.language_model import load_folder, load_tensors
 from export.model_config import stored_dtype
 from export.source import Source
+from export.turbomind.as_model import load_workspace
+from export.turbomind.serve import ENGINE, HF
 from pipelines.artifacts import Manifest
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import DataError
 from pipelines.prompt import Prompts
 from pipelines.template_process import TemplateFault
 
-_HELP = "/reset forgets the conversation, /quit ends."
+_HELP = "/reset forgets the conversation, /quit ends, Ctrl-C ends an answer."
 
 Message = dict[str, str]
 
@@ -28,7 +30,7 @@ def chat(folder: Path, *, prompt: str | None = None, system: str = "", max_new_t
     """Answer what is typed, word by word, until /quit or the end of the input.
 
     Args:
-        folder: an exported Hugging Face or adapter directory, a checkpoint, or a directory of exports.
+        folder: an exported Hugging Face, adapter or TurboMind directory, a checkpoint, or a directory of exports.
         prompt: answer this alone and return.
         system: text of a system message before the conversation.
         max_new_tokens: of one answer.
@@ -65,8 +67,11 @@ def converse(answer: Callable[[list[Message]], str], opening: list[Message]) -> 
         elif text.startswith("/"):
             print(_HELP, file=sys.stderr)
         elif text:
-            said.append({"role": "user", "content": text})
-            said.append({"role": "assistant", "content": answer(said)})
+            asked = [*said, {"role": "user", "content": text}]
+            try:
+                said = [*asked, {"role": "assistant", "content": answer(asked)}]
+            except KeyboardInterrupt:  # of an answer that goes on for too long
+                print("\ninterrupted; the question and its answer are forgotten", file=sys.stderr)
 
 
 class Speaker:
@@ -115,6 +120,8 @@ def _load(folder: Path) -> tuple[Any, Any]:
         folder = folder / "adapter"
     elif (folder / "turbomind" / "triton_models").is_dir():
         folder = folder / "turbomind"
+    elif (folder / ENGINE).is_file() and not (folder / "triton_models").is_dir():
+        folder = (folder / HF).resolve()  # these files serve the hf export beside them
     manifest = Manifest.read(folder)
     if manifest is not None and manifest.kind != "checkpoint":
         manifest.verify(folder)
@@ -123,7 +130,9 @@ def _load(folder: Path) -> tuple[Any, Any]:
     if (folder / "adapter_config.json").is_file():
         return load_described(folder), _tokenizer(folder)
     if (folder / "triton_models").is_dir():
-        raise DataError(f"{folder}: a TurboMind folder, which LMDeploy 0.6 to 0.7.3 serves; name the hf export instead")
+        loaded = load_workspace(folder)
+        loaded.generation_config = type(loaded.generation_config).from_pretrained(folder)
+        return loaded, _tokenizer(folder)
     if (folder / "config.json").is_file():
         return load_folder(folder), _tokenizer(folder)
     if manifest is None or manifest.kind != "checkpoint":

@@ -53,14 +53,34 @@ def test_a_conversation_remembers_until_it_is_reset(monkeypatch: pytest.MonkeyPa
     assert heard == [["s", "one"], ["s", "one", "answer 1", "two"], ["s", "three"]]
 
 
+def test_an_interrupted_answer_is_forgotten_and_the_conversation_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[list[str]] = []
+
+    def answer(messages: list[dict[str, Any]]) -> str:
+        heard.append([message["content"] for message in messages])
+        if len(heard) == 2:
+            raise KeyboardInterrupt
+        return f"answer {len(heard)}"
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\nthree\n"))
+    converse(answer, [])
+    assert heard == [["one"], ["one", "answer 1", "two"], ["one", "answer 1", "three"]]
+    assert "interrupted" in capsys.readouterr().err
+
+
 def test_the_end_of_the_input_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     converse(lambda _: pytest.fail("nothing was said"), [])
 
 
-def test_a_turbomind_folder_is_answered_with_what_to_name_instead(home: Path) -> None:
-    with pytest.raises(DataError, match=r"a TurboMind folder, .* name the hf export"):
-        chat(home / "export" / "turbomind", prompt="hi")
+def test_a_turbomind_folder_answers_as_the_export(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for target in ("hf", "turbomind"):
+        chat(home / "export" / target, prompt="你好，上海", max_new_tokens=8)
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] != ""
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:

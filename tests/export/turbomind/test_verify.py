@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from export.hf import Model
 from export.turbomind import geometry
+from export.turbomind.as_model import load_workspace
 from export.turbomind.folder import write_turbomind
 from export.turbomind.verify import verify_turbomind
+from export.verify import trained_model
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError
 from pipelines.schema import ExportVerify, TurbomindExport
@@ -69,6 +72,28 @@ def test_a_turbomind_folder_gives_the_logits_of_the_checkpoint(tmp_path: Path, c
     found = verify_turbomind(exported, folder, ExportVerify(greedy_tokens=4))
     assert found["tensors_equal"] == len(exported.weights.shapes)
     assert found["greedy"]["max_abs_diff"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("config", "tp"),
+    [
+        (LLAMA | EIGHT, 4),
+        (QWEN2 | EIGHT | {"tie_word_embeddings": True}, 8),
+        (EVERY["internlm2"], 4),
+        (EVERY["internlm"], 2),
+        (MIXTRAL | {"intermediate_size": 56}, 4),
+        (GLM, 4),
+    ],
+)
+def test_a_turbomind_folder_alone_is_a_model_that_computes_the_same(
+    tmp_path: Path, config: dict[str, Any], tp: int
+) -> None:
+    exported, folder = turbomind(tmp_path, config, tp)
+    ids = torch.arange(3, 30)[None]
+    with torch.inference_mode():
+        found, expected = (model(ids).logits.float() for model in (load_workspace(folder), trained_model(exported)))
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.std()))  # sums in another order
 
 
 @pytest.mark.parametrize(
