@@ -36,8 +36,8 @@ _BATCH_BYTES = 256 << 20
 """Bytes they may have if each value were as long as its dictionary."""
 _BOMB_BYTES = 256 << 20
 _BOMB_RATIO = 1000
-"""A Parquet column or an Arrow record batch above both, uncompressed and uncompressed over compressed, holds no text that
-somebody wrote."""
+"""A Parquet column or an Arrow record batch above both, uncompressed and uncompressed over compressed, holds no text
+that somebody wrote."""
 
 
 @dataclass(frozen=True)
