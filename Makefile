@@ -8,7 +8,7 @@ BIN      := .venv/bin
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
-.PHONY: all setup data prep train export chat check lint types fast test faults fuzz golden tokenizer docs pins audit licences versions bench-prep bench-train bench-plan bench-export bench-checks clean help
+.PHONY: all setup data prep train export chat picture check lint types fast test faults fuzz golden tokenizer docs pins audit licences versions bench-prep bench-train bench-plan bench-export bench-checks clean help
 
 all: prep train export
 
@@ -21,8 +21,11 @@ help:
 	@echo "make bench-plan          what \`packtrain plan\` says of memory beside what a step takes; JSON=1 likewise"
 	@echo "make bench-export        exports of a ZeRO 3 checkpoint beside DeepSpeed's own tool; JSON=1 likewise"
 	@echo "make bench-checks        what looking for damage takes of each stage; JSON=1 likewise"
+	@echo "make picture             the README's picture of a report, from the run of PIPELINE"
 	@echo "make faults              kill, starve and damage real runs, and count what was lost; FAULTS_HOURS=8 for a night"
 	@echo "make fuzz                readers of files under a fuzzer, FUZZ_SECONDS=60 each; FUZZ_ONLY=\"toml shard\" takes some alone"
+	@echo "make audit               known advisories of the pinned packages;  make licences: what they are under"
+	@echo "make versions            prep under every Python here, with the oldest, pinned and latest packages"
 	@echo "make docs                the documentation as a site, in site/; it loads nothing from elsewhere"
 	@echo "make clean               remove the runs below work/"
 
@@ -70,6 +73,16 @@ export: setup
 
 chat: setup
 	@$(BIN)/packtrain chat work/quickstart/export/hf
+
+# The README's picture: head and training of the page about PIPELINE's run, as Chromium draws them.
+CHROMIUM ?= chromium
+picture: setup
+	@$(BIN)/packtrain report $(PIPELINE) $(SET) -o work/picture.html
+	@printf '<body style="margin:0"><iframe src="picture.html%s" style="display:block;border:0;width:100%%;height:%s"></iframe>' \
+		'' 390px '#training' 425px > work/picture-parts.html
+	@$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --blink-settings=preferredColorScheme=1 \
+		--window-size=1000,815 --screenshot=docs/figures/report.png file://$(CURDIR)/work/picture-parts.html 2>/dev/null
+	@rm work/picture.html work/picture-parts.html
 
 lint: setup
 	@$(BIN)/ruff check .
@@ -128,6 +141,16 @@ pins: setup
 # The page of licences, after a change of constraints.txt; what builds the docs is on it, so it has to be here.
 licences: .venv/.docs-ready
 	@$(BIN)/python -m tests.versions.licences
+
+# Known advisories of what is pinned. ADVISORIES is OSV's export for PyPI (all.zip), for where PyPI's own are out of reach.
+ADVISORIES ?=
+audit: $(if $(ADVISORIES),setup,.venv/audit/.ready)
+	@$(BIN)/python -m tests.versions.audit $(if $(ADVISORIES),--offline '$(ADVISORIES)')
+
+.venv/audit/.ready: tests/versions/audit.txt .venv/.ready
+	@test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --requirement $<
+	@touch $@
 
 # prep's bytes and tests under every Python here, with the oldest, the pinned and the latest packages.
 versions: setup

@@ -215,7 +215,9 @@ def test_the_job_for_github_checks_order_and_bytes_by_commands_that_exist() -> N
     assert set(job[True]) == {"pull_request", "push"}  # YAML takes `on` for true
     steps = [step["run"] for step in job["jobs"]["order"]["steps"] if "run" in step]
     lines = [line.strip() for step in steps for line in step.splitlines()]
-    calls = [shlex.split(line.replace("$workers", "1")) for line in lines if line.startswith("packtrain ")]
+    calls = [
+        shlex.split(line.replace("$workers", "1"), comments=True) for line in lines if line.startswith("packtrain ")
+    ]
     assert ["order", "check"] in [call[1:3] for call in calls]
     assert any("--golden" in call for call in calls)
     for call in calls:
@@ -232,6 +234,22 @@ def test_figures_say_what_they_show_and_load_nothing(path: Path) -> None:
     assert {"title", "desc"} <= names
     assert "prefers-color-scheme: dark" in text
     assert not re.search(r"href=|url\((?!#)|@import|<script", text)
+
+
+def test_the_picture_of_a_report_is_small_and_a_png() -> None:
+    content = (DOCS / "figures" / "report.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n")
+    assert len(content) < 200_000
+
+
+def test_figures_of_the_readme_are_those_that_were_measured() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+) \| `make bench-(\w+)` \|$", text, re.MULTILINE)
+    assert len(rows) >= 5
+    for row, name in rows:
+        measured = re.findall(r"[\d,.]*\d", (ROOT / "bench" / "results" / f"{name}.md").read_text(encoding="utf-8"))
+        for figure in re.findall(r"(?<![\w.])\d[\d,.]*(?= (?:ms|s|GB|MB|Mtok|tok|samples))", row):
+            assert figure in measured, f"{figure} in {row!r}: not in bench/results/{name}.md; measure and write it anew"
 
 
 @pytest.mark.slow

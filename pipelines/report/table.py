@@ -77,5 +77,5 @@ def folded(summary: str, *content: object) -> Markup:
 
 
 def section(title: str, *content: object) -> Markup:
-    """A part of the page."""
-    return element("section", element("h2", title), join(content))
+    """A part of the page, which a link reaches by its title: report.html#training."""
+    return element("section", element("h2", title), join(content), id=title.lower())
