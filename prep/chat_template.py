@@ -196,11 +196,13 @@ class ChatTemplate:
         header = asked.removeprefix(before) if asked.startswith(before) else ""
         if self._closing is None or all(id_ is None for _, id_ in self._tokenizer.split(header)):
             return None
+        answered = [index for index, message in enumerate(messages) if _answers(message)]
+        if text.count(header) != len(answered):  # or the search below would take the square of the text
+            return None
         pattern = f"{re.escape(header)}(.*?){re.escape(self._closing)}"
         places = [found.span(1) for found in re.finditer(pattern, text, re.DOTALL)]
         places = [(begin, end + len(self._closing)) for begin, end in places]
-        answered = [index for index, message in enumerate(messages) if _answers(message)]
-        if len(places) != len(answered) or text.count(header) != len(answered):
+        if len(places) != len(answered):
             return None
         contents = self._contents(conversation, stand_ins, text)
         if contents is None:
