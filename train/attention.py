@@ -56,6 +56,7 @@ class Segments:
     def of(
         cls, lengths: list[int], device: torch.device | str = "cpu", *, key_lengths: list[int] | None = None
     ) -> "Segments":
+        assert min(lengths) > 0, "kernels read outside of their arrays with anything else"
         ends = _ends(lengths, device)
         if key_lengths is None or key_lengths == lengths:
             return cls(lengths, ends, lengths, ends)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipelines.errors import ConfigError, MachineError
+from pipelines.shards import fill_pack_reference
 from train.attention import KERNELS, Backend, PackedAttention, Scores, Segments, choose_backend
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -96,6 +97,30 @@ def test_stretches_of_queries_give_what_the_whole_gives(
     gradients = torch.autograd.grad(found, inputs, upstream)
     for gradient, right in zip(gradients, torch.autograd.grad(expected, inputs, upstream), strict=True):
         torch.testing.assert_close(gradient, right, rtol=close, atol=close)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 8))
+def test_every_part_of_a_pack_has_boundaries_that_fill_it(lengths: list[int], parts: int) -> None:
+    whole = Segments.of(lengths).padded(parts)
+    size = whole.tokens // parts
+    assert size * parts == whole.tokens >= sum(lengths)
+    covered: list[int] = []
+    for part in range(parts):
+        mine, seen = whole.stretch(part * size, (part + 1) * size)
+        assert fill_pack_reference(mine.cu_seqlens.numpy(), size)
+        assert fill_pack_reference(mine.cu_seqlens_k.numpy(), seen.stop - seen.start)
+        assert seen.stop == (part + 1) * size
+        assert all(queries <= keys for queries, keys in zip(mine.lengths, mine.key_lengths, strict=True))
+        assert (mine.longest, mine.longest_k) == (max(mine.lengths), max(mine.key_lengths))
+        covered += [seen.start + end for end in mine.cu_seqlens_k.tolist()]
+    ends = whole.cu_seqlens.tolist()
+    assert set(ends) <= set(covered) <= {*ends, *range(0, whole.tokens + 1, size)}
+
+
+@pytest.mark.parametrize("lengths", [[3, 0], [0], [2, -1]])
+def test_boundaries_that_do_not_rise_are_our_mistake(lengths: list[int]) -> None:
+    with pytest.raises(AssertionError):
+        Segments.of(lengths)
 
 
 def test_stretch_has_the_keys_before_its_queries() -> None:
