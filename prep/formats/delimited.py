@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipelines.errors import DataError
+from pipelines.toml_text import on_one_line
 from prep.formats.encoding import not_utf8
 from prep.formats.fault import Outcome, RecordFault
 from prep.formats.files import open_bytes, pass_byte_order_mark
@@ -111,5 +112,6 @@ def _header(path: Path, rows: Iterator[list[str]], lines: _Lines) -> list[str]:
     if lines.fault:
         raise DataError(f"{path}:1: {lines.fault}")
     if "" in header or len(set(header)) != len(header):
-        raise DataError(f"{path}:1: expected a header of distinct column names, found {', '.join(header)}")
+        found = on_one_line(", ".join(header))
+        raise DataError(f"{path}:1: expected a header of distinct column names, found {found}")
     return header

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pipelines.toml_text import on_one_line
+
 
 class RecordFault(Exception):  # noqa: N818 (the word of the documentation)
     """What is wrong with a record; the caller knows the file and where the chunk begins.
@@ -16,7 +18,7 @@ class RecordFault(Exception):  # noqa: N818 (the word of the documentation)
     def __init__(self, record: int, message: str, byte: int | None = None, fatal: bool = False) -> None:
         super().__init__(record, message, byte, fatal)
         self.record = record
-        self.message = message
+        self.message = on_one_line(message)  # which may quote the record's keys
         self.byte = byte
         self.fatal = fatal
 

@@ -14,9 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.errors import MachineError
-from tests.fuzz.target import MOST_BYTES, MOST_SECONDS, Target
+from tests.fuzz import limits
+
+if TYPE_CHECKING:
+    from tests.fuzz.target import Target  # which brings readers that are not instrumented yet
 
 CORPUS = Path(__file__).with_name("corpus")
 ROOM = 20_000
@@ -84,7 +88,7 @@ def require_atheris() -> None:
         )
 
 
-def fuzz(target: Target, seconds: int, work: Path, corpus: Path) -> Tally:
+def fuzz(target: "Target", seconds: int, work: Path, corpus: Path) -> Tally:
     """Fuzz one target for a while, started again where an input ended the process."""
     span, kept = work / target.name, corpus / target.name
     (span / "inputs").mkdir(parents=True, exist_ok=True)
@@ -107,19 +111,19 @@ def fuzz(target: Target, seconds: int, work: Path, corpus: Path) -> Tally:
     return tally
 
 
-def _run(target: Target, span: Path, arguments: Sequence[str]) -> tuple[int, str]:
+def _run(target: "Target", span: Path, arguments: Sequence[str]) -> tuple[int, str]:
     """How libFuzzer ended, and what it said."""
     from tests.fuzz.one import forked  # imports atheris
 
-    limits = [
-        f"-rss_limit_mb={(_ITSELF + MOST_BYTES) >> 20}",
-        f"-timeout={3 * MOST_SECONDS:.0f}",
+    most = [
+        f"-rss_limit_mb={(_ITSELF + limits.BYTES) >> 20}",
+        f"-timeout={3 * limits.SECONDS:.0f}",
         "-report_slow_units=1000",
     ]
     found = [f"-artifact_prefix={span}/ended-", f"-max_len={4 * _LARGEST}"]
     found += [f"-dict={span / 'tokens'}"] if target.tokens else []
     log = span / "log.txt"
-    code = forked(target.name, span, log, [*limits, *found, "-print_final_stats=1", "-verbosity=1", *arguments])
+    code = forked(target.name, span, log, [*most, *found, "-print_final_stats=1", "-verbosity=1", *arguments])
     text = log.read_text(errors="replace")
     if code and not list(span.glob("ended-*")):
         raise RuntimeError(f"{target.name}: the fuzzer itself failed, see {log}:\n{text[-2000:]}")
@@ -138,7 +142,7 @@ def _keep_findings(span: Path, kept: Path) -> list[str]:
     return names
 
 
-def _keep_inputs(target: Target, span: Path, kept: Path) -> int:
+def _keep_inputs(target: "Target", span: Path, kept: Path) -> int:
     """Add the smallest inputs that reach what those in the corpus do not; returns how many."""
     inputs = sorted(
         (path for path in (span / "inputs").iterdir() if path.stat().st_size <= _LARGEST),
@@ -159,7 +163,7 @@ def _keep_inputs(target: Target, span: Path, kept: Path) -> int:
     return added
 
 
-def _features(target: Target, span: Path, paths: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:
+def _features(target: "Target", span: Path, paths: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:
     """What each input reaches, as libFuzzer tells it when it merges: the step of it that runs them, and no more."""
     control = span / "control"
     control.write_text("\n".join([str(len(paths)), "0", *map(str, paths), ""]))

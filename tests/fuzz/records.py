@@ -29,7 +29,7 @@ def _format(name: str, file: str) -> Feed:
             for number, record in FORMATS[name].records(path, begin, end, max_bytes=_MOST):
                 assert number >= 0
                 if isinstance(record, RecordFault):
-                    assert record.message
+                    assert record.message.isprintable()
                 else:
                     assert record is None or isinstance(record, dict)
 

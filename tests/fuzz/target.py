@@ -1,7 +1,6 @@
 """A reader under attack, and what an input must not do to it."""
 
 import re
-import resource
 import shutil
 import tempfile
 import time
@@ -12,12 +11,10 @@ from pathlib import Path
 from pipelines.errors import PacktrainError
 from prep.conversation import RecordError
 from prep.formats.fault import RecordFault
+from tests.fuzz import limits
 
-MOST_SECONDS = 10.0
-"""Of processor time for an input; each is some kilobytes at most."""
-MOST_BYTES = 1 << 30
-"""Of memory that an input may take."""
 _LONGEST = 4_000  # characters of a line of an error
+_STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _ROOM = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 
 _PLACE = re.compile(r"\S.*?(: | = )\S|\.\.\. and [\d,]+ more")  # a file or a key, and what was found there
@@ -50,7 +47,7 @@ def attempt(target: Target, data: bytes) -> str:
         BaseException: whatever else escapes the reader, which is a finding as well.
     """
     folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=_ROOM))
-    began, held = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, held = time.process_time(), _memory(forget=True)
     refusal = ""
     try:
         target.feed(data, folder)
@@ -61,12 +58,20 @@ def attempt(target: Target, data: bytes) -> str:
     finally:
         shutil.rmtree(folder)
     seconds = time.process_time() - began
-    if seconds > MOST_SECONDS:
+    if seconds > limits.SECONDS:
         raise Finding(f"{len(data):,} bytes took {seconds:.0f} s")
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held)
-    if grown > MOST_BYTES:
+    grown = _memory() - held
+    if grown > limits.BYTES:
         raise Finding(f"{len(data):,} bytes took {grown / 1e9:.1f} GB of memory")
     return refusal
+
+
+def _memory(*, forget: bool = False) -> int:
+    """The most bytes that this process held at once; `forget` what it held before. 0 where the kernel does not say."""
+    if forget and _FORGET.exists():
+        _FORGET.write_text("5")
+    found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
+    return int(found[1]) << 10 if found else 0
 
 
 def _checked(error: PacktrainError, folder: Path) -> str:

@@ -220,6 +220,7 @@ def test_faulty_csv_rows_do_not_stop_those_behind_them(tmp_path: Path) -> None:
     [
         (b"a,a", "distinct column names"),
         (b"a,", "distinct column names"),
+        (b'"a\nb","a\nb"', r"distinct column names, found a\\U0000000ab, a\\U0000000ab$"),
         (b"a\xff,b", "not valid UTF-8"),
         (b'"a', "expected a header of column names"),
         (b"a" * 20_000, "it is too long"),
