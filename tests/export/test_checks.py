@@ -13,22 +13,15 @@ from pipelines.cli import main
 from tests.export.adapted import write_adapted_run
 from tests.export.test_adapter import LORA
 from tests.export.tiny import LLAMA, random_tensors, write_checkpoint, write_run
+from tests.least import least
 
-TOML = """
-schema_version = 1
-[run]
-name = "tiny"
+TOML = f"""{least(512)}
 [model]
-{model}
+{{model}}
 [tokenizer]
 name_or_path = "tokenizer"
-[[prep.source]]
-name = "s"
-path = "s.jsonl"
-[prep.pack]
-capacity = 512
 [export]
-targets = {targets}
+targets = {{targets}}
 """
 SCRATCH = 'scratch = { model_type = "llama" }'
 

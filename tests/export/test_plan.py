@@ -10,19 +10,13 @@ from export.plan import Plan
 from pipelines.config import load
 from pipelines.errors import ConfigError, DataError
 from tests.export.tiny import LLAMA, pipeline, random_tensors, write_checkpoint
+from tests.least import least
 
-TOML = """schema_version = 1
-[run]
-name = "tiny"
+TOML = f"""{least(8)}
 [model]
 name_or_path = "model"
-[[prep.source]]
-name = "s"
-path = "s.jsonl"
-[prep.pack]
-capacity = 8
 [export]
-checkpoint = {}
+checkpoint = {{}}
 """
 
 
@@ -110,4 +104,5 @@ def test_what_names_no_checkpoint_is_refused(tmp_path: Path, value: str) -> None
     path.write_text(TOML.format(value))
     with pytest.raises(ConfigError) as caught:
         load(path)
-    assert "12:1: export.checkpoint" in str(caught.value)
+    line = len(TOML.splitlines())
+    assert f"{line}:1: export.checkpoint" in str(caught.value)

@@ -19,6 +19,7 @@ from pipelines.config import load
 from pipelines.errors import ConfigError, MachineError, PacktrainError
 from pipelines.model_source import code_digest, fetch, with_model, with_small_files, with_tokenizer
 from pipelines.schema import Pipeline
+from tests.least import least
 
 OLD, NEW = "a" * 40, "b" * 40
 SMALL = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "modeling.py": b"raise SystemExit"}
@@ -26,18 +27,11 @@ FILES = {
     OLD: {**SMALL, "model.safetensors": b"old weights", "pytorch_model.bin": b"pickled"},
     NEW: {**SMALL, "model.safetensors": b"new weights"},
 }
-TOML = """
-schema_version = 1
-run.name = "r"
+TOML = f"""{least(8)}
 [model]
 source = "huggingface"
 name_or_path = "org/name"
-source_args = {{ endpoint = "{endpoint}", cache_dir = "{cache}", token_env = "OUR_TOKEN" }}
-[[prep.source]]
-name = "s"
-path = "s.jsonl"
-[prep.pack]
-capacity = 8
+source_args = {{{{ endpoint = "{{endpoint}}", cache_dir = "{{cache}}", token_env = "OUR_TOKEN" }}}}
 [train]
 global_batch_size = 1
 optimizer.lr = 1e-3

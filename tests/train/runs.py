@@ -13,6 +13,7 @@ from pipelines.artifacts import FileRecord, Manifest, identity
 from pipelines.checkpoints import Checkpoint, finished
 from pipelines.schema import Pipeline
 from pipelines.shards import FORMAT_VERSION, Packs, loss_bits, write_shard
+from tests.least import least
 
 VOCABULARY = 48
 CAPACITY = 40
@@ -144,19 +145,11 @@ def write_toml(folder: Path, lines: Sequence[str] = ()) -> Path:
     sizes = "\n".join(f"{key} = {_toml(value)}" for key, value in LLAMA.items())
     path = folder / "tiny.toml"
     path.write_text(
-        f"""schema_version = 1
-[run]
-name = "tiny"
-seed = 7
+        f"""{least(CAPACITY, run="seed = 7")}
 [model.scratch]
 {sizes}
 [tokenizer]
 name_or_path = "tokenizer"
-[[prep.source]]
-name = "s"
-path = "s.jsonl"
-[prep.pack]
-capacity = {CAPACITY}
 [train]
 global_batch_size = 4
 {chr(10).join(lines)}

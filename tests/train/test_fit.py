@@ -14,21 +14,14 @@ from pipelines.artifacts import Manifest
 from pipelines.checkpoints import FORMAT_VERSION
 from pipelines.config import load
 from pipelines.findings import Report
+from tests.least import least
 from tests.train.runs import LLAMA, write_prep
 from train.fit import fit, weight_problems
 from train.forecast import Assumed
 
-TEXT = """\
-schema_version = 1
-[run]
-name = "r"
+TEXT = f"""{least(40)}
 [model]
 name_or_path = "model"
-[[prep.source]]
-name = "s"
-path = "data.jsonl"
-[prep.pack]
-capacity = 40
 [train]
 global_batch_size = 4
 nproc_per_node = 2
@@ -46,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA))
     write_weights(tmp_path / "model" / "model.safetensors")
-    prep = tmp_path / "work" / "r" / "prep"
+    prep = tmp_path / "work" / "tiny" / "prep"
     write_prep(prep)
     manifest = Manifest.read(prep)
     assert manifest is not None
@@ -133,7 +126,7 @@ def test_without_a_gpu_here_the_ranks_are_as_few_as_can_be(folder: Path, monkeyp
 def test_a_checkpoint_that_training_would_refuse_is_found(folder: Path) -> None:
     [found] = fitted(folder, 'train.load_from="model"').findings
     assert "not a finished checkpoint; name a model directory in model.name_or_path" in found.text
-    step = folder / "work" / "r" / "train" / "checkpoints" / "step-00000001"
+    step = folder / "work" / "tiny" / "train" / "checkpoints" / "step-00000001"
     step.mkdir(parents=True)
     Manifest("checkpoint", FORMAT_VERSION, "x", {"prep": "other"}, [], {"step": 1, "run": "other"}).write(step)
     [found] = fitted(folder).findings

@@ -10,26 +10,18 @@ from click.testing import CliRunner, Result
 from pipelines.artifacts import Manifest, digest_file
 from pipelines.cli import main
 from pipelines.config import load
+from tests.least import least
 from tests.train.runs import checkpoints, pipeline, write_prep
 from train.attention import PackedAttention
 from train.model import build_model
 from train.plan import Plan
 
 OLD, SAME, NEW = "a" * 40, "b" * 40, "c" * 40
-TOML = """
-schema_version = 1
-[run]
-name = "tiny"
-offline = true
+TOML = f"""{least(40, run="offline = true")}
 [model]
 source = "huggingface"
 name_or_path = "org/name"
-source_args = {{ cache_dir = "{cache}" }}
-[[prep.source]]
-name = "s"
-path = "s.jsonl"
-[prep.pack]
-capacity = 40
+source_args = {{{{ cache_dir = "{{cache}}" }}}}
 [train]
 global_batch_size = 4
 max_steps = 1
