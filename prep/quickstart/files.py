@@ -63,7 +63,7 @@ def write_quickstart(folder: Path, *, seed: int = SEED, tokenizer: Path | None =
         files=[FileRecord.of(data, path) for path in contents],
         facts={"conversations": CONVERSATIONS, "held_out": HELD_OUT, "seed": seed},
     ).write(data)
-    log.info("wrote %s conversations in each of %d languages below %s", f"{CONVERSATIONS:,}", len(LANGUAGES), data)
+    log.info("wrote %s conversations in each of %d languages", f"{CONVERSATIONS:,}", len(LANGUAGES))
     return list(contents)
 
 
