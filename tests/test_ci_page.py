@@ -10,34 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.prep.small import TOKENIZER, conversations
+from tests.pipelines.json_page import write_pipeline
+from tests.prep.small import conversations
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "ci.md"
-TOML = f"""
-schema_version = 1
-[run]
-name = "my-sft"
-[model.scratch]
-model_type = "llama"
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 2
-num_attention_heads = 4
-num_key_value_heads = 2
-max_position_embeddings = 128
-[tokenizer]
-name_or_path = "{TOKENIZER}"
-[[prep.source]]
-name = "chat"
-path = "data"
-[prep.pack]
-capacity = 128
-[train]
-global_batch_size = 2
-max_steps = 2
-optimizer.lr = 1e-3
-"""
 JOB = ROOT / "docs" / "examples" / "github-actions.yml"
 
 
@@ -54,9 +31,7 @@ def bash(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_what_the_page_has_you_commit_passes_the_job_and_a_changed_byte_fails_it(tmp_path: Path) -> None:
-    (tmp_path / "my-sft.toml").write_text(TOML)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "chat.jsonl").write_text(conversations(50))
+    write_pipeline(tmp_path).rename(tmp_path / "my-sft.toml")
     once, whenever = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[:2]
     made = bash(once.replace("git add", "ls"), tmp_path)
     assert made.returncode == 0, made.stderr
@@ -69,7 +44,7 @@ def test_what_the_page_has_you_commit_passes_the_job_and_a_changed_byte_fails_it
         done = bash(step, tmp_path)
         assert done.returncode == 0, (name, done.stdout, done.stderr)
     shutil.rmtree(tmp_path / "work")  # as in a fresh checkout
-    data = tmp_path / "data" / "chat.jsonl"
+    data = tmp_path / "data" / "a.jsonl"
     data.write_bytes(data.read_bytes().replace(b"word", b"sword", 1))
     differs = bash(step, tmp_path)
     assert (differs.returncode, "golden.json: written for other settings, other input files" in differs.stderr) == (

@@ -113,7 +113,7 @@ def _outline(values: Sequence[Any], indent: str, key: str) -> str:
 
 
 def _run(folder: Path) -> Iterator[tuple[str, str, Any]]:
-    file = _pipeline(folder)
+    file = write_pipeline(folder)
     home = folder / "work" / "tiny"
     other = folder / "internevo.py"
     other.write_text('JOB_NAME = "x"\nSEQ_LEN = 64\ndata = dict(seq_len=SEQ_LEN, micro_num=2, micro_bsz=1)\n')
@@ -159,7 +159,8 @@ def _spelled(words: Sequence[str | Path], folder: Path) -> str:
     return " ".join(["packtrain", *(f'"{word}"' if " " in word else word for word in short), "--json"])
 
 
-def _pipeline(folder: Path) -> Path:
+def write_pipeline(folder: Path) -> Path:
+    """A small pipeline with its data; returns its file, my.toml."""
     (folder / "data").mkdir()
     (folder / "data" / "a.jsonl").write_text(conversations(40))
     file = folder / "my.toml"
