@@ -17,12 +17,13 @@ _LEAST = 8
 
 _WORD = r"secret|passw(?:or)?d|(?:api|access|private)[_-]?key|cookie|authorization|credential"
 _OF = r"hf|hub|huggingface|auth|access|api|bearer|session|private|wandb|swanlab|github"
-_NAME = rf"(?<![\w-])(?:\w*(?:{_WORD})s?|(?:\w+_)?auth|(?:(?:{_OF})[_-]?)+tokens?|token)"
+_NAME = rf"(?<![\w-])(?:\w{{0,60}}(?:{_WORD})s?|(?:\w{{1,60}}_)?auth|(?:(?:{_OF})[_-]?)+tokens?|token)"
 _VALUE = r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"'&,;\])}]+"
+# Names and addresses are bounded, so that a long text takes time in proportion to its length.
 _PLACES: Sequence[tuple[str, str]] = (
-    (r"(\b[a-z][a-z0-9+.-]*://)[^/\s@\"'<>]*@", rf"\1{HIDDEN}@"),
+    (r"(\b[a-z][a-z0-9+.-]{0,30}://)[^/\s@\"'<>]{0,500}@", rf"\1{HIDDEN}@"),
     (r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}", rf"\1 {HIDDEN}"),
-    (r"([?&][\w-]*(?:token|key|secret|password|signature|sig)=)[^&\s\"'<>]+", rf"\1{HIDDEN}"),
+    (r"([?&][\w-]{0,60}(?:token|key|secret|password|signature|sig)=)[^&\s\"'<>]+", rf"\1{HIDDEN}"),
     (rf"({_NAME}[\"']?\s*=\s*)(?:{_VALUE})", rf'\1"{HIDDEN}"'),
     (rf"({_NAME}[\"']\s*:\s*)(?!.(?:Bearer|Basic) )(?:{_VALUE})", rf'\1"{HIDDEN}"'),
     (r"((?:authorization|cookie):\s*)(?!Bearer|Basic)\S+", rf"\1{HIDDEN}"),

@@ -65,3 +65,9 @@ def test_an_error_that_nothing_catches_is_shown_without_its_secrets() -> None:
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert answer.returncode == 1
     assert "RuntimeError: http://***@hub.example" in answer.stderr
+
+
+@pytest.mark.parametrize("part", ["a.", "://", "a_", "?x", "Bearer ", "hf_", "secret", "token=", '"', "token token"])
+def test_a_long_text_is_looked_through_in_time(part: str) -> None:
+    text = part * (60_000 // len(part))  # minutes, were the time to grow with its square
+    assert len(without_secrets(text, {})) > 0

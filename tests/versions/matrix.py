@@ -25,7 +25,7 @@ KINDS: Mapping[str, Path | None] = {
     "latest": None,
 }
 """What holds the versions of each kind; the latest are what `pip install packtrain` takes without a word."""
-TOOLS = ("pytest", "hypothesis", "zstandard", "tqdm")
+TOOLS = ("pytest", "hypothesis", "zstandard")
 SHOWN = ("numpy", "pyarrow", "numba", "tokenizers", "pydantic")
 TESTS = (
     "tests/pipelines/test_artifacts.py",
@@ -90,14 +90,15 @@ def tried(python: Path, version: str, kind: str, folder: Path, *, tests: bool = 
     pinned = pins()
     tools = [f"{name}=={pinned[name]}" for name in TOOLS]
     pip = [str(ours), "-m", "pip", "--disable-pip-version-check"]
+    quick = ["--quiet", "--no-compile", "--only-binary", ":all:"]
     packtrain = str(ours.with_name("packtrain"))
     quickstart = "pipelines/quickstart.toml"  # its work directory is beside its folder
     golden = str(source / "pipelines" / "quickstart" / "golden.json")
     pytest = [str(ours), "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not gpu", *TESTS]
     steps: Sequence[tuple[str, Path, Sequence[str]]] = (
         ("venv", folder, [str(python), "-m", "venv", str(own / "venv")]),
-        ("install", own, [*pip, "install", "--quiet", "--only-binary", ":all:", *constraint, str(wheel)]),
-        ("tools", own, [*pip, "install", "--quiet", "--only-binary", ":all:", *tools]),
+        ("install", own, [*pip, "install", *quick, *constraint, str(wheel)]),
+        ("tools", own, [*pip, "install", *quick, *tools]),
         ("pip check", own, [*pip, "check"]),
         ("init", own, [packtrain, "init", "quickstart", "pipelines"]),
         ("prep", own, [packtrain, "prep", quickstart]),
