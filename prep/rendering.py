@@ -1,5 +1,6 @@
 """How each source's records become samples: its template beside [template], its map, both checked before any work."""
 
+import re
 from collections.abc import Iterator
 
 from pipelines import schema
@@ -62,7 +63,7 @@ def _problems(pipeline: Pipeline, tokenizer: Tokenizer) -> Iterator[str]:
         try:
             record_map(source.map)
         except ConfigError as error:
-            yield _cited(error, f"prep.source.map = {source.map!r}", pipeline.cite(f"{where}.map"))
+            yield _cited(error, "prep.source.map", pipeline.cite(f"{where}.map"))
         settings = template_of(pipeline.template, source.template, source.system)
         if source.system and settings.name == "none":
             yield f"{pipeline.cite(f'{where}.system')}: has no place in plain text; remove it, or name a template"
@@ -80,9 +81,10 @@ def _refused(settings: schema.Template, tokenizer: Tokenizer, where: str) -> Ite
     try:
         Template(settings, tokenizer)
     except ConfigError as error:
-        yield _cited(error, f"template.name = {settings.name!r}", where)
+        yield _cited(error, "template.name", where)
 
 
-def _cited(error: ConfigError, own: str, where: str) -> str:
+def _cited(error: ConfigError, key: str, where: str) -> str:
     """The problem behind the place of its key, which its own words begin with."""
-    return f"{where}: {str(error).removeprefix(own).removeprefix(':').strip()}"
+    said = re.sub(rf"^{re.escape(key)} = ('[^']*'|\"[^\"]*\"):?\s*", "", str(error))
+    return f"{where}: {said}"

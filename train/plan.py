@@ -202,8 +202,14 @@ class Plan:
             return f"other data: prep output {str(there)[:12]} there, {self.prep.identity[:12]} here"
         found = _leaves({**self.settings, "origins": self.pipeline.origins})
         former = _leaves({**other.facts["settings"], "origins": other.facts.get("origins", {})})
-        changed = sorted(key for key in found.keys() | former.keys() if found.get(key) != former.get(key))
-        return ", ".join(_changed(key, former.get(key), found.get(key)) for key in changed)
+        keys = sorted(found.keys() | former.keys())
+        pairs = {key: (former.get(key, _UNKNOWN), found.get(key, _UNKNOWN)) for key in keys}
+        changed = [_changed(key, *pair) for key, pair in pairs.items() if pair[0] != pair[1]]
+        return ", ".join(changed) or "as another version of packtrain counts them"
+
+
+_UNKNOWN = "not known"
+"""What is said of a key that a version has not."""
 
 
 def _changed(key: str, there: object, here: object) -> str:

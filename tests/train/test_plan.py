@@ -118,6 +118,18 @@ def test_checkpoints_of_other_settings_are_not_continued(work: Path) -> None:
         Plan.of(pipeline(work)).own_checkpoints()
 
 
+def test_a_key_that_an_older_version_had_not_is_named(work: Path) -> None:
+    plan = Plan.of(pipeline(work))
+    folder = checkpoint(plan, 1)
+    manifest = Manifest.read(folder)
+    assert manifest is not None
+    settings = {key: value for key, value in plan.settings["train"].items() if key != "precision"}
+    older = {**manifest.facts, "run": "of before", "settings": {**plan.settings, "train": settings}}
+    Manifest(**{**vars(manifest), "facts": older}).write(folder)
+    with pytest.raises(ConfigError, match=r"settings \(train.precision: not known there, auto here\)"):
+        plan.own_checkpoints()
+
+
 def test_planning_does_not_import_torch() -> None:
     code = "import sys, train.run; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
