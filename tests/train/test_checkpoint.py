@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+from dataclasses import replace
 from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors import safe_open
 
 from pipelines.artifacts import FileRecord, Manifest, digest_file, identity
 from pipelines.checkpoints import FORMAT_VERSION, Checkpoint, fragment_key
-from pipelines.errors import CheckError, ConfigError
+from pipelines.errors import CheckError, ConfigError, DataError
 from pipelines.schema import Pipeline
 from tests.train.conftest import SETTINGS
 from tests.train.ranks import run_on_ranks
@@ -58,6 +59,30 @@ def checkpoint(folder: Path, cuts: list[int]) -> Checkpoint:
     facts = {"parameters": {"w": [3, 4]}, "buffers": {}}
     Manifest("checkpoint", FORMAT_VERSION, identity(cuts), {}, records, facts).write(folder)
     return Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        ({"kind": "hf"}, "not a finished checkpoint"),
+        ({"format_version": 2}, "checkpoint of format 2, this version reads"),
+    ],
+)
+def test_another_artefact_and_another_format_are_no_checkpoint(
+    tmp_path: Path, change: dict[str, Any], finding: str
+) -> None:
+    replace(checkpoint(tmp_path, []).manifest, **change).write(tmp_path)
+    with pytest.raises(DataError, match=finding):
+        Checkpoint(tmp_path)
+
+
+def test_numbers_of_another_format_are_no_fragment(tmp_path: Path) -> None:
+    name = "state-00000-of-00001.safetensors"
+    record, _ = write_safetensors(tmp_path / name, {fragment_key("parameter", "w", 0): torch.arange(12)})
+    facts = {"parameters": {"w": [12]}, "buffers": {}}
+    Manifest("checkpoint", FORMAT_VERSION, "1", {}, [record], facts).write(tmp_path)
+    with pytest.raises(CheckError, match=rf"{name}: parameter/w/0 as I64 is no fragment"):
+        Checkpoint(tmp_path)
 
 
 def test_weights_are_known_to_be_whole_without_the_optimizers_state(tmp_path: Path) -> None:
