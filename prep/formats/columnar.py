@@ -23,13 +23,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import DataError
+from pipelines.toml_text import on_one_line
 from prep.formats.arrow_bodies import decompressed
 from prep.formats.fault import Outcome, RecordFault
 from prep.formats.lines import too_long
+from prep.formats.parquet_footer import Column, columns
 
 ROWS = 8192
 """Rows per chunk, rounded up to whole groups."""
 
+_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError)
+"""What comes of reading a damaged file; names of columns are bytes there."""
 _BATCH_ROWS = 1024
 """Rows of a Parquet file that are decoded together at most."""
 _BATCH_BYTES = 256 << 20
@@ -80,8 +84,8 @@ def records(path: Path, begin: int, end: int, *, max_bytes: int) -> Iterator[tup
                     outcome.update(foreign)
                 yield number, outcome
                 number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: damaged near row {number + 1} of groups {begin}..{end} ({error})") from error
+    except _DAMAGED as error:
+        raise DataError(f"{path}: damaged near row {number + 1} of groups {begin}..{end} ({_said(error)})") from error
 
 
 def record(path: Path, begin: int, end: int, number: int, *, max_bytes: int) -> Outcome:
@@ -96,8 +100,8 @@ def record(path: Path, begin: int, end: int, number: int, *, max_bytes: int) -> 
                 [outcome] = _rows(batch.slice(number, 1), number, max_bytes)
                 return {**outcome, **foreign} if isinstance(outcome, dict) else outcome
             number -= batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: damaged near row {number + 1} of groups {begin}..{end} ({error})") from error
+    except _DAMAGED as error:
+        raise DataError(f"{path}: damaged near row {number + 1} of groups {begin}..{end} ({_said(error)})") from error
     return None
 
 
@@ -108,8 +112,13 @@ def rows_of_groups(path: Path) -> list[int]:
             metadata = pq.ParquetFile(path).metadata
             return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         return [batch.num_rows for batch in _arrow(path)]
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a Parquet or Arrow file ({error}); is it complete?") from error
+    except _DAMAGED as error:
+        raise DataError(f"{path}: not a Parquet or Arrow file ({_said(error)}); is it complete?") from error
+
+
+def _said(error: Exception) -> str:
+    """What Arrow says, which may be several lines."""
+    return " ".join(on_one_line(line.strip()) for line in str(error).splitlines())
 
 
 _Foreign = Mapping[str, Foreign]
@@ -120,10 +129,11 @@ def _batches(path: Path, begin: int, end: int) -> Iterator[tuple[Any, _Foreign]]
     if _is_parquet(path):
         with path.open("rb") as raw, pq.ParquetFile(path, memory_map=True) as file:
             plain, foreign = _columns(path, file.schema_arrow)
+            groups = columns(path)
             for group in range(begin, end):
-                rows = _rows_together(path, raw, file.metadata, group, set(plain))
-                columns = plain if foreign else None
-                for batch in file.iter_batches(row_groups=[group], batch_size=rows, columns=columns):
+                rows = _rows_together(path, raw, groups[group], group, set(plain))
+                chosen = plain if foreign else None
+                for batch in file.iter_batches(row_groups=[group], batch_size=rows, columns=chosen):
                     yield batch, foreign
         return
     for number, batch in enumerate(_arrow(path)):
@@ -214,26 +224,24 @@ def _column_bytes(column: Any) -> int:
     return int(column.nbytes)
 
 
-def _rows_together(path: Path, raw: BinaryIO, metadata: Any, group: int, names: set[str]) -> int:
+def _rows_together(path: Path, raw: BinaryIO, about: Sequence[Column], group: int, names: set[str]) -> int:
     """How many rows of a group may be decoded at once: a value may be as long as its column's dictionary.
 
     Raises:
         DataError: if a column is a compression bomb.
     """
-    about = metadata.row_group(group)
     dictionaries = 0
-    for index in range(about.num_columns):
-        column = about.column(index)
-        if column.path_in_schema not in names and column.path_in_schema.partition(".")[0] not in names:
+    for column in about:
+        if column.path not in names and column.path.partition(".")[0] not in names:
             continue
-        full, packed = column.total_uncompressed_size, column.total_compressed_size
+        full, packed = column.full, column.packed
         if full > _BOMB_BYTES and full > _BOMB_RATIO * packed:
             raise DataError(
-                f"{path}: column {column.path_in_schema!r} of row group {group} is {packed:,} bytes that become "
+                f"{path}: column {column.path!r} of row group {group} is {packed:,} bytes that become "
                 f"{full:,}; that is a compression bomb, or write it with smaller row groups"
             )
-        if column.has_dictionary_page:
-            raw.seek(column.dictionary_page_offset)
+        if column.dictionary is not None:
+            raw.seek(column.dictionary)
             dictionaries += _page_bytes(raw.read(24), full)
     return min(max(_BATCH_BYTES // max(dictionaries, 1), 1), _BATCH_ROWS)
 
