@@ -1,11 +1,15 @@
 """The order of packs over a run's epochs."""
 
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.elsewhere import StaticBatchSampler, default_sampler
+from tests.train.runs import pipeline, write_prep
 from train.batches import Batches
 from train.order import PackOrder, epoch_packs
+from train.plan import Plan
 
 PACKS = 10
 
@@ -96,3 +100,12 @@ def test_the_order_has_a_seed_of_its_own_where_one_is_given() -> None:
 
     assert steps(1024, 7) == steps(7, None) != steps(1024, None)
     assert steps(2**32 + 7, None) == steps(7, None), "as far as NumPy takes seeds"
+
+
+def test_the_seed_of_the_order_is_a_setting_of_the_run_only_where_one_is_given(tmp_path: Path) -> None:
+    write_prep(tmp_path / "tiny" / "prep")
+    without = Plan.of(pipeline(tmp_path, shuffle="xtuner"))
+    seeded = Plan.of(pipeline(tmp_path, shuffle="xtuner", shuffle_seed=7))
+    assert "shuffle_seed" not in without.settings["train"], "runs begun before there was such a key go on"
+    assert seeded.settings["train"]["shuffle_seed"] == 7
+    assert seeded.identity != without.identity
