@@ -394,7 +394,7 @@ RULES: Mapping[str, Rule] = {
     "trust_remote_code": drops("Transformers has to know the model, or see model.trust_remote_code"),
     "low_cpu_mem_usage": drops("weights go straight to where they are needed"),
     "seed": to("run.seed"),
-    "data_seed": drops("there is one seed, run.seed"),
+    "data_seed": drops("samples and packs are in an order of their own; see run.seed and train.shuffle_seed"),
     "logging_steps": to("train.log.steps", whole),
     "logging_strategy": only("steps", "train.log.steps", "metrics.jsonl has every step"),
     "logging_first_step": drops("metrics.jsonl has every step"),
