@@ -122,6 +122,8 @@ def test_weights_are_known_to_be_whole_without_the_optimizers_state(tmp_path: Pa
     (tmp_path / "model" / "config.json").write_text("[]")
     with pytest.raises(CheckError, match=r"config\.json: SHA-256 differs"):
         checkpoint.verify()
+    with pytest.raises(CheckError, match=r"config\.json: SHA-256 differs"):
+        Checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("cuts", [[], [6], [1, 11], [4, 5, 6]])
