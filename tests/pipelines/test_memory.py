@@ -56,6 +56,94 @@ def test_activations_of_a_llama_layer_by_hand() -> None:
     assert full["activations"] == 8192 * (32 * 2 * hidden + last_norm)
 
 
+H, W, V, HEADS, DEPTH = 4096, 11008, 32000, 32, 32
+"""Of that model: hidden size, width of the MLP, vocabulary, heads, layers."""
+VECTORS = 65 * H
+"""All norms, which ZeRO 3 never shards."""
+ALLOWED = 3 * 2**29
+
+
+def test_every_part_of_a_whole_step_by_hand() -> None:
+    """Two bytes a number, in float32 masters, gradients and Adam's two states, in eighths."""
+    tokens = 8192
+    found = memory(SIZES, BASE)
+    assert found.parts == {
+        "parameters": 2 * P,
+        "gradients": 4 * P // 8,
+        "float32 master weights": 4 * P // 8,
+        "optimizer state": 8 * P // 8,
+        "activations": tokens * (DEPTH * (24 * H + 8 * W + 4 * HEADS) + 6 * H),
+        "gradients of activations": tokens * 2 * (2 * H + 2 * W),  # gate and up projection
+        "attention workspace": tokens * (4 * H + 2 * 4 * H),  # the queries' in float32, and q k v and result
+        "logits and loss": 2 * tokens * H + 4 * V * H,  # hidden states, and the output matrix's gradient in float32
+        "communication buckets": 2 * V * H + 2 * 2 * 200_000_000,  # the largest tensor, and two buckets
+        "CUDA context and allowance": ALLOWED,
+    }
+    assert (found.peak, found.host) == ("backward pass", 0)
+
+
+def test_every_part_of_a_shared_long_pack_by_hand() -> None:
+    tokens = 262_144 // 8
+    layout = replace(BASE, capacity=262_144, zero_stage=3, checkpointing="full", sequence_parallel_size=8)
+    found = memory(SIZES, layout)
+    assert found.parts == {
+        "parameters": 2 * P // 8,
+        "gathered parameters": 2 * VECTORS + 2 * 1_000_000_000,
+        "gradients": 4 * P // 8,
+        "float32 master weights": 4 * P // 8,
+        "optimizer state": 8 * P // 8,
+        "activations": tokens * (DEPTH * 2 * H + 6 * H),
+        "recomputed layer": tokens * (24 * H + 8 * W + 4 * HEADS + 2 * H),  # and the result on its way back
+        "gradients of activations": tokens * 2 * (2 * H + 2 * W),
+        "attention workspace": tokens * (4 * H + 2 * 4 * H + 2 * 2 * 4 * H),  # sent and received
+        "logits and loss": 2 * tokens * H + 4 * V * H,
+        "communication buckets": 2 * V * H + 2 * 200_000_000,
+        "CUDA context and allowance": ALLOWED,
+    }
+    away = memory(SIZES, replace(layout, activation_offload=True))
+    assert away.parts["activations"] == tokens * (2 * 2 * H + 6 * H)  # one layer's input in use, one on its way
+    assert away.host == tokens * DEPTH * 2 * H
+    tiled = memory(SIZES, replace(layout, tiled_mlp=True)).parts
+    assert tiled["recomputed layer"] == tokens * (26 * H + 4 * HEADS)
+    assert tiled["gradients of activations"] == 2 * (2 * tokens * H + H * 6 * W) + 6 * 3 * H * W  # tiles of H tokens
+    short = memory(SIZES, replace(layout, capacity=8192))
+    assert short.peak == "optimizer step"
+    assert short.parts["optimizer step workspace"] == 4 * P // 8
+
+
+def test_every_part_of_four_bits_by_hand() -> None:
+    tokens, linear = 8192, DEPTH * (4 * H * H + 3 * H * W)
+    trained = 16 * DEPTH * (4 * 2 * H + 3 * (H + W))
+    lora = replace(BASE, lora=Lora(r=16), checkpointing="selective", fused_loss=False)
+    found = memory(SIZES, replace(lora, quantization=Quantization()))
+    assert found.parts == {
+        "parameters": 2 * (P - linear) + 2 * trained + linear // 2 + linear // 64 + linear // (64 * 64),
+        "gradients": 4 * trained // 8,
+        "float32 master weights": 4 * trained // 8,
+        "optimizer state": 8 * trained // 8,
+        "activations": tokens * (DEPTH * (14 * H + 4 * W + 4 * HEADS) + 4 * H),
+        "logits and loss": 14 * tokens * V + 4 * tokens * H,
+        "CUDA context and allowance": ALLOWED,
+    }
+    assert found.peak == "loss"
+
+
+def test_every_part_of_a_step_on_a_cpu_by_hand() -> None:
+    tokens = 8192
+    found = memory(SIZES, replace(BASE, ranks=1, zero_stage=3, precision="fp32", on_gpu=False))
+    assert found.parts == {
+        "parameters": 4 * P,
+        "gathered parameters": 4 * VECTORS + 4 * 1_000_000_000,
+        "gradients": 4 * P,
+        "optimizer state": 8 * P,
+        "activations": tokens * (DEPTH * (24 * H + 20 * H + 16 * W + 4 * HEADS) + 8 * H),
+        "gradients of activations": tokens * 4 * (2 * H + 2 * W),
+        "attention workspace": tokens * 4 * 4 * H,
+        "logits and loss": 4 * tokens * H + 4 * V * H,
+        "communication buckets": 4 * V * H + 4 * 200_000_000,
+    }
+
+
 def test_each_saving_saves() -> None:
     layouts = {
         "none": BASE,

@@ -163,3 +163,14 @@ def test_the_error_that_is_said_is_the_one_that_was_measured() -> None:
     assert low - 1 < min(errors)
     assert max(errors) <= high
     assert all(one["met"] for one in measured if one["target"])
+
+
+def test_what_was_measured_is_estimated_as_it_was_then(tmp_path: Path) -> None:
+    """Whoever changes a part of the estimate measures again, or the error that is said is of another estimate."""
+    from bench.estimates import CASES, estimate
+
+    measured = json.loads((Path(__file__).parents[2] / "bench" / "results" / "plan.json").read_bytes())["figures"]
+    told = {one["what"]: one["value"] for one in measured if one["unit"] == "MB"}
+    assert told.keys() == CASES.keys()
+    for name, case in CASES.items():
+        assert estimate(case, tmp_path)["total"] / 2**20 == pytest.approx(told[name], rel=1e-6), name
