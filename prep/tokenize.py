@@ -135,23 +135,25 @@ def _gather(chunks: Sequence[Chunk], targets: Sequence[Path]) -> Tokenized:
     # Columns of their final size, filled chunk by chunk: these are all that grows with the samples.
     bounds = np.cumsum([0, *(rows_of(target).shape[0] for target in targets)])
     samples = _columns(int(bounds[-1]), [tokens_of(target) for target in targets], records)
-    for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True)):
-        counts = counts_of(target)
-        dropped.update(counts["dropped"])
-        backends.append(counts["backend"])
-        before = int(records[chunk.file])
-        place = {"source": chunk.input.name, "path": chunk.input.path}
-        rejects += [{**place, **reject, "record": before + reject["record"]} for reject in counts["rejects"]]
-        records[chunk.file] += counts["records"]
-        bounds_of[number, 3] = counts["records"]
-        rows, here = rows_of(target), slice(bounds[number], bounds[number + 1])
-        samples.record[here] = rows[:, 0] + before
-        samples.start[here] = rows[:, 1]
-        samples.lengths[here] = rows[:, 2]
-        samples.loss_tokens[here] = rows[:, 3]
-        samples.file[here] = chunk.file
-        samples.chunk[here] = number
-        samples.offset[here] = np.cumsum(rows[:, 2]) - rows[:, 2]
+    with progress_bar("gathering", len(targets), "chunk") as progress:
+        for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True)):
+            counts = counts_of(target)
+            dropped.update(counts["dropped"])
+            backends.append(counts["backend"])
+            before = int(records[chunk.file])
+            place = {"source": chunk.input.name, "path": chunk.input.path}
+            rejects += [{**place, **reject, "record": before + reject["record"]} for reject in counts["rejects"]]
+            records[chunk.file] += counts["records"]
+            bounds_of[number, 3] = counts["records"]
+            rows, here = rows_of(target), slice(bounds[number], bounds[number + 1])
+            samples.record[here] = rows[:, 0] + before
+            samples.start[here] = rows[:, 1]
+            samples.lengths[here] = rows[:, 2]
+            samples.loss_tokens[here] = rows[:, 3]
+            samples.file[here] = chunk.file
+            samples.chunk[here] = number
+            samples.offset[here] = np.cumsum(rows[:, 2]) - rows[:, 2]
+            progress()
     fast = (one for one in backends if one and Backend(**one).fast)
     backend = next(fast, backends[0] if backends else {})  # which made any of them, if one did
     return Tokenized(samples, dropped, rejects, int(records.sum()), backend, bounds_of)
