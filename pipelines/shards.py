@@ -244,8 +244,8 @@ class ShardReader:
             raise DataError(f"{folder}: no finished prep output here; run `packtrain prep` first")
         if manifest.kind != "prep" or manifest.format_version != FORMAT_VERSION:
             raise DataError(
-                f"{folder}: {manifest.kind or 'nothing'} of format {manifest.format_version}, this version reads prep of "
-                f"format {FORMAT_VERSION}; run `packtrain prep` again"
+                f"{folder}: {manifest.kind or 'nothing'} of format {manifest.format_version}, this version reads "
+                f"prep of format {FORMAT_VERSION}; run `packtrain prep` again"
             )
         facts = manifest.facts if part == "train" else manifest.facts.get("eval")
         if facts is None:
