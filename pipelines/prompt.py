@@ -1,6 +1,7 @@
 """Prompts of conversations as Transformers makes them, by a chat template that is held to `Bounds`."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pipelines.bounds import Bounds
@@ -17,7 +18,6 @@ class Prompts:
 
     def __init__(self, tokenizer: Any, name: str) -> None:
         self._tokenizer, self._name = tokenizer, name
-        self._process = TemplateProcess("pipelines.prompt:compiled")
 
     def text(self, messages: Sequence[Mapping[str, Any]], *, asks: bool = True) -> str:
         """A conversation rendered, with the generation prompt if it `asks` for an answer.
@@ -33,12 +33,18 @@ class Prompts:
         }
         characters = sum(len(str(message.get("content"))) for message in messages)
         source = self._tokenizer.get_chat_template()
-        return self._process.render(source, values, Bounds.of(len(messages), characters), self._name)[0]
+        return _process().render(source, values, Bounds.of(len(messages), characters), self._name)[0]
 
     def ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The token ids of a conversation up to where its answer begins; errors are those of `text`."""
         found: list[int] = self._tokenizer(self.text(messages), add_special_tokens=False)["input_ids"]
         return found
+
+
+@cache
+def _process() -> TemplateProcess:
+    """The one that renders for this process; it takes half a second to start."""
+    return TemplateProcess("pipelines.prompt:compiled")
 
 
 def compiled(source: str) -> Render:

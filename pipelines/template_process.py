@@ -60,6 +60,8 @@ class TemplateProcess:
     def __init__(self, compiler: str) -> None:
         self._compiler = compiler
         self._child: subprocess.Popen[bytes] | None = None
+        self._parent = 0
+        """Who started it: a copy of that process, made by fork, has no claim to it."""
         self._known: dict[str, int] = {}
         """Templates that the process has compiled, with their numbers."""
         self._lock = Lock()
@@ -93,7 +95,7 @@ class TemplateProcess:
             return self._ask((self._number(source, name), request, bounds), bounds, name)
 
     def _number(self, source: str, name: str) -> int:
-        if self._child is None:
+        if self._child is None or self._parent != os.getpid():
             self._start()
         if source not in self._known:
             self._ask(source, USUAL, name)
@@ -148,8 +150,8 @@ class TemplateProcess:
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 (this Python)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._child, self._known = child, {}
-        self._end = weakref.finalize(self, _finish, child)
+        self._child, self._known, self._parent = child, {}, os.getpid()
+        self._end = weakref.finalize(self, _finish, child, self._parent)
 
     def _stop(self) -> None:
         assert self._end is not None
@@ -199,7 +201,9 @@ def _read(stream: IO[bytes], size: int) -> bytes:
     return found
 
 
-def _finish(child: "subprocess.Popen[bytes]") -> None:
+def _finish(child: "subprocess.Popen[bytes]", parent: int) -> None:
+    if os.getpid() != parent:
+        return
     child.kill()
     with child:  # closes the pipes
         child.wait()

@@ -1,5 +1,6 @@
 """Chat templates that loop, allocate or walk attributes: 2 s and 256 MB in a process of their own, everywhere."""
 
+import os
 import re
 import resource
 import sys
@@ -138,6 +139,15 @@ def test_renderings_of_one_record_share_its_time() -> None:
         render_often()
 
 
+def test_a_forked_copy_renders_by_a_process_of_its_own() -> None:
+    assert render("{{ 1 }}") == "1"
+    child = os.fork()
+    if not child:
+        os._exit(0 if render("{{ 2 }}") == "2" else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert render("{{ 3 }}") == "3"
+
+
 @pytest.mark.parametrize("source", WALKS)
 def test_attributes_files_and_values_of_ours_are_out_of_reach(source: str) -> None:
     try:
@@ -229,6 +239,7 @@ def test_chat_and_the_exports_check_of_its_prompts_end_too(tmp_path: Path) -> No
     write_run(tmp_path)
     export(pipeline(tmp_path, targets=["hf"]))
     folder = tmp_path / "work" / "tiny" / "export" / "hf"
+    (folder / "manifest.json").unlink()  # as somebody else's
     template = folder / "chat_template.jinja"
     template.write_text(
         "{%- if messages[0].content == 'word' -%}" + LOOPS["loops"] + "{%- endif -%}" + template.read_text()
