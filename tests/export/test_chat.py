@@ -41,6 +41,18 @@ def test_a_run_and_a_checkpoint_answer_as_the_export(
     assert capsys.readouterr().out == expected
 
 
+def test_damaged_weights_are_named_and_not_asked(home: Path, tmp_path: Path) -> None:
+    for where in ("export/hf", "train/checkpoints/step-00000003"):
+        folder = tmp_path / where
+        shutil.copytree(home / where, folder)
+        path = next(folder.glob("*.safetensors"))
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(CheckError, match=rf"{path.name}: SHA-256 differs"):
+            Speaker(folder, 8)
+
+
 def test_a_conversation_remembers_until_it_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[list[str]] = []
 

@@ -23,8 +23,10 @@ from pipelines.schema import Pipeline
 from pipelines.shards import Packs, read_shard, write_shard
 from prep.encoder import Encoder
 from prep.formats import columnar, ftdp, lines
+from prep.preview import Wanted, show_packs
 from prep.resample import resample, summary
 from prep.run import run
+from prep.trace import trace
 from tests.prep.small import LINE, TOKENIZER, MakePipeline, conversations
 
 EVERY = 1_000_000
@@ -180,6 +182,24 @@ def tamper(pipeline: Pipeline, change: Callable[[Packs], Packs]) -> None:
     assert manifest is not None
     files = [FileRecord.of(path.parents[1], path.parents[1] / one.path) for one in manifest.files]
     replace(manifest, files=files).write(path.parents[1])
+
+
+def test_a_damaged_shard_is_named_before_any_record_is_read(make_pipeline: MakePipeline) -> None:
+    pipeline = prepared(make_pipeline(conversations(5)))
+    path = pipeline.home / "prep" / "shards" / "shard-00000.arrow"
+    content = bytearray(path.read_bytes())
+    content[content.index(read_shard(path).tokens.tobytes())] ^= 1
+    path.write_bytes(content)
+    shutil.rmtree(pipeline.prep.source[0].path)
+    for work in (lambda: resample(pipeline, EVERY), lambda: trace(pipeline, 0, 0)):
+        with pytest.raises(CheckError, match=r"shard-00000\.arrow: SHA-256 differs"):
+            work()
+    tokenizer = pipeline.home / "prep" / "tokenizer" / "tokenizer.json"
+    tokenizer.write_bytes(tokenizer.read_bytes().replace(b"1", b"2", 1))
+    wanted = Wanted(count=1, colour=False, lines=9, width=80, page=None)
+    for work in (lambda: trace(pipeline, 0, 0), lambda: show_packs(pipeline, [0], None, "train", wanted)):
+        with pytest.raises(CheckError, match=r"tokenizer\.json: SHA-256 differs"):
+            work()
 
 
 def test_another_token_is_named_with_its_place_and_both_texts(make_pipeline: MakePipeline) -> None:
