@@ -95,7 +95,7 @@ def test_how_inputs_were_cut_first_stays(job: Job, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), r"tokens-\w+: No space left on device while tokenizing"),
+        (OSError(errno.EACCES, "Permission denied"), r"tokens-\w+: Permission denied while tokenizing"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/data/a.jsonl"), r"/data/a\.jsonl: No such file while"),
         (MemoryError(), r"out of memory while tokenizing; lower prep\.workers"),
     ],
