@@ -18,16 +18,19 @@ _LEAST = 8
 _WORD = r"secret|passw(?:or)?d|(?:api|access|private)[_-]?key|cookie|authorization|credential"
 _OF = r"hf|hub|huggingface|auth|access|api|bearer|session|private|wandb|swanlab|github"
 _NAME = rf"(?<![\w-])(?:\w{{0,60}}(?:{_WORD})s?|(?:\w{{1,60}}_)?auth|(?:(?:{_OF})[_-]?)+tokens?|token)"
-_VALUE = r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"'&,;\])}]+"
+_VALUE = r"(?P<secret>\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"'&,;\])}]+)"
 # Names and addresses are bounded, so that a long text takes time in proportion to its length.
 _PLACES: Sequence[tuple[str, str]] = (
-    (r"(\b[a-z][a-z0-9+.-]{0,30}://)[^/\s@\"'<>]{0,500}@", rf"\1{HIDDEN}@"),
-    (r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}", rf"\1 {HIDDEN}"),
-    (r"([?&][\w-]{0,60}(?:token|key|secret|password|signature|sig)=)[^&\s\"'<>]+", rf"\1{HIDDEN}"),
-    (rf"({_NAME}[\"']?\s*=\s*)(?:{_VALUE})", rf'\1"{HIDDEN}"'),
-    (rf"({_NAME}[\"']\s*:\s*)(?!.(?:Bearer|Basic) )(?:{_VALUE})", rf'\1"{HIDDEN}"'),
-    (r"((?:authorization|cookie):\s*)(?!Bearer|Basic)\S+", rf"\1{HIDDEN}"),
-    (r"\b(hf|ghp|gho|ghs|glpat|github_pat|sk|wandb_v1)([_-])[a-z0-9_-]{20,}", rf"\1\2{HIDDEN}"),
+    (
+        r"(\b[a-z][a-z0-9+.-]{0,30}://?)(?P<secret>[^/\s@\"'<>]{1,500})@",
+        rf"\1{HIDDEN}@",
+    ),  # one / as in a path
+    (r"(\b(?:Bearer|Basic))\s+(?P<secret>(?=\S*[\d=])[\w.~+/=-]{8,})", rf"\1 {HIDDEN}"),
+    (r"([?&][\w-]{0,60}(?:token|key|secret|password|signature|sig)=)(?P<secret>[^&\s\"'<>]+)", rf"\1{HIDDEN}"),
+    (rf"({_NAME}[\"']?\s*=\s*){_VALUE}", rf'\1"{HIDDEN}"'),
+    (rf"({_NAME}[\"']\s*:\s*)(?!.(?:Bearer|Basic) ){_VALUE}", rf'\1"{HIDDEN}"'),
+    (r"((?:authorization|cookie):\s*)(?!Bearer|Basic)(?P<secret>\S+)", rf"\1{HIDDEN}"),
+    (r"(\b(?:hf|ghp|gho|ghs|glpat|github_pat|sk|wandb_v1)[_-])(?P<secret>[a-z0-9_-]{20,})", rf"\1{HIDDEN}"),
 )
 _PATTERNS = [(re.compile(pattern, re.IGNORECASE), shown) for pattern, shown in _PLACES]
 _HOLDS_SECRET = re.compile(
@@ -36,14 +39,20 @@ _HOLDS_SECRET = re.compile(
 
 
 def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The text, with `***` for every secret that can be told: by its place in the text, or as a variable's value.
+    """The text, with `***` for every secret that its place tells, wherever else it stands, and for those of variables.
 
     What comes out is no secret, so a second call changes nothing.
     """
     for value in sorted(_values(environment), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
+    found = set()
     for pattern, shown in _PATTERNS:
+        for match in pattern.finditer(text):
+            value = match["secret"].strip("\"':,;.")
+            found |= {value, value.rpartition(":")[2]}  # a name and a password as well
         text = pattern.sub(shown, text)
+    for value in sorted(found, key=len, reverse=True):  # a message may repeat what stands in its place
+        text = text.replace(value, HIDDEN) if len(value) >= _LEAST else text
     return text
 
 

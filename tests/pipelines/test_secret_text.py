@@ -13,8 +13,10 @@ CANARY = "canary-3141592653589793"
 @pytest.mark.parametrize(
     "text",
     [
+        f"http://me:{CANARY}@hub.example says that {CANARY} is wrong",
         f"404 for url http://me:{CANARY}@hub.example/api/models",
         f"ProxyError('https://{CANARY}@proxy.example:3128')",
+        f"https:/me:{CANARY}@hub.example/run: no manifest.json here",
         f"headers {{'Authorization': 'Bearer {CANARY}'}}",
         f"Authorization: Basic {CANARY}",
         f"GET /file?X-Amz-Signature={CANARY}&part=1",
@@ -25,6 +27,7 @@ CANARY = "canary-3141592653589793"
         f'model.source_args = {{token = "{CANARY}", endpoint = "x"}}',
         "--set train.wandb_key_password=" + CANARY,
         f"hf_{CANARY.replace('-', 'x')}",
+        f'--set api_key={CANARY}: {CANARY} is no TOML value; text needs quotes: "{CANARY}"',
         f"what OUR_TOKEN holds is {CANARY}",
         f"as a part: x{CANARY}y",
     ],
@@ -48,6 +51,7 @@ def test_a_password_of_a_proxy_is_hidden_also_where_it_stands_alone() -> None:
         'x.toml:8:1: template.eos_token = "<|im_end|>": expected text',
         'x.toml:8:1: model.source_args = {token_env = "HUB_TOKEN"}: environment variable HUB_TOKEN is not set; set it',
         "packed 1,204,331 documents into 97,845 bins of 8,192 tokens, 99.2% full, 41 s",
+        "basic instructions and a bearer somewhere",
         "no key: of 3 tokens = 4; data/a.jsonl:3: token 5: expected text",
         "see https://docs.example/page?part=2#tokens and s3://bucket/key@2",
         'x.toml:5:1: tokenizer.name_or_path = "org/name": no such directory',
