@@ -116,6 +116,39 @@ def rows_of_groups(path: Path) -> list[int]:
         raise DataError(f"{path}: not a Parquet or Arrow file ({_said(error)}); is it complete?") from error
 
 
+def _refuse_wrong_offsets(column: Any) -> None:
+    """Arrow maps offsets as they are in the file, and follows those of a damaged one out of its memory.
+
+    Its own full check would also refuse text that is not UTF-8, which is the fault of one record.
+
+    Raises:
+        pa.ArrowInvalid: if a value does not lie within its buffer.
+    """
+    types, type_ = pa.types, column.type
+    if types.is_dictionary(type_):
+        places = column.indices.drop_null()
+        bounds = pc.min_max(places)
+        if len(places) and not 0 <= bounds["min"].as_py() <= bounds["max"].as_py() < len(column.dictionary):
+            raise pa.ArrowInvalid("an index beyond its dictionary")
+        _refuse_wrong_offsets(column.dictionary)
+    elif types.is_string(type_) or types.is_large_string(type_):
+        column.view(pa.binary() if types.is_string(type_) else pa.large_binary()).validate(full=True)
+    elif types.is_string_view(type_):
+        column.view(pa.binary_view()).validate(full=True)
+    elif types.is_struct(type_):
+        for number in range(type_.num_fields):
+            _refuse_wrong_offsets(column.field(number))
+    elif types.is_list(type_) or types.is_large_list(type_):
+        offsets = column.offsets.to_numpy()
+        if offsets.size and (offsets[0] < 0 or (np.diff(offsets) < 0).any() or offsets[-1] > len(column.values)):
+            raise pa.ArrowInvalid("offsets that do not rise")
+        _refuse_wrong_offsets(column.values)
+    elif types.is_fixed_size_list(type_):
+        _refuse_wrong_offsets(column.values)
+    else:
+        column.validate(full=True)
+
+
 def _said(error: Exception) -> str:
     """What Arrow says, which may be several lines."""
     return " ".join(on_one_line(line.strip()) for line in str(error).splitlines())
@@ -141,7 +174,11 @@ def _batches(path: Path, begin: int, end: int) -> Iterator[tuple[Any, _Foreign]]
             return
         if number >= begin:
             plain, foreign = _columns(path, batch.schema)
-            yield batch.select(plain), foreign
+            chosen = batch.select(plain)
+            chosen.validate()
+            for column in chosen.columns:
+                _refuse_wrong_offsets(column)
+            yield chosen, foreign
 
 
 def _columns(path: Path, schema: Any) -> tuple[list[str], _Foreign]:

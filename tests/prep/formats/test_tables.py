@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -278,3 +279,21 @@ def test_text_lines_end_with_either_line_end_and_a_byte_order_mark_is_no_text(tm
     path = tmp_path / "data.txt"
     path.write_bytes("\ufeffone\r\ntwo\ufeff\r\n\r\nthree".encode())
     assert read(path) == [(0, {"text": "one"}), (1, {"text": "two\ufeff"}), (2, None), (3, {"text": "three"})]
+
+
+@pytest.mark.parametrize("kind", ["text", "list", "dictionary"])
+def test_an_arrow_file_whose_values_lie_outside_of_it_is_damaged(tmp_path: Path, kind: str) -> None:
+    wrong = pa.py_buffer(np.array([0, 1 << 20, 2], np.int32))
+    array = {
+        "text": lambda: pa.Array.from_buffers(pa.string(), 2, [None, wrong, pa.py_buffer(b"ab")]),
+        "list": lambda: pa.Array.from_buffers(
+            pa.list_(pa.int32()), 2, [None, wrong], children=[pa.array([1, 2], pa.int32())]
+        ),
+        "dictionary": lambda: pa.DictionaryArray.from_arrays(pa.array([0, 7]), pa.array(["a", "b"]), safe=False),
+    }[kind]()
+    batch = pa.RecordBatch.from_arrays([array], names=["text"])
+    path = tmp_path / "x.arrow"
+    with pa.ipc.new_file(path, batch.schema) as writer:
+        writer.write_batch(batch)
+    with pytest.raises(DataError, match=r"x\.arrow: damaged near row 1"):
+        read(path)
