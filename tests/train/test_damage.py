@@ -11,8 +11,9 @@ from pipelines.errors import CheckError
 from pipelines.shards import read_shard
 from tests.train.conftest import SETTINGS
 from tests.train.runs import checkpoints, pipeline
-from train import checkpoint, loop
+from train import checkpoint
 from train.run import SEEN, run
+from train.schedule import learning_rate
 
 SHARD = "shards/shard-00000.arrow"
 
@@ -49,15 +50,15 @@ def test_damaged_shards_are_named_before_anything_is_trained(home: Path) -> None
 def test_shard_that_changes_under_a_training_costs_the_steps_since_the_last_checkpoint(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shard, rate = home / "tiny" / "prep" / SHARD, loop.learning_rate
+    shard = home / "tiny" / "prep" / SHARD
     at = first_token(shard)
 
     def changing(train: Any, step: int, *given: Any) -> float:
         if step == 3:
             flip(shard, at)
-        return rate(train, step, *given)
+        return learning_rate(train, step, *given)
 
-    monkeypatch.setattr(loop, "learning_rate", changing)
+    monkeypatch.setattr("train.loop.learning_rate", changing)
     settings = {**SETTINGS, "checkpoint": {"save_steps": 2}, "max_steps": 6}
     with pytest.raises(CheckError, match=r"shard-00000\.arrow: SHA-256 differs from manifest\.json"):
         run(pipeline(home, **settings))
