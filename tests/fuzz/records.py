@@ -14,7 +14,6 @@ from prep.records import MAPS
 from tests.fuzz.bundle import write
 from tests.fuzz.target import Feed, Target
 from tests.fuzz.texts import tokenizer
-from tests.prep.small import TOKENIZER
 
 _MOST = 1 << 16  # prep.max_record_bytes
 _VOCABULARY = 1000
@@ -147,4 +146,3 @@ TARGETS = (
         (b'"type":"BPE"', b'"added_tokens":', b'"pre_tokenizer":', b'"tokenizer_class":'),
     ),
 )
-__all__ = ["TARGETS", "TOKENIZER", "encode"]
