@@ -36,7 +36,8 @@ MODEL = {"hidden_size": 128, "intermediate_size": 352, "vocab_size": 1000, "num_
 STATE = ("parameters", "float32 master weights", "optimizer state")
 SMALL = 256
 """Bytes in which Adam counts its steps."""
-ZERO2, ZERO3 = {"deepspeed": {"zero_stage": 2}}, {"deepspeed": {"zero_stage": 3}}
+ZERO1, ZERO2, ZERO3 = ({"deepspeed": {"zero_stage": stage}} for stage in (1, 2, 3))
+QLORA = {"scratch": {**LLAMA, **MODEL, "intermediate_size": 384}, "lora": {"r": 8}, "quantization": {}}
 FULL = {"activation_checkpointing": "full"}
 SELECTIVE = {"activation_checkpointing": "selective"}
 
@@ -72,6 +73,20 @@ CASES = {
     "ZeRO 3, bf16, 2 ranks": Case(2, {"precision": "bf16", **ZERO3}),
     "ZeRO 3, bf16, 2 ranks, full": Case(2, {"precision": "bf16", **ZERO3, **FULL}),
     "ZeRO 3, fp32, 2 ranks": Case(2, {"precision": "fp32", **ZERO3}),
+    "ZeRO 0, fp32, 2 ranks": Case(2, {"precision": "fp32"}),
+    "ZeRO 1, fp32": Case(1, {"precision": "fp32", **ZERO1}),
+    "ZeRO 1, fp32, 2 ranks": Case(2, {"precision": "fp32", **ZERO1}),
+    "ZeRO 2, fp32, 2 ranks": Case(2, {"precision": "fp32", **ZERO2}),
+    "ZeRO 2, bf16, full, 8 times as long": Case(1, {"precision": "bf16", **ZERO2, **FULL}, times=8),
+    "ZeRO 2, bf16, QLoRA": Case(1, {"precision": "bf16", **ZERO2}, model=QLORA),
+    "ZeRO 2, bf16, QLoRA, full": Case(1, {"precision": "bf16", **ZERO2, **FULL}, model=QLORA),
+    "ZeRO 2, bf16, QLoRA, 2 ranks": Case(2, {"precision": "bf16", **ZERO2}, model=QLORA),
+    "ZeRO 3, bf16": Case(1, {"precision": "bf16", **ZERO3}),
+    "ZeRO 3, bf16, LoRA, 2 ranks": Case(2, {"precision": "bf16", **ZERO3}, model={"lora": {"r": 8}}),
+    "ZeRO 3, bf16, 2 ranks, selective": Case(2, {"precision": "bf16", **ZERO3, **SELECTIVE}),
+    "ZeRO 3, bf16, 2 ranks to a pack, full, 8 times as long": Case(
+        2, {"precision": "bf16", **ZERO3, **FULL, "parallel": {"sequence_parallel_size": 2}}, times=8
+    ),
 }
 
 
