@@ -81,6 +81,7 @@ ROWS = (
     ("axolotl", "adapter", "model.lora", ""),
     ("LLaMA-Factory", "finetuning_type", "model.lora", "without the table every parameter is trained"),
     ("axolotl, LLaMA-Factory and TRL", "lora_rank lora_r", "model.lora.r", ""),
+    ("other trainers", "lora.rank", "model.lora.r", ""),
     ("axolotl, LLaMA-Factory and TRL", "lora_target lora_target_modules", "model.lora.target_modules", ""),
     ("axolotl", "lora_target_linear", "model.lora.target_modules", ""),
     ("axolotl and TRL", "lora_modules_to_save additional_target", "model.lora.modules_to_save", ""),

@@ -128,8 +128,8 @@ def summary(found: Mapping[str, Any]) -> str:
         f"  lower bound {found['packs_lower_bound']:,} packs, {found['above_lower_bound']:,} above it",
         f"  lengths: {lengths}",
         *(
-            f"  {one['name']}: {one['samples']:,} samples, {one['tokens']:,} tokens, {one['passes']:g} passes, "
-            f"{one['share']:.2%} of the mix"
+            f"  {one['name']}: {one['samples']:,} samples, {one['tokens']:,} tokens, "
+            f"{one['passes']:g} {'pass' if one['passes'] == 1 else 'passes'}, {one['share']:.2%} of the mix"
             for one in found["sources"]
         ),
     ]

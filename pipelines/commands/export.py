@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from pipelines.commands.group import WithDefault
+from pipelines.commands.group import Unnamed, WithDefault
 from pipelines.commands.options import json_output, overrides_option, pipeline_file, read, read_for, show
 
 
@@ -14,7 +14,7 @@ def export() -> None:
     """Write the newest checkpoint of the pipeline FILE in the forms its users load, and check them."""
 
 
-@export.command(name="run", hidden=True)
+@export.command(name="run", cls=Unnamed, hidden=True)
 @pipeline_file
 @json_output
 def export_run(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:

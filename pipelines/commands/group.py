@@ -36,6 +36,21 @@ class Commands(click.Group):
         ctx.exit(error.exit_code)
 
 
+class _UnnamedContext(click.Context):
+    """A context that usage and errors spell as its group: `packtrain prep`, where `prep run` is meant."""
+
+    @property
+    def command_path(self) -> str:
+        assert self.parent is not None
+        return self.parent.command_path
+
+
+class Unnamed(click.Command):
+    """The command of a group that is meant where none is named."""
+
+    context_class = _UnnamedContext
+
+
 class WithDefault(Commands):
     """A group that takes a FILE where no command of its own is named: `prep FILE` is `prep run FILE`."""
 

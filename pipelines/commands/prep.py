@@ -6,7 +6,7 @@ from typing import Literal
 
 import click
 
-from pipelines.commands.group import WithDefault
+from pipelines.commands.group import Unnamed, WithDefault
 from pipelines.commands.options import json_output, pipeline_file, read, read_for, show
 
 
@@ -25,7 +25,7 @@ def prep() -> None:
     """Tokenize, order, mix and pack the data of the pipeline FILE into shards."""
 
 
-@prep.command(name="run", hidden=True)
+@prep.command(name="run", cls=Unnamed, hidden=True)
 @pipeline_file
 @click.option("--workers", type=click.IntRange(min=0), help="Processes now, instead of prep.workers; same bytes.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the plan of the packs and write no shards.")

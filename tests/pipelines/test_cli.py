@@ -110,7 +110,7 @@ def test_prep_and_pipelines_have_no_use_for_torch() -> None:
     ("arguments", "code", "message"),
     [
         (["prep", "missing.toml"], 2, "missing.toml"),
-        (["prep"], 2, "Missing argument"),
+        (["prep"], 2, "Usage: packtrain prep [OPTIONS] FILE\nTry 'packtrain prep --help'"),
         (["prep", "a.toml", "--plan", "--part", "0/2"], 2, "--plan and --part exclude each other"),
         (["init", "nonsense"], 2, "no such recipe; `packtrain recipes`"),
         (["verify", "."], 3, "no manifest.json here or below"),

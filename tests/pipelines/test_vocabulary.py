@@ -114,6 +114,7 @@ def test_names_of_other_trainers_are_many_and_each_listed_once() -> None:
             "unknown key, did you mean 'train.eval.steps', 'train.log.steps' or 'train.profile.steps'?",
         ),
         ("lora_alpha", "unknown key, did you mean 'model.lora.lora_alpha'?"),
+        ("model.lora.rank", "unknown key; lora.rank of other trainers is model.lora.r here"),
         ("load_in_4bit", "unknown key, did you mean 'model.quantization.load_in_4bit'?"),
         ("model.quantization.load_in_8bit", "not a key here: load_in_4bit is what"),
         ("prep.sources", "unknown key, did you mean 'source'?"),

@@ -30,6 +30,7 @@ def test_the_plan_is_what_the_run_then_writes(make_pipeline: MakePipeline) -> No
     text = summary(found)
     assert f"{facts['packs']:,} packs of 256: {facts['fill']:.2%} full" in text
     assert f"lower bound {facts['packs_lower_bound']} packs, {found['above_lower_bound']} above it" in text
+    assert " tokens, 1 pass, 100.00% of the mix" in text
 
 
 def test_what_a_plan_tokenized_the_run_does_not_tokenize_again(
