@@ -1,9 +1,8 @@
 """The gate: when a run may use the fast tokenizer, and that no byte depends on it whatever is found."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import pytest
 from pipelines.config import load
 from prep import chunk, gate, tokenizer
 from prep.backend import Backend
-from prep.chunk import Chunk, Rules, chunks_of
+from prep.chunk import Chunk, Rules, chunks_of, tokenize_chunk
 from prep.encoded import Encoded
-from prep.executors.local import on_this_machine
 from prep.fast_tokenizer import Fast, open_fast
 from prep.formats import lines
+from prep.formats.fault import RecordFault
 from prep.gate import choose_backend, settled
 from prep.job import open_job
 from prep.tokenize import Tokenized, tokenize
@@ -25,7 +24,11 @@ from tests.prep.fake import Fake
 from tests.prep.small import MakePipeline, conversations
 
 MakeRun = Callable[..., tuple[list[Chunk], Rules]]
-ONE_PROCESS = partial(on_this_machine, workers=1)
+
+
+def here(work: Sequence[tuple[Chunk, Path]], rules: Rules) -> Generator[RecordFault | None, None, None]:
+    """This one, which has the stand-in; a template would send chunks to another."""
+    yield from (tokenize_chunk(chunk, target, rules) for chunk, target in work)
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def tokens(found: Tokenized) -> list[list[int]]:
 
 def exactly(make_run: MakeRun, folder: Path) -> list[list[int]]:
     """Every sample without the fast library."""
-    found = tokenize(*make_run(prep='fast_tokenizer = "off"'), folder, execute=ONE_PROCESS)
+    found = tokenize(*make_run(prep='fast_tokenizer = "off"'), folder, execute=here)
     assert found.backend["name"] == "tokenizers"
     assert found.backend["why"] == 'prep.fast_tokenizer = "off"'
     return tokens(found)
@@ -70,7 +73,7 @@ def exactly(make_run: MakeRun, folder: Path) -> list[list[int]]:
 def test_a_library_that_gives_the_same_ids_is_used(make_run: MakeRun, tmp_path: Path) -> None:
     expected = exactly(make_run, tmp_path / "off")
     forget()
-    found = tokenize(*make_run(), tmp_path / "fast", execute=ONE_PROCESS)
+    found = tokenize(*make_run(), tmp_path / "fast", execute=here)
     assert found.backend == {"name": "fastokens", "version": "9.9"}
     assert tokens(found) == expected
 
@@ -79,7 +82,7 @@ def test_fastokens_itself_is_used(make_run: MakeRun, tmp_path: Path) -> None:
     pytest.importorskip("fastokens")
     expected = exactly(make_run, tmp_path / "off")
     forget()
-    found = tokenize(*make_run(open_fast), tmp_path / "fast", execute=ONE_PROCESS)
+    found = tokenize(*make_run(open_fast), tmp_path / "fast", execute=here)
     assert found.backend["name"] == "fastokens"
     assert tokens(found) == expected
 
@@ -123,7 +126,7 @@ def test_a_difference_met_later_ends_as_if_the_library_had_not_been_used(
     rules = settled(rules, chunks, tmp_path)
     assert rules.backend == Backend("fastokens", "9.9")
     gate_passed.append(True)
-    found = tokenize(chunks, rules, tmp_path / "fast", execute=ONE_PROCESS)
+    found = tokenize(chunks, rules, tmp_path / "fast", execute=here)
     assert found.backend["name"] == "tokenizers"
     assert "gives other ids for" in found.backend["why"]
     assert tokens(found) == expected
@@ -137,10 +140,10 @@ def test_a_run_that_was_killed_over_a_difference_goes_on_without_the_library(mak
     expected = exactly(make_run, tmp_path / "off")
     forget()
     chunks, rules = make_run()
-    tokenize(chunks, rules, tmp_path / "fast", execute=ONE_PROCESS)
+    tokenize(chunks, rules, tmp_path / "fast", execute=here)
     mark = Backend.exact("tokenizers", "found to differ").facts()
     (tmp_path / "fast" / "backend.json").write_text(json.dumps(dict(mark)))
-    found = tokenize(chunks, rules, tmp_path / "fast", execute=ONE_PROCESS)
+    found = tokenize(chunks, rules, tmp_path / "fast", execute=here)
     assert found.backend == mark
     assert tokens(found) == expected
 
@@ -158,7 +161,7 @@ def test_a_fault_that_only_the_library_sees_is_none(make_run: MakeRun, tmp_path:
     chunks, rules = make_run(TooLong, prep="max_length = 200")
     rules = replace(settled(rules, chunks, tmp_path), overlength="error")
     gate_passed.append(True)
-    assert tokens(tokenize(chunks, rules, tmp_path / "fast", execute=ONE_PROCESS)) == expected
+    assert tokens(tokenize(chunks, rules, tmp_path / "fast", execute=here)) == expected
 
 
 def test_a_machine_with_another_version_does_its_share_without_the_library(
@@ -177,4 +180,4 @@ def test_a_machine_with_another_version_does_its_share_without_the_library(
             raise AssertionError("must not be asked")
 
     monkeypatch.setattr(tokenizer, "open_fast", Other)
-    assert tokens(tokenize(chunks, rules, tmp_path / "fast", execute=ONE_PROCESS)) == expected
+    assert tokens(tokenize(chunks, rules, tmp_path / "fast", execute=here)) == expected

@@ -156,10 +156,10 @@ def test_only_the_chosen_records_are_tokenized(make_pipeline: MakePipeline, monk
     tokenized: list[int] = []
     encode = Encoder.encode
 
-    def counted(self: Encoder, batch: Iterable[tuple[int, Mapping[str, Json]]]) -> Any:
+    def counted(self: Encoder, batch: Iterable[tuple[int, Mapping[str, Json]]], *rest: Any) -> Any:
         batch = list(batch)
         tokenized.extend(number for number, _ in batch)
-        return encode(self, batch)
+        return encode(self, batch, *rest)
 
     monkeypatch.setattr(Encoder, "encode", counted)
     assert resample(pipeline, 5)["samples"] == 5
@@ -191,7 +191,8 @@ def test_a_damaged_shard_is_named_before_any_record_is_read(make_pipeline: MakeP
     content[content.index(read_shard(path).tokens.tobytes())] ^= 1
     path.write_bytes(content)
     shutil.rmtree(pipeline.prep.source[0].path)
-    for work in (lambda: resample(pipeline, EVERY), lambda: trace(pipeline, 0, 0)):
+    works: list[Callable[[], object]] = [lambda: resample(pipeline, EVERY), lambda: trace(pipeline, 0, 0)]
+    for work in works:
         with pytest.raises(CheckError, match=r"shard-00000\.arrow: SHA-256 differs"):
             work()
     tokenizer = pipeline.home / "prep" / "tokenizer" / "tokenizer.json"
