@@ -1,6 +1,7 @@
 """The library that injects faults: compiled once, loaded into every process of a stage before the C library."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 from functools import cache
@@ -19,9 +20,9 @@ def library() -> Path | None:
         return None
     if not built.exists():
         built.parent.mkdir(exist_ok=True)
-        command = [compiler, "-shared", "-fPIC", "-O1", "-o", f"{built}.tmp", str(source), "-ldl"]
-        subprocess.run(command, check=True)
-        Path(f"{built}.tmp").replace(built)
+        made = built.with_suffix(f".{os.getpid()}")  # several processes may begin at once
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", made, source, "-ldl"], check=True)
+        made.replace(built)
     return built
 
 

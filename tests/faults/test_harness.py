@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,13 @@ from tests.faults import damage, elastic
 from tests.faults.case import Case
 from tests.faults.disk import _clear
 from tests.faults.kill import spread
-from tests.faults.strike import fault, library
+from tests.faults.strike import fault
 from tests.faults.table import Tally, table
 
 WRITES = "from pathlib import Path\nfor at in range(5):\n    Path(f'at-{at}').write_text('x' * 10)\n"
 """Each file is opened and written: ten changes."""
 READS = "from pathlib import Path\nPath('a').write_bytes(bytes(1000))\nprint(len(Path('a').read_bytes()))\n"
-needs_compiler = pytest.mark.skipif(library() is None, reason="no C compiler here (cc)")
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here (cc)")
 
 
 def strike(
