@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from pipelines.artifacts import DigestedFile, FileRecord, Manifest, Stamps, digest_file, other_digest, stamp, sync_file
 from pipelines.errors import DataError
+from pipelines.failing_disk import is_storage_error
 
 FORMAT_VERSION = 1
 """Raised whenever the same inputs give other bytes."""
@@ -275,16 +276,16 @@ class ShardReader:
         return self._shards[number][index - first]
 
     def refuse_changed(self) -> None:
-        """Look again at the shards that were opened, where their files were written to since.
+        """Look again at shards whose files were written to since, also those that only other readers have opened.
 
-        One that was replaced or removed is as it was here, where it is mapped.
+        One that was replaced or removed is as it was where it is mapped, and looked at when it is opened.
 
         Raises:
             CheckError: naming a shard of which other bytes may have been read than its digest is of.
         """
-        for number in self._shards:
-            record = self._files[number]
-            seen, now = self._seen[record.path], stamp(self._folder / record.path)
+        for record in self._files:
+            seen = self._seen.get(record.path)
+            now = stamp(self._folder / record.path) if seen else None
             if seen and now and now != seen and now[:_SAME_FILE] == seen[:_SAME_FILE]:
                 self._look_at(record)
 
@@ -300,9 +301,10 @@ class ShardReader:
 
     def _look_at(self, record: FileRecord) -> None:
         path = self._folder / record.path
-        self._seen[record.path] = stamp(path)  # before the bytes: what changes during this is looked at again
+        found = stamp(path)  # before the bytes: what changes during this is looked at again
         if path.stat().st_size != record.size or digest_file(path) != record.sha256:
             raise other_digest(path)
+        self._seen[record.path] = found
 
     def place(self, index: int) -> tuple[str, int]:
         """The shard of a pack, as the manifest lists it, and which of its packs it is, from 0."""
@@ -374,6 +376,8 @@ def _columns(path: Path) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]]
             raise _damaged(path, "not the columns of a shard")
         return [_offsets_and_values(column) for column in reader.get_batch(0).columns]
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and is_storage_error(error):  # the disk's fault, or that of ulimit, not the shard's
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise _damaged(path, f"not a shard ({error})") from error
 
 

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from pipelines.progress import progress_bar
 from pipelines.shards import ShardReader
+from train.agreement import on_rank_0
 from train.batches import empty, micro_batch
 from train.engine import Engine
 from train.metrics import EvalRow
@@ -51,6 +52,7 @@ class HeldOut:
                 if batch.sources is not None:
                     found[1, 1:].index_add_(0, batch.sources, torch.ones_like(batch.sources, dtype=torch.float64))
                 progress(min(data.size, len(self._packs) - first))
+        on_rank_0(self._packs.refuse_changed)
         if engine.ranks > 1:
             dist.all_reduce(found)
         (loss, *losses), (targets, *counts) = found.tolist()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pipelines.artifacts import FileRecord, Json, Manifest, commit_directory, exclusive, identity, sync_file
 from pipelines.errors import ConfigError, MachineError
+from pipelines.failing_disk import storage_error
 from pipelines.shards import ShardReader
 from prep.convert import ftdp, hf_dataset, xtuner_preset
 from prep.convert.part import Part, parts_of
@@ -72,11 +73,16 @@ def convert(folder: Path, out: Path, *, form: Form) -> Json:
                 return dict(done.facts)
             seen = manifest.stamps(folder)
             manifest.verify(folder)
-            facts = _write(parts_of(folder, seen), work / "new", out, form=form, stage=stage)
+            parts = parts_of(folder, seen)
+            facts = _write(parts, work / "new", out, form=form, stage=stage)
+            for part in parts.values():
+                part.reader.refuse_changed()
             commit_directory(work / "new", out)
             return facts
         except OSError as error:
-            raise MachineError(f"{out}: cannot be written ({error.strerror}); make room, or choose another") from error
+            if found := storage_error(error, out):
+                raise found from error
+            raise MachineError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

@@ -1,3 +1,4 @@
+import errno
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.artifacts import FileRecord, Manifest, digest_file
-from pipelines.errors import CheckError, DataError
+from pipelines.errors import CheckError, DataError, MachineError
+from pipelines.failing_disk import storing
 from pipelines.shards import (
     FORMAT_VERSION,
     IGNORE,
@@ -370,8 +372,40 @@ def test_a_shard_that_changes_while_it_is_read_is_found(tmp_path: Path) -> None:
     reader.refuse_changed()  # what is mapped is as it was
     (tmp_path / "gone").rename(one)
     flip_token(one)
-    with pytest.raises(CheckError, match=r"shard-00000\.arrow: SHA-256 differs"):
-        reader.refuse_changed()
+    for look in (reader.refuse_changed, reader.refuse_changed, lambda: ShardReader(folder)[0]):
+        with pytest.raises(CheckError, match=r"shard-00000\.arrow: SHA-256 differs"):
+            look()
+
+
+def test_a_shard_that_only_other_ranks_read_is_looked_at_as_well(tmp_path: Path) -> None:
+    folder = prep_directory(tmp_path, [golden_packs(), golden_packs()])
+    first, second = (ShardReader(folder, seen=ShardReader(folder).manifest.stamps(folder)) for _ in range(2))
+    assert (first[0].tokens.size, second[2].tokens.size) == (12, 12)
+    first.refuse_changed()
+    flip_token(folder / "shards" / "shard-00001.arrow")
+    with pytest.raises(CheckError, match=r"shard-00001\.arrow: SHA-256 differs"):
+        first.refuse_changed()
+
+
+def test_a_damaged_shard_is_refused_every_time_it_is_asked_for(tmp_path: Path) -> None:
+    folder = prep_directory(tmp_path, [golden_packs()])
+    flip_token(folder / "shards" / "shard-00000.arrow")
+    reader = ShardReader(folder)
+    for _ in range(2):
+        with pytest.raises(CheckError, match=r"shard-00000\.arrow: SHA-256 differs"):
+            reader[1]
+
+
+def test_a_disk_that_fails_is_no_damage_of_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prep_directory(tmp_path, [golden_packs()])
+
+    def full(_: str) -> None:
+        raise OSError(errno.EMFILE, "Failed to open local file")
+
+    monkeypatch.setattr("pipelines.shards.pa.memory_map", full)
+    place = str(folder / "shards" / "shard-00000.arrow")
+    with pytest.raises(MachineError, match=rf"^{place}: Too many open files .*raise the limit"), storing(folder, "x", int):
+        ShardReader(folder)[0]
 
 
 def test_no_damage_of_a_byte_is_worse_than_an_error(tmp_path: Path) -> None:
