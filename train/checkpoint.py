@@ -273,7 +273,9 @@ def _write_model_and_tokenizer(engine: Engine, plan: Plan, partial: Path) -> lis
     if plan.pipeline.model.trust_remote_code:
         assert plan.pipeline.model.name_or_path is not None  # the schema: a scratch model has no code
         copy_code(plan.pipeline.model.name_or_path, partial / "model")
-    _copy_files(plan.shards / "tokenizer", partial / "tokenizer")
+    tokenizer = plan.prep.below("tokenizer/")
+    tokenizer.verify(plan.shards, hashes=False)
+    _copy_files(tokenizer, plan.shards, partial)
     found = [path for kind in ("model", "tokenizer") for path in sorted((partial / kind).rglob("*"))]
     written = [path for path in found if path.is_file()]
     for path in written:
@@ -281,20 +283,18 @@ def _write_model_and_tokenizer(engine: Engine, plan: Plan, partial: Path) -> lis
             sync_file(file.fileno())
         sync_directory(path.parent)
     records = [FileRecord.of(partial, path) for path in written]
-    known = {record.path: record for record in plan.prep.files}
-    for record in records:
-        if record.path.startswith("tokenizer/") and record != known.get(record.path):
+    for record in tokenizer.files:
+        if record not in records:
             raise other_digest(plan.shards / record.path)  # it changed since the training began
     return records
 
 
-def _copy_files(source: Path, target: Path) -> None:
-    """All below a directory; shutil.copytree would not tell what is wrong with a disk."""
-    for path in sorted(source.rglob("*")):
-        if path.is_file():
-            copy = target / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+def _copy_files(manifest: Manifest, source: Path, target: Path) -> None:
+    """The files of a manifest, and nothing that somebody left beside them."""
+    for record in manifest.files:
+        copy = target / record.path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / record.path, copy)
 
 
 def _manifest(

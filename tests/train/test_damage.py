@@ -73,7 +73,9 @@ def test_tokenizer_that_changed_since_is_in_no_checkpoint(home: Path, monkeypatc
         (prep / "tokenizer" / "tokenizer.json").write_text("[]")
         return manifest(*given)
 
+    (prep / "tokenizer" / ".DS_Store").write_text("left beside the tokenizer, and not of it")
     monkeypatch.setattr(checkpoint, "_manifest", changing)
     with pytest.raises(CheckError, match=r"prep/tokenizer/tokenizer\.json: SHA-256 differs from manifest\.json"):
         run(pipeline(home, **{**SETTINGS, "checkpoint": {"save_steps": 1}, "max_steps": 2}))
     assert [path.name for path in checkpoints(home)] == ["step-00000001"]
+    assert [path.name for path in (checkpoints(home)[0] / "tokenizer").iterdir()] == ["tokenizer.json"]
