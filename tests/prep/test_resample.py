@@ -198,7 +198,8 @@ def test_a_damaged_shard_is_named_before_any_record_is_read(make_pipeline: MakeP
     tokenizer = pipeline.home / "prep" / "tokenizer" / "tokenizer.json"
     tokenizer.write_bytes(tokenizer.read_bytes().replace(b"1", b"2", 1))
     wanted = Wanted(count=1, colour=False, lines=9, width=80, page=None)
-    for work in (lambda: trace(pipeline, 0, 0), lambda: show_packs(pipeline, [0], None, "train", wanted)):
+    works = [lambda: trace(pipeline, 0, 0), lambda: show_packs(pipeline, [0], None, "train", wanted)]
+    for work in works:
         with pytest.raises(CheckError, match=r"tokenizer\.json: SHA-256 differs"):
             work()
 
