@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from pipelines.artifacts import make_directory, write_atomic
 from pipelines.document import Document, read
+from pipelines.editor_schema import pointing, write_schema
 from pipelines.errors import ConfigError
 from pipelines.keys import find
 from pipelines.toml_file import Written, toml_file
@@ -18,8 +19,6 @@ from pipelines.toml_text import KeyPath, value_at
 HERE = Path(__file__).parent
 READY = HERE / "ready"
 """Recipes for models of a hub; short, since they extend the files in parents/."""
-SCHEMA = HERE / "pipeline.schema.json"
-"""What editors complete and check a pipeline by, where its first line is `#:schema pipeline.schema.json`."""
 
 _COMMENT = re.compile(r'(?:[^"#]|"(?:\\.|[^"\\])*")*#\s*(?P<text>.*)')
 _NEXT = "Put your data where prep.source.path says; then: packtrain order write, check, prep, plan, train, export."
@@ -54,23 +53,21 @@ def copy(name: str, folder: Path) -> list[Path]:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ConfigError(f"{name}: no such recipe; {hint}`packtrain recipes` lists all of them")
     if (READY / f"{name}.toml").is_file():
-        text = f"#:schema {SCHEMA.name}\n{self_standing(READY / f'{name}.toml')}"
-        contents = {Path(f"{name}.toml"): text.encode()}
+        contents = {Path(f"{name}.toml"): pointing(self_standing(READY / f"{name}.toml")).encode()}
     else:
         sources = [HERE / f"{name}.toml", *_shipped(HERE / name)]
         contents = {path.relative_to(HERE): path.read_bytes() for path in sources}
-    contents[Path(SCHEMA.name)] = SCHEMA.read_bytes()
     missing = {}
     for relative, content in contents.items():
         target = folder / relative
-        if not target.exists() or (relative.name == SCHEMA.name and target.read_bytes() != content):
+        if not target.exists():
             missing[target] = content
         elif target.read_bytes() != content:
             raise ConfigError(f"{target}: exists with another content; move it away or choose another directory")
     for target, content in missing.items():
         make_directory(target.parent, "name another directory")
         write_atomic(target, content)
-    return list(missing)
+    return [*missing, *write_schema(folder)]
 
 
 def self_standing(path: Path) -> str:

@@ -34,7 +34,7 @@ def reference() -> str:
         "`--set table.key=value` overrides one key. `Elsewhere` is what other trainers call a key.",
         "",
         "Editors with Taplo (Even Better TOML in VS Code) complete and check these keys where a file begins with",
-        "`#:schema pipeline.schema.json`; `packtrain init` writes that line and the schema beside it.",
+        "`#:schema pipeline.schema.json`; `packtrain init` and `migrate` write that line and the schema beside it.",
         *("", "## Top of the file", ""),
         *(_bullet(key) for key in keys if len(key.path) == 1 and key.table is None),
     ]

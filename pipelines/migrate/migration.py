@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from pipelines.editor_schema import pointing, write_schema
 from pipelines.errors import ConfigError
 from pipelines.migrate import axolotl, internevo, llamafactory, python_config, yaml_config
 from pipelines.migrate.config_tree import Node, Symbol, Unread, Verdict
@@ -77,15 +78,16 @@ def migrate(trainer: Trainer, path: Path, *, gpus: int | None = None) -> Migrati
 
 
 def write(migration: Migration, out: Path) -> None:
-    """Write the TOML.
+    """Write the TOML, and the schema that it points to beside it.
 
     Raises:
         ConfigError: if another file is there.
     """
-    content = migration.toml.encode()
+    content = pointing(migration.toml).encode()
     if out.is_file() and out.read_bytes() != content:
         raise ConfigError(f"{out}: exists with another content; move it away or choose another name")
     write_named_file(out, content)
+    write_schema(out.parent)
 
 
 def _draft(trainer: Trainer, path: Path, gpus: int | None) -> Draft:

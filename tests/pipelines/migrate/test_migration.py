@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipelines.cli import main
 from pipelines.config import load
+from pipelines.editor_schema import SCHEMA
 from pipelines.errors import ConfigError
 from pipelines.migrate.migration import Line, Migration, Trainer, migrate, write
 from pipelines.schema import Pipeline
@@ -387,7 +388,8 @@ def test_the_command_writes_the_file_and_the_account(tmp_path: Path) -> None:
     assert "mapped: " in answer.stderr
     assert "24: data.micro_num = 4 -> train.global_batch_size" in answer.stderr
     written = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
-    assert written["toml"] == out.read_text()
+    assert out.read_text() == f"#:schema pipeline.schema.json\n{written['toml']}", "editors find the schema beside it"
+    assert (tmp_path / "pipeline.schema.json").read_bytes() == SCHEMA.read_bytes()
     assert {one["verdict"] for one in written["keys"]} == {"mapped", "same", "dropped", "decide"}
     out.write_text("mine")
     refused = CliRunner().invoke(main, arguments)
