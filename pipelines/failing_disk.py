@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipelines.errors import MachineError
+from pipelines.errors import MachineError, PacktrainError
 
 _REMEDIES = {
     errno.ENOSPC: "make room there",
@@ -39,7 +39,9 @@ def storing(folder: Path, what: str, nbytes: Callable[[], int]) -> Iterator[None
     except OSError as error:
         if not is_storage_error(error):
             raise
-        needed = nbytes() if error.errno in _NO_ROOM else 0
+        needed = 0
+        with suppress(PacktrainError, OSError):  # of the disk is told first, whatever else is wrong
+            needed = nbytes() if error.errno in _NO_ROOM else 0
         found = storage_error(error, folder, f"{what} needs about {needed:,} bytes in all, " if needed else "")
         assert found is not None
         raise found from error

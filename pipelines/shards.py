@@ -376,7 +376,7 @@ def _columns(path: Path) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]]
             raise _damaged(path, "not the columns of a shard")
         return [_offsets_and_values(column) for column in reader.get_batch(0).columns]
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and is_storage_error(error):  # the disk's fault, or that of ulimit, not the shard's
+        if isinstance(error, OSError) and is_storage_error(error):  # no fault of the shard
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise _damaged(path, f"not a shard ({error})") from error
 

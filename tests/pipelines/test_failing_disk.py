@@ -33,6 +33,9 @@ def test_what_is_needed_is_said_beside_what_is_free(tmp_path: Path) -> None:
         raise OSError(errno.EIO, "x")
     with pytest.raises(MachineError, match=rf"^{tmp_path}: a\.npy: Input/output error"), storing(tmp_path, "x", int):
         raise OSError(errno.EIO, "x", "a.npy")
+    said = rf"^{tmp_path}: No space left on device \({free}\); make room"
+    with pytest.raises(MachineError, match=said), storing(tmp_path, "x", lambda: (tmp_path / "none").stat().st_size):
+        raise OSError(errno.ENOSPC, "x")
     with pytest.raises(FileNotFoundError), storing(tmp_path, "prep", int):
         (tmp_path / "none").read_bytes()
 

@@ -403,8 +403,8 @@ def test_a_disk_that_fails_is_no_damage_of_the_shard(tmp_path: Path, monkeypatch
         raise OSError(errno.EMFILE, "Failed to open local file")
 
     monkeypatch.setattr("pipelines.shards.pa.memory_map", full)
-    place = str(folder / "shards" / "shard-00000.arrow")
-    with pytest.raises(MachineError, match=rf"^{place}: Too many open files .*raise the limit"), storing(folder, "x", int):
+    said = rf"^{folder / 'shards' / 'shard-00000.arrow'}: Too many open files .*raise the limit"
+    with pytest.raises(MachineError, match=said), storing(folder, "x", int):
         ShardReader(folder)[0]
 
 
