@@ -18,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -210,24 +210,20 @@ def rank_errors(ranks: Ranks | None) -> Iterator[None]:
         if isinstance(error, OSError) and (found := storage_error(error)):
             end_rank(ranks, found)
         # When one rank fails, the others do too, waiting for it. Only the first one's traceback says why.
-        if started_here():
-            (_errors() / f"{ranks.rank:05d}.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        else:
+        if not _left(f"{ranks.rank:05d}.txt", traceback.format_exc()):
             traceback.print_exc()
         _end(1)
 
 
 def end_rank(ranks: Ranks, error: PacktrainError) -> NoReturn:
     """End this process with an error of the user's: left for the process that started it, or printed."""
-    if started_here():
-        content = {
-            "rank": ranks.rank,
-            "exit_code": error.exit_code,
-            "message": str(error),
-            "lost": isinstance(error, LostRanks),
-        }
-        (_errors() / f"{ranks.rank:05d}.json").write_text(json.dumps(content), encoding="utf-8")
-    else:
+    content = {
+        "rank": ranks.rank,
+        "exit_code": error.exit_code,
+        "message": str(error),
+        "lost": isinstance(error, LostRanks),
+    }
+    if not _left(f"{ranks.rank:05d}.json", json.dumps(content)):
         sys.stderr.write(f"{error}\n")
     _end(error.exit_code)
 
@@ -484,9 +480,24 @@ def _errors() -> Path:
     return Path(os.environ[ERRORS])
 
 
+def _left(name: str, content: str) -> bool:
+    """Leave what this rank ended with for the process that started it; False if none did, or the disk is full."""
+    if not started_here():
+        return False
+    path = _errors() / name
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return False
+    return True
+
+
 def _end(exit_code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more, or its disk is full
+            stream.flush()
     os._exit(exit_code)
 
 
@@ -525,7 +536,7 @@ def raise_failure(
         raise PacktrainError(f"rank {int(path.stem)} failed, see above; this is a bug of packtrain or of a library")
     _raise_left_behind(left)
     rank, code = min(failed.items())
-    raise PacktrainError(f"rank {rank} ended with exit code {code}")
+    raise _kind(code)(f"rank {rank} ended with exit code {code}; what it said stands above")
 
 
 def _raise_left_behind(found: Sequence[Mapping[str, Any]]) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from pipelines.errors import MachineError
 from tests.train.runs import checkpoints, same, share, write_prep, write_toml
-from train.launch import raise_failure, rank_errors, start_ranks
+from train.launch import ERRORS, raise_failure, rank_errors, start_ranks
 from train.launchers import Address, Node, Ranks
 from train.pulse import FAILURE, FOLDER, Beat, machine
 
@@ -165,6 +165,19 @@ def test_a_disk_that_fails_under_a_rank_is_the_users_error(
     with pytest.raises(SystemExit, match=r"^5$"), rank_errors(Ranks(1, 2, 1, 2)):
         raise OSError(errno.EIO, "Input/output error", "shards/a.arrow")
     assert capsys.readouterr().err.startswith("shards/a.arrow: Input/output error")
+
+
+def test_a_rank_that_cannot_leave_its_error_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.launch._end", sys.exit)
+    monkeypatch.setenv(ERRORS, str(tmp_path / "on a full disk"))
+    for error, code, said in ((MachineError("no room"), 5, r"^no room\n$"), (KeyError("x"), 1, r"KeyError: 'x'\n$")):
+        with pytest.raises(SystemExit, match=f"^{code}$"), rank_errors(Ranks(1, 2, 1, 2)):
+            raise error
+        assert re.search(said, capsys.readouterr().err)
+    with pytest.raises(MachineError, match=r"rank 1 ended with exit code 5; what it said stands above"):
+        raise_failure({1: 5}, tmp_path, {}, None)
 
 
 def test_killed_rank_is_named_and_not_those_that_were_stopped_for_it(tmp_path: Path) -> None:
