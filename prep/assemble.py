@@ -3,9 +3,7 @@
 A shard is a pure function of the plan and the chunks, so any process may write any of them in any order.
 """
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
@@ -73,15 +71,10 @@ def assemble(
         finally:
             _chunk.cache_clear()
         return
-    running: deque[Future[ShardFacts]] = deque()
     try:
         with pool(workers) as processes:
-            for job in jobs:  # only as many as are at work: a job holds its shard's part of the plan
-                running.append(processes.submit(_write, job))
-                if len(running) > workers:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
+            # Only as many as are at work: a job holds its shard's part of the plan.
+            yield from processes.in_order(_write, jobs, ahead=workers)
     except BrokenProcessPool as error:
         raise MachineError(
             "a worker process died while writing shards, probably out of memory; lower prep.workers or "

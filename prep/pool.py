@@ -3,28 +3,80 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
 from threading import Thread
+from typing import Any, TypeVar
+
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
+
+_AHEAD = 8192
+"""Jobs submitted beyond the one waited for. A pipe in CPython 3.11 takes 16,384 notes of them, and more may hang it."""
+_PATIENCE = 10.0
+"""Seconds from one look at the processes to the next, while a result is waited for."""
+
+
+class Processes(ProcessPoolExecutor):
+    """Fresh processes of this machine."""
+
+    def __init__(self, workers: int) -> None:
+        self._context = _Context()
+        super().__init__(workers, self._context, initializer=_end_with_parent)
+
+    def in_order(
+        self, function: Callable[[_Job], _Result], jobs: Iterable[_Job], *, ahead: int = _AHEAD
+    ) -> Iterator[_Result]:
+        """What a function makes of each job, in the jobs' order.
+
+        Args:
+            function: of a module, since the processes import it.
+            jobs: what it is called with.
+            ahead: jobs taken beyond the one whose result is waited for.
+        Raises:
+            BrokenProcessPool: if a process died.
+        """
+        running: deque[Future[_Result]] = deque()
+        for job in jobs:
+            running.append(self.submit(function, job))
+            if len(running) > ahead:
+                yield self._result(running.popleft())
+        while running:
+            yield self._result(running.popleft())
+
+    def kill(self) -> None:
+        """End the processes in the middle of their work."""
+        for worker in self._context.started:
+            if worker.is_alive():
+                worker.kill()
+
+    def _result(self, future: "Future[_Result]") -> _Result:
+        # In CPython 3.11 a death while work is submitted can leave a result that never comes.
+        known = False
+        while not wait([future], _PATIENCE).done:
+            if known:
+                raise BrokenProcessPool("a process died, and its pool did not notice")
+            known = any(worker.exitcode for worker in self._context.started)
+        return future.result()
 
 
 @contextmanager
-def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Fresh processes of this machine to submit work to.
+def pool(workers: int) -> Iterator[Processes]:
+    """Processes to submit work to.
 
     When the body ends early (an error, Ctrl-C, a closed generator) they are stopped in the middle of their work, which
     may be hours of one compressed file. When this process is killed they end by themselves. Ctrl-C is seen by this
     process alone, so there is one message.
     """
-    others = set(multiprocessing.active_children())
-    processes = ProcessPoolExecutor(workers, _Context(), initializer=_end_with_parent)
+    processes = Processes(workers)
     try:
         yield processes
     except BaseException:
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.terminate()
+        processes.kill()
         raise
     finally:
         processes.shutdown(wait=True, cancel_futures=True)
@@ -39,9 +91,19 @@ class _Worker(SpawnProcess):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    def terminate(self) -> None:
+        """What a pool does to the others when one died, and then it waits: SIGTERM may be ignored, or blocked."""
+        self.kill()
+
 
 class _Context(SpawnContext):
-    Process = _Worker
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[_Worker] = []
+
+    def Process(self, *args: Any, **named: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802 (its name there)
+        self.started.append(_Worker(*args, **named))
+        return self.started[-1]
 
 
 def _end_with_parent() -> None:

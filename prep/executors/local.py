@@ -27,17 +27,24 @@ def on_this_machine(
     done = 0
     try:
         with pool(min(workers, len(work))) as processes:
-            tokenize = partial(tokenize_chunk, rules=rules, expendable=True)
-            for fault in processes.map(tokenize, *zip(*work, strict=True)):
+            for fault in processes.in_order(partial(_tokenize, rules=rules), work):
                 yield fault
                 done += 1
     except BrokenProcessPool as error:
-        lost = [runaway(chunk, target, rules) for chunk, target in work[done:]]
+        # Only those that were begun, of what may be a hundred thousand: each of them is looked for in the folder.
+        begun = {path.name.rpartition(".")[0] for path in work[0][1].parent.glob(".*.*")}
+        left = work[done:]
+        lost = [runaway(*one, rules) if f".{one[1].name}" in begun else None for one in left]
         fault = next(filter(None, lost), None)
         if fault is None:
             raise MachineError(
                 "a worker process died while tokenizing, probably out of memory; lower prep.workers"
             ) from error
-        left = work[done : done + lost.index(fault)]
-        yield from on_this_machine(left, rules, workers=workers)  # one of these may have a fault before it
+        # One of these may have a fault before it.
+        yield from on_this_machine(left[: lost.index(fault)], rules, workers=workers)
         yield fault
+
+
+def _tokenize(work: tuple[Chunk, Path], rules: Rules) -> RecordFault | None:
+    chunk, target = work
+    return tokenize_chunk(chunk, target, rules, expendable=True)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,41 @@ def test_workers_leave_an_interrupt_to_the_process_that_made_them() -> None:
     with pool(1) as processes:
         assert processes.submit(interrupted, 1).result() == 2
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def stubborn(note: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    told_then_stays(note)
+
+
+def dies(note: Path) -> None:
+    while not note.exists():
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stays_or_dies(note: Path) -> None:
+    (dies if note.suffix else stubborn)(note.with_suffix(""))
+
+
+def test_a_process_that_does_not_listen_ends_with_the_one_that_died(tmp_path: Path) -> None:
+    with pytest.raises(BrokenProcessPool), pool(2) as processes:
+        list(processes.in_order(stays_or_dies, [tmp_path / "note", tmp_path / "note.x"]))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "note").read_text()), 0)
+
+
+def test_a_death_that_the_pool_does_not_notice_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prep.pool._PATIENCE", 0.1)
+    monkeypatch.setattr("concurrent.futures.process._ExecutorManagerThread.terminate_broken", lambda *_: None)
+    (tmp_path / "note").touch()
+    with pytest.raises(BrokenProcessPool, match="did not notice"), pool(1) as processes:
+        list(processes.in_order(dies, [tmp_path / "note"]))
+
+
+def test_results_come_in_order_and_jobs_are_taken_as_they_are_needed() -> None:
+    taken: list[int] = []
+    with pool(2) as processes:
+        results = processes.in_order(abs, (taken.append(-n) or -n for n in range(9)), ahead=2)  # type: ignore[func-returns-value]
+        assert (next(results), len(taken)) == (0, 3)
+        assert list(results) == [1, 2, 3, 4, 5, 6, 7, 8]
