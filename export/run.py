@@ -144,6 +144,7 @@ def _write(job: Job, target: str) -> None:
             about["serving"] = served_by(table.turbomind.mode, architecture_of(model.config))
         if checkpoint.adapter is not None:
             about["base"] = checkpoint.adapter["base"]
+        checkpoint.refuse_changed()
         _manifest(target, plan.targets[target], plan, records_of(folder, written), about).write(folder)
     count = f"{model.weights.parameters:,}"
     if not direct:

@@ -57,6 +57,13 @@ class Source(Protocol):
             CheckError: if a file is missing or damaged.
         """
 
+    def refuse_changed(self) -> None:
+        """After `verify` and reading: look again at what was written to since.
+
+        Raises:
+            CheckError: if other bytes may have been read than the digests are of.
+        """
+
 
 def open_source(folder: Path, beside: Beside = ALONE) -> Source:
     """What lies in a directory: a checkpoint of ours, or what `export.sources` reads.

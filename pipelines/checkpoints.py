@@ -60,7 +60,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, digest_file, other_digest
+from pipelines.artifacts import MANIFEST, FileRecord, Json, Manifest, Stamps, digest_file, other_digest
 from pipelines.errors import CheckError, DataError
 from pipelines.file_ranges import FileRanges
 from pipelines.safetensors_header import read_header
@@ -109,6 +109,7 @@ class Checkpoint:
             name: tuple(shape) for name, shape in manifest.facts["parameters"].items()
         }
         """Every trained parameter by name."""
+        self._seen: Stamps = {}
         self._blocks: dict[str, Fragment] = {}
         self._ranges = FileRanges()
         self._fragments = self._index()
@@ -129,14 +130,31 @@ class Checkpoint:
         Raises:
             CheckError: if a file is missing or damaged.
         """
+        self._seen = self.manifest.stamps(self.folder)
+        self._compare(self.manifest)
+
+    def refuse_changed(self) -> None:
+        """Look again, after weights were read, where a file changed since `verify`; one that is gone was read before.
+
+        Raises:
+            CheckError: if a file is damaged.
+        """
+        now = self.manifest.stamps(self.folder)
+        there = [path for path, found in now.items() if found is not None]
+        if any(now[path] != self._seen[path] for path in there):
+            self._compare(self.manifest.without(now.keys() - there))
+
+    def _compare(self, manifest: Manifest) -> None:
         # Earlier versions mixed the two: then every file counts as a whole.
-        beginnings = [FileRecord(**one) for one in self.manifest.facts.get("weights", [])]
-        self.manifest.verify(self.folder, hashes=False)
-        self.manifest.without(one.path for one in beginnings).verify(self.folder)
+        listed = {record.path for record in manifest.files}
+        found = [FileRecord(**one) for one in manifest.facts.get("weights", [])]
+        beginnings = [one for one in found if one.path in listed]
+        manifest.verify(self.folder, hashes=False)
+        manifest.without(one.path for one in beginnings).verify(self.folder)
         paths = [self.folder / one.path for one in beginnings]
         with ThreadPoolExecutor(2) as threads:
-            found = threads.map(lambda path, one: digest_file(path, first=one.size), paths, beginnings)
-            for path, digest, one in zip(paths, found, beginnings, strict=True):
+            digests = threads.map(lambda path, one: digest_file(path, first=one.size), paths, beginnings)
+            for path, digest, one in zip(paths, digests, beginnings, strict=True):
                 if digest != one.sha256:
                     raise other_digest(path)
 

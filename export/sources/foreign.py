@@ -20,7 +20,7 @@ from export.sources.found import Found
 from export.sources.names import Named, named, namings, refuse_code
 from export.sources.original import as_llama, is_original, original_naming, taken_apart
 from export.sources.stored import Float32, StoredTensor, files_of
-from pipelines.artifacts import Json, Manifest, canonical_json, digest_file, identity, write_atomic
+from pipelines.artifacts import Json, Manifest, canonical_json, digest_file, identity, stamp, write_atomic
 from pipelines.errors import CheckError, ConfigError, DataError
 from pipelines.failing_disk import storage_error
 from pipelines.file_ranges import FileRanges
@@ -115,6 +115,7 @@ class Foreign:
         self.adapter: Json = None
         self._ranges = FileRanges()
         self._cache = beside.cache
+        self._seen = {path: stamp(path) for path in self._files()}
         self.manifest = self._manifest(found)
 
     def read(self, kind: str, name: str, start: int = 0, stop: int | None = None) -> Float32:
@@ -145,8 +146,25 @@ class Foreign:
         Raises:
             CheckError: if the weights changed, or a tied tensor is there twice and not the same.
         """
-        if self._from_cache and self._digests(fresh=True) != self.manifest.facts["files"]:
+        if self._from_cache:
+            self._refuse_others()
+        self._compare_twice()
+
+    def refuse_changed(self) -> None:
+        """Read what the digests are of again if a file of it changed since; one that is gone was read before.
+
+        Raises:
+            CheckError: if the weights changed.
+        """
+        now = {path: stamp(path) for path in self._seen}
+        if any(found not in (None, self._seen[path]) for path, found in now.items()):
+            self._refuse_others()
+
+    def _refuse_others(self) -> None:
+        if self._digests(fresh=True) != self.manifest.facts["files"]:
             raise CheckError(f"{self.folder}: changed since its digests were taken; export again")
+
+    def _compare_twice(self) -> None:
         for name, other, first in self._named.twice:
             for start in range(0, first.size, _BLOCK):
                 stop = min(start + _BLOCK, first.size)
@@ -182,9 +200,13 @@ class Foreign:
             facts,
         )
 
+    def _files(self) -> dict[Path, list[tuple[int, int]]]:
+        """The ranges of every file that are read, in order."""
+        return files_of([*self._named.tensors.values(), *(other for _, other, _ in self._named.twice)])
+
     def _digests(self, *, fresh: bool = False) -> dict[str, str]:
         """SHA-256 by file over the ranges of it that are read, in order."""
-        ranges = files_of([*self._named.tensors.values(), *(other for _, other, _ in self._named.twice)])
+        ranges = self._files()
         known = {} if fresh else _cached(self._cache)
         keys = {path: _key(path, pieces) for path, pieces in ranges.items()}
         missing = [path for path, key in keys.items() if key not in known]

@@ -232,6 +232,33 @@ def test_one_changed_bit_in_the_checkpoint_is_found(tmp_path: Path) -> None:
     assert "state-00001-of-00002.safetensors: SHA-256 differs" in str(error)
 
 
+def test_a_checkpoint_that_changes_while_it_is_exported_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = write_run(tmp_path)
+    path = next(folder.glob("*.safetensors"))
+    content = path.read_bytes()
+
+    def touched(*_: Any) -> dict[str, Any]:
+        with path.open("r+b") as file:  # where it lies
+            file.write(content)
+        return {}
+
+    def changed(*_: Any) -> dict[str, Any]:
+        with path.open("r+b") as file:
+            file.seek(int.from_bytes(content[:8], "little") + 16)
+            file.write(bytes([content[file.tell()] ^ 1]))
+        return {}
+
+    monkeypatch.setattr("export.run.check_target", touched)
+    run(pipeline(tmp_path))
+    shutil.rmtree(tmp_path / "work" / "tiny" / "export")
+    monkeypatch.setattr("export.run.check_target", changed)
+    with pytest.raises(CheckError, match=rf"{path.name}: SHA-256 differs"):
+        run(pipeline(tmp_path))
+    assert not (tmp_path / "work" / "tiny" / "export" / "hf").exists()
+
+
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_an_incomplete_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     checkpoint, _ = write_run(tmp_path, ranks=2)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -372,6 +373,19 @@ def test_digests_are_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pyte
     save_file(tensors, folder / "model.safetensors")
     assert open_source(folder, beside).manifest.identity != first
     assert read[-1] == folder / "model.safetensors"
+
+
+def test_weights_that_change_after_their_digests_were_taken_are_found(tmp_path: Path) -> None:
+    folder = write_plain(tmp_path / "m", random_tensors(LLAMA))
+    source, path = open_source(folder), folder / "model.safetensors"
+    source.verify()
+    os.utime(path)
+    source.refuse_changed()
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size - 4)
+        file.write(b"\1\2\3\4")
+    with pytest.raises(CheckError, match=r"changed since its digests were taken"):
+        source.refuse_changed()
 
 
 def test_code_of_a_model_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
