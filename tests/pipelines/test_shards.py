@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pipelines.shards
 from pipelines.artifacts import FileRecord, Manifest, digest_file
 from pipelines.errors import CheckError, DataError, MachineError
 from pipelines.failing_disk import storing
@@ -394,6 +395,25 @@ def test_a_damaged_shard_is_refused_every_time_it_is_asked_for(tmp_path: Path) -
     for _ in range(2):
         with pytest.raises(CheckError, match=r"shard-00000\.arrow: SHA-256 differs"):
             reader[1]
+
+
+def test_a_shard_that_is_replaced_while_it_is_opened_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = prep_directory(tmp_path, [golden_packs()])
+    sound, path = tmp_path / "sound", folder / "shards" / "shard-00000.arrow"
+    sound.write_bytes(path.read_bytes())
+    flip_token(path)
+    opened = pipelines.shards._Shard
+
+    def replacing(*given: Any, **more: Any) -> Any:
+        shard = opened(*given, **more)
+        if sound.exists():
+            sound.rename(path)  # mapped was the other one
+        return shard
+
+    monkeypatch.setattr("pipelines.shards._Shard", replacing)
+    assert ShardReader(folder)[0].tokens.tolist() == [1999 * number for number in range(12)]
 
 
 def test_a_disk_that_fails_is_no_damage_of_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
