@@ -7,6 +7,8 @@ A chat template is a program that comes with somebody's tokenizer. Nothing insid
 import os
 import resource
 import signal
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -18,6 +20,8 @@ MEMORY = 256 << 20
 _MESSAGES = 100
 _CHARACTERS = 1 << 18
 _PAGE = resource.getpagesize()
+_STATM = "/proc/self/statm"
+"""Where Linux says what a process holds."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Bounds:
         if messages <= _MESSAGES and characters <= _CHARACTERS:
             return USUAL
         return cls(
-            # Answers are found by rendering what comes before each, so the time grows with the messages' square.
-            SECONDS + 0.02 * max(0, messages - _MESSAGES) + characters / (1 << 20),
+            # Answers are found by rendering what comes before each, so all of the text is rendered for each message.
+            SECONDS + 0.02 * max(0, messages - _MESSAGES) + characters / (1 << 20) * max(1, messages / (4 * _MESSAGES)),
             MEMORY + 64 * characters,
             max(USUAL.text, 16 * characters),
         )
@@ -81,7 +85,8 @@ class RunawayTemplate(DataError):  # noqa: N818 (what is at fault)
 class Held:
     """`with held(bounds):` in a process that may be lost: SIGPROF ends it when the time is up.
 
-    Memory beyond the bounds is a MemoryError. Both end with the block, so that a process pays for them only there.
+    Memory beyond the bounds is a MemoryError. Both end with the block, so that a process pays for them only there. On
+    macOS, where nothing says what a process holds, its time alone is bounded.
     """
 
     def __init__(self) -> None:
@@ -89,7 +94,10 @@ class Held:
             signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
         self._before = resource.getrlimit(resource.RLIMIT_DATA)
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._most = min((limit for limit in self._before if limit != resource.RLIM_INFINITY), default=sys.maxsize)
+        self._statm: int | None = None
+        with suppress(OSError):
+            self._statm = os.open(_STATM, os.O_RDONLY | os.O_CLOEXEC)
         self._bounds = USUAL
 
     def __call__(self, bounds: Bounds) -> "Held":
@@ -97,13 +105,14 @@ class Held:
         return self
 
     def __enter__(self) -> None:
-        held = int(os.pread(self._statm, 128, 0).split()[5]) * _PAGE
-        soft, hard = held + self._bounds.memory, self._before[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (soft if hard < 0 else min(soft, hard), hard))
+        if self._statm is not None:
+            held = int(os.pread(self._statm, 128, 0).split()[5]) * _PAGE
+            resource.setrlimit(resource.RLIMIT_DATA, (min(held + self._bounds.memory, self._most), self._before[1]))
         signal.setitimer(signal.ITIMER_PROF, self._bounds.seconds)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._statm is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, self._before)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        resource.setrlimit(resource.RLIMIT_DATA, self._before)

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -89,7 +90,8 @@ def test_a_loop_ends_after_two_seconds_of_processor_time(source: str) -> None:
     with pytest.raises(RunawayTemplate, match=r"^t\.jinja takes more than 2 s of processor time for one conversation"):
         render(source)
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert 1.9 < spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime < 3
+    # A timer counts the kernel's ticks, and getrusage does not.
+    assert 1.5 < spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime < 3
     assert render("{{ 1 }}") == "1"  # by another process
 
 
@@ -113,6 +115,22 @@ def test_what_allocates_holds_no_more_than_that() -> None:
     done = ended([sys.executable, "-c", ALLOCATE], env={"PYTHONPATH": str(Path(__file__).parents[2])})
     assert done.out.count("256 MB of memory") == len(ALLOCATES), done.err
     assert done.peak_mb < 256 + 128  # of the process that renders, or of the one that imports what tests need
+
+
+WITHOUT_PROC = """
+from pipelines import bounds
+from prep.jinja import Here
+bounds._STATM = "/nowhere"
+template = Here("{{ 'a' * n }}{% for a in range(n) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "t.jinja")
+with template.within(bounds.USUAL):
+    print(len(template.render({"n": 3})))
+    template.render({"n": 99999})
+"""
+
+
+def test_where_nothing_says_what_a_process_holds_its_time_is_bounded() -> None:
+    done = ended([sys.executable, "-c", WITHOUT_PROC], env={"PYTHONPATH": str(Path(__file__).parents[2])})
+    assert (done.code, done.out.strip()) == (128 + signal.SIGPROF, "3"), done.err
 
 
 @pytest.mark.parametrize(("source", "error"), COMPILED.values(), ids=COMPILED)
@@ -159,7 +177,7 @@ def test_attributes_files_and_values_of_ours_are_out_of_reach(source: str) -> No
 
 def test_a_record_of_thousands_of_messages_has_the_time_that_it_needs() -> None:
     bounds = Bounds.of(5000, 1 << 24)
-    assert (bounds.seconds, bounds.memory >> 20, bounds.text >> 20) == (116, 256 + 1024, 256)
+    assert (bounds.seconds, bounds.memory >> 20, bounds.text >> 20) == (300, 256 + 1024, 256)
     assert Bounds.of(100, 1 << 18) is USUAL
 
 
