@@ -1,5 +1,6 @@
 """The loss on held-out packs, on every layout, and that training does not notice."""
 
+import shutil
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipelines.checkpoints import Checkpoint
-from pipelines.errors import ConfigError
-from pipelines.shards import ShardReader
+from pipelines.errors import CheckError, ConfigError
+from pipelines.shards import ShardReader, read_shard
 from tests.train.ranks import run_on_ranks
 from tests.train.runs import LLAMA, checkpoints, pipeline, rows, share, state, write_prep
 from train.run import run
+from train.schedule import learning_rate
 
 HELD_OUT = 5
 SETTINGS: dict[str, Any] = {"max_steps": 3, "optimizer": {"lr": Decimal("0.01")}}
@@ -66,6 +68,29 @@ def test_training_is_bitwise_the_same_with_and_without_evaluation(stage: int, tm
     found = rows(with_)[-1]
     np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
     assert found["loss_tokens"] == count
+
+
+@pytest.mark.slow
+def test_held_out_packs_that_change_give_no_loss(
+    tmp_path: Path, divided: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prep = tmp_path / "tiny" / "prep"
+    shutil.copytree(divided, prep, symlinks=False)
+    shard = prep / "eval" / "shards" / "shard-00000.arrow"
+    content = shard.read_bytes()
+    first = content.index(read_shard(shard).tokens.tobytes())
+
+    def changing(train: Any, step: int, *given: Any) -> float:
+        if step == 2:
+            with shard.open("r+b") as file:
+                file.seek(first)
+                file.write(bytes([content[first] ^ 1]))
+        return learning_rate(train, step, *given)
+
+    monkeypatch.setattr("train.loop.learning_rate", changing)
+    with pytest.raises(CheckError, match=r"eval/shards/shard-00000\.arrow: SHA-256 differs"):
+        run(pipeline(tmp_path, **SETTINGS, **EVAL))
+    assert [step for step, _ in losses(tmp_path, "eval")] == [2]
 
 
 @pytest.mark.slow
