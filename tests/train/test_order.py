@@ -1,15 +1,18 @@
 """The order of packs over a run's epochs."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.elsewhere import StaticBatchSampler, default_sampler
-from tests.train.runs import pipeline, write_prep
+from tests.train.runs import pipeline, rows, share, write_prep
 from train.batches import Batches
 from train.order import PackOrder, epoch_packs
 from train.plan import Plan
+from train.run import run
 
 PACKS = 10
 
@@ -109,3 +112,17 @@ def test_the_seed_of_the_order_is_a_setting_of_the_run_only_where_one_is_given(t
     assert "shuffle_seed" not in without.settings["train"], "runs begun before there was such a key go on"
     assert seeded.settings["train"]["shuffle_seed"] == 7
     assert seeded.identity != without.identity
+
+
+@pytest.mark.slow
+def test_steps_are_trained_in_the_order_of_its_seed(tmp_path: Path) -> None:
+    write_prep(tmp_path / "prep")
+
+    def losses(name: str, **keys: Any) -> list[float]:
+        share(tmp_path / "prep", tmp_path / name)
+        run(pipeline(tmp_path / name, shuffle="xtuner", max_steps=2, **keys))
+        return [row["loss"] for row in rows(tmp_path / name) if row["kind"] == "train"]
+
+    default, seeded = losses("a"), losses("b", shuffle_seed=1024)
+    assert seeded != default
+    assert losses("c", shuffle_seed=7) == default, "as run.seed is 7"

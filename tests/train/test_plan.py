@@ -50,6 +50,8 @@ def test_packs_that_come_behind_the_last_full_step_are_told_where_they_are_many(
     assert f"{packs} packs give 1 step, and the last {packs - packs // 2 - 1} packs (" in said
     assert said.endswith("are trained in none; lower it, or raise train.max_epochs")
     assert left(global_batch_size=packs, max_epochs=1) == ""
+    assert (packs, left(global_batch_size=8, max_epochs=1)) == (10, "")
+    assert "the last 3 packs (30%) are trained in none" in left(global_batch_size=7, max_epochs=1)
     assert left(global_batch_size=packs // 2 + 1, max_epochs=1, max_steps=1) == ""
 
 
