@@ -14,11 +14,16 @@ from types import TracebackType
 HIDDEN = "***"
 _LEAST = 8
 """Characters from which on a variable's value is looked for; a shorter one is part of ordinary words."""
+_REPEATED = 200
+"""Secrets of one text that are looked for beside their places. No honest text has so many, and each takes a search."""
 
 _WORD = r"secret|passw(?:or)?d|(?:api|access|private)[_-]?key|cookie|authorization|credential"
 _OF = r"hf|hub|huggingface|auth|access|api|bearer|session|private|wandb|swanlab|github"
 _NAME = rf"(?<![\w-])(?:\w{{0,60}}(?:{_WORD})s?|(?:\w{{1,60}}_)?auth|(?:(?:{_OF})[_-]?)+tokens?|token)"
-_VALUE = r"(?P<secret>\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"'&,;\])}]+)"
+_QUOTED = r"\"(?:[^\"\\]|\\.)*\"|'[^']*'"
+_BARE = r"[^\s\"'&,;\])}]*[^\s\"'&,;\])}:]"  # what is behind a colon is said of the value
+_VALUE = rf"(?P<secret>{_QUOTED}|{_BARE})"
+_ITEM = rf"(?P<secret>{_QUOTED}|(?=\S*\d){_BARE})"  # in `token_env = "HF_TOKEN": not set` words follow, no value
 # Names and addresses are bounded, so that a long text takes time in proportion to its length.
 _PLACES: Sequence[tuple[str, str]] = (
     (
@@ -28,7 +33,7 @@ _PLACES: Sequence[tuple[str, str]] = (
     (r"(\b(?:Bearer|Basic))\s+(?P<secret>(?=\S*[\d=])[\w.~+/=-]{8,})", rf"\1 {HIDDEN}"),
     (r"([?&][\w-]{0,60}(?:token|key|secret|password|signature|sig)=)(?P<secret>[^&\s\"'<>]+)", rf"\1{HIDDEN}"),
     (rf"({_NAME}[\"']?\s*=\s*){_VALUE}", rf'\1"{HIDDEN}"'),
-    (rf"({_NAME}[\"']\s*:\s*)(?!.(?:Bearer|Basic) ){_VALUE}", rf'\1"{HIDDEN}"'),
+    (rf"({_NAME}[\"']\s*:\s*)(?!.(?:Bearer|Basic) ){_ITEM}", rf'\1"{HIDDEN}"'),
     (r"((?:authorization|cookie):\s*)(?!Bearer|Basic)(?P<secret>\S+)", rf"\1{HIDDEN}"),
     (r"(\b(?:hf|ghp|gho|ghs|glpat|github_pat|sk|wandb_v1)[_-])(?P<secret>[a-z0-9_-]{20,})", rf"\1{HIDDEN}"),
 )
@@ -51,8 +56,9 @@ def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> s
             value = match["secret"].strip("\"':,;.")
             found |= {value, value.rpartition(":")[2]}  # a name and a password as well
         text = pattern.sub(shown, text)
-    for value in sorted(found, key=len, reverse=True):  # a message may repeat what stands in its place
-        text = text.replace(value, HIDDEN) if len(value) >= _LEAST else text
+    repeated = sorted((value for value in found if len(value) >= _LEAST), key=len, reverse=True)
+    for value in repeated[:_REPEATED]:  # a message may repeat what stands in its place
+        text = text.replace(value, HIDDEN)
     return text
 
 
@@ -67,4 +73,9 @@ def _values(environment: Mapping[str, str]) -> set[str]:
     for value in environment.values():
         if match := re.match(r"\w[\w+.-]*://[^/\s@:]*:([^/\s@]+)@", value):
             found.add(match[1])
-    return {value for value in found if len(value) >= _LEAST}
+    return {value for value in found if len(value.strip()) >= _LEAST and not _is_file(value)}
+
+
+def _is_file(value: str) -> bool:
+    """Whether a variable for a secret names the file that has it, which errors have to name as well."""
+    return value.startswith("/") and os.path.exists(value)  # noqa: PTH110 (false as well where it may not be looked at)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from time import process_time
 
 import pytest
 
@@ -56,11 +57,31 @@ def test_a_password_of_a_proxy_is_hidden_also_where_it_stands_alone() -> None:
         "see https://docs.example/page?part=2#tokens and s3://bucket/key@2",
         'x.toml:5:1: tokenizer.name_or_path = "org/name": no such directory',
         'prep.source.0.key = "text"',
+        'x.toml:8:1: model.source_args.token_env = "HF_TOKEN": not set',
         "x.jsonl:3: the record's token: 70000 is not below 65536; of tokens: 12",
     ],
 )
 def test_ordinary_text_stays(text: str) -> None:
     assert without_secrets(text, {"PATH": "/bin", "KEY": "ab", "RUN_TOKEN": ""}) == text
+
+
+def test_what_is_said_of_a_secret_stays() -> None:
+    assert (
+        without_secrets("x.toml:3:1: model.token = 5: unknown key", {})
+        == 'x.toml:3:1: model.token = "***": unknown key'
+    )
+
+
+def test_a_file_that_a_variable_names_is_no_secret() -> None:
+    held = {"CLOUD_CREDENTIALS": __file__, "OUR_TOKEN": "/" + CANARY, "API_KEY": " " * 9}
+    assert without_secrets(f"{__file__}: damaged; /{CANARY}" + " " * 9, held) == f"{__file__}: damaged; ***" + " " * 9
+
+
+def test_a_thousand_secrets_are_hidden_in_time() -> None:
+    text = "".join(f"token=canary{number:06} " for number in range(100_000))
+    begin = process_time()
+    assert "canary" not in without_secrets(text, {})
+    assert process_time() - begin < 20  # minutes, if each were searched for in all of the text
 
 
 def test_an_error_that_nothing_catches_is_shown_without_its_secrets() -> None:
