@@ -1,5 +1,6 @@
 """The pages of docs/ and the README: their links lead somewhere, their commands exist, and what they show is so."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -129,6 +130,13 @@ def parse(words: list[str]) -> None:
             context = command.make_context(name, rest, parent=context)
     except click.exceptions.Exit:  # --help
         pass
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_commands_in_the_text_exist_with_these_options(path: Path) -> None:
+    for command in re.findall(r"`(packtrain [^`|]+)`", prose(path)):
+        with contextlib.suppress(click.MissingParameter, click.BadOptionUsage):  # the text need not say which FILE
+            parse(shlex.split(command.replace("COMMAND", "env")))
 
 
 def test_commands_are_found_and_held_against_the_command() -> None:
