@@ -7,13 +7,17 @@ Anything else that escapes a command is our fault and exits 1.
 from collections.abc import Sequence
 
 from pipelines.secret_text import without_secrets
+from pipelines.terminal import printable
 
 _LONGEST = 2_000
 """Characters of a line. Paths and findings are shorter; what libraries say may repeat the whole of a damaged file."""
 
 
 class PacktrainError(Exception):
-    """Base of the errors that are shown to the user as one line a problem, without the secrets that it may hold."""
+    """Base of the errors that are shown to the user as one line a problem.
+
+    Without the secrets that it may hold, and without characters that would command a terminal.
+    """
 
     exit_code = 1
 
@@ -21,7 +25,7 @@ class PacktrainError(Exception):
         super().__init__(without_secrets(message))
 
     def __str__(self) -> str:
-        return "\n".join(map(_cut, super().__str__().split("\n")))
+        return "\n".join(_cut(printable(line, keep="\t")) for line in super().__str__().split("\n"))
 
 
 class ConfigError(PacktrainError):

@@ -51,7 +51,7 @@ class LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stderr.write(without_secrets(self.format(record)) + "\n")
+            sys.stderr.write(printable(without_secrets(self.format(record)), keep="\n\t") + "\n")
             sys.stderr.flush()
         except Exception:
             self.handleError(record)
