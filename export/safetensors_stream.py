@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from threading import Lock
+from threading import Condition
 
 import numpy as np
 
@@ -26,6 +26,8 @@ FORMAT = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 """What files call the number formats."""
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_MOST_EARLY = 4
+"""Blocks in memory that the digest of a file is not yet at."""
 
 Digests = Mapping[str, str]
 """SHA-256 of weight files by name, of what was computed to be written to them."""
@@ -67,7 +69,11 @@ def write_model(
                 places: Mapping[str, int] = places,
                 digest: InOrder = digest,
             ) -> None:
-                bits = np.ascontiguousarray(weights.read(block.name, block.start, block.stop))
+                try:
+                    bits = np.ascontiguousarray(weights.read(block.name, block.start, block.stop))
+                except BaseException:
+                    digest.give_up()
+                    raise
                 place = places[block.name] + block.start * bits.itemsize
                 if digests:
                     digest.put(place, bits)
@@ -87,7 +93,7 @@ def write_model(
 
 
 class InOrder:
-    """The digest of a file whose ranges come from several threads, nearly in order.
+    """The digest of a file whose ranges come from several threads, which take them in order and finish nearly so.
 
     Args:
         digest: of its beginning.
@@ -98,15 +104,29 @@ class InOrder:
         self._digest = digest
         self._end = end
         self._early: dict[int, Bits] = {}
-        self._changing = Lock()
+        self._changing = Condition()
+        self._is_given_up = False
 
     def put(self, offset: int, content: Bits) -> None:
-        """Digest a range, and those that waited for it; one that is early waits, and must not change."""
+        """Digest a range, and those that waited for it; one that is early is kept, and must not change.
+
+        Where many are early, this waits for the thread that has the first of them.
+        """
         with self._changing:  # also while it digests, so that no thread gets far ahead of the others
             self._early[offset] = content
             while (found := self._early.pop(self._end, None)) is not None:
                 self._digest.update(found.data)
                 self._end += found.nbytes
+            self._changing.notify_all()
+            self._changing.wait_for(
+                lambda: self._is_given_up or offset not in self._early or len(self._early) <= _MOST_EARLY
+            )
+
+    def give_up(self) -> None:
+        """Wait for nothing more: a range will not come."""
+        with self._changing:
+            self._is_given_up = True
+            self._changing.notify_all()
 
     def hexdigest(self, size: int) -> str:
         """Of all `size` bytes.

@@ -1,8 +1,12 @@
 """Our safetensors files, read by the safetensors library."""
 
 import json
+import threading
+import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from export.cast import Bits, Dtype
-from export.safetensors_stream import INDEX, plan_shards, write_file, write_model
+from export.safetensors_stream import INDEX, InOrder, plan_shards, write_file, write_model
 from export.weights import Weights
 from pipelines.checkpoints import Checkpoint
 from tests.export.tiny import LLAMA, random_tensors, write_checkpoint
@@ -76,3 +80,57 @@ def test_a_model_in_any_number_of_files_is_the_same_model(tmp_path: Path, dtype:
 
 def test_a_file_takes_tensors_until_the_next_would_not_fit() -> None:
     assert plan_shards({"a": 4, "b": 6, "c": 1, "d": 20, "e": 10}, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
+def test_ranges_that_come_early_are_digested_in_order() -> None:
+    parts = [np.arange(start, start + 100, dtype=np.uint16) for start in range(0, 500, 100)]
+    digest = InOrder(sha256(b"head"), 4)
+    for number in (1, 3, 0, 4, 2):
+        digest.put(4 + 200 * number, parts[number])
+    assert digest.hexdigest(1004) == sha256(b"head" + b"".join(part.tobytes() for part in parts)).hexdigest()
+    with pytest.raises(AssertionError, match="1004 of 1204 bytes were digested"):
+        digest.hexdigest(1204)
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_no_thread_gets_far_ahead_of_the_first_range(comes: bool) -> None:
+    part = np.zeros(100, np.uint16)
+    digest, put = InOrder(sha256(), 0), threading.Semaphore(0)
+
+    def run_ahead() -> None:
+        for number in range(1, 20):
+            digest.put(200 * number, part)
+            put.release()
+
+    ahead = threading.Thread(target=run_ahead, daemon=True)
+    ahead.start()
+    for _ in range(4):
+        assert put.acquire(timeout=60)
+    assert not put.acquire(timeout=0.3)
+    if comes:
+        digest.put(0, part)
+    else:
+        digest.give_up()
+    ahead.join(60)
+    assert not ahead.is_alive()
+    if comes:
+        assert digest.hexdigest(4000) == sha256(bytes(4000)).hexdigest()
+
+
+def test_a_block_that_cannot_be_read_ends_all_threads(tmp_path: Path) -> None:
+    ahead = threading.Semaphore(0)
+
+    class Failing(Weights):
+        def read(self, name: str, start: int, stop: int) -> Bits:
+            if start == 0:
+                for _ in range(6):
+                    ahead.acquire()
+                time.sleep(0.1)  # the others wait by then
+                raise OSError("gone")
+            ahead.release()
+            return super().read(name, start, stop)
+
+    tensors = random_tensors(LLAMA)
+    weights = Failing(Checkpoint(write_checkpoint(tmp_path / "c", LLAMA, tensors)), "float32")
+    with patch("export.blocks.BLOCK", 100), pytest.raises(OSError, match="gone"):
+        write_model(tmp_path, weights, 10**9, ignore, threads=3)

@@ -8,7 +8,7 @@ import sys
 import click
 import pytest
 
-from pipelines.progress import Bar, is_shown, numbers, progress_bar
+from pipelines.progress import Bar, _Line, is_shown, numbers, progress_bar
 
 STEPS = """
 import logging, sys, time
@@ -70,6 +70,27 @@ def test_a_narrow_terminal_loses_the_end_of_a_line_and_no_line_wraps() -> None:
     found = on_a_terminal(STEPS, columns=40)
     for line in re.split(r"\r|\n|\x1b\[2K", found):
         assert len(line) <= 40 or "wide" in line
+
+
+def test_the_rate_is_that_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, drawn = [0.0], []
+
+    class Lines:
+        def update(self, _: object, *, numbers: str, **__: object) -> None:
+            drawn.append(numbers)
+
+    monkeypatch.setattr("pipelines.progress.time.monotonic", lambda: clock[0])
+    line = _Line(Lines(), 0, 1000, "step", 0)  # type: ignore[arg-type]  # of which nothing else is used
+    for _ in range(3):  # slow at first
+        clock[0] += 100
+        line(1)
+    for _ in range(60):
+        clock[0] += 1
+        line(10)
+    line(0)  # too soon to be drawn
+    assert drawn[2] == "3 of 1,000 steps, 100.0 s a step, 27:41:40 left"
+    assert drawn[-1] == "603 of 1,000 steps, 10/s, 0:40 left"
+    assert len(drawn) == 63
 
 
 @pytest.mark.parametrize("environment", [{"CI": "true"}, {"TERM": "dumb"}, {"RANK": "1"}])
