@@ -28,10 +28,10 @@ MODEL = "models/Llama-3.2-1B"
 
 NOT_RUN: Mapping[str, str] = {
     r"make (prep train export|test|docs)$": "CI runs it on a fresh clone (.ci/run)",
-    r"make chat$": "`packtrain chat` on a run of the quickstart's pages is the same",
+    r"make chat$": "it talks to the run of `make`; `packtrain chat` talks to those here",
     r"make check$": "it runs the tests, this one among them",
     r"make (faults|fuzz)\b": "it takes minutes to a night; tests/faults and tests/fuzz run their drivers",
-    r"make (pins|audit|versions)$": "it asks a package index; tests/versions run what it runs",
+    r"make (pins|audit|versions)$": "it asks a package index; tests/versions have its parts",
     r"make bench-": "it measures for minutes, and beside trainers that it installs",
     r"make .*\bpicture\b": "it trains for minutes and needs Chromium",
     r"pip install ": "it needs a package index; tests/pipelines/test_packaging.py installs the wheel",
@@ -55,7 +55,6 @@ ENDS: Mapping[str, int] = {
 
 SMALLER = {"--nproc-per-node 8": "--nproc-per-node 2", "step-00000500": "step-00000002"}
 """What a command names that is smaller here."""
-
 
 OURS = ("packtrain ", "torchrun ", 'eval "$(packtrain ', "git ")
 """What is run: in this process, or by bash."""
@@ -178,19 +177,16 @@ def quickstart(folder: Path) -> None:
     succeed("init quickstart .", "order write quickstart.toml")
 
 
-def quickstart_without_data(folder: Path) -> None:
+def two_pipelines(folder: Path) -> None:
+    """The quickstart, whose data a plan needs not, and the page's own long.toml."""
     shutil.copy(ROOT / "pipelines" / "quickstart.toml", folder)
     shutil.copytree(QUICKSTART / "tokenizer", folder / "quickstart" / "tokenizer")
-
-
-def long_pipeline(folder: Path) -> None:
-    """The page's own long.toml, beside the quickstart."""
-    quickstart_without_data(folder)
     [text] = [text for language, text in blocks(DOCS / "plan.md") if language == "toml"]
     (folder / "long.toml").write_text(text)
 
 
 def less_of_the_quickstart(folder: Path) -> None:
+    """Two steps on 4,000 tokens, of the few conversations that `run_page` has it make."""
     changed(
         folder / "my-run" / "quickstart.toml",
         ("max_length = 512", "max_length = 512\nworkers = 1"),
@@ -220,7 +216,7 @@ def data_of_a_recipe(folder: Path) -> None:
 
 
 def internevo_checkpoint(step: str) -> Callable[[Path], None]:
-    """A checkpoint as InternEvo's, with a config beside it that names it."""
+    """A checkpoint as InternEvo saves it at a step."""
 
     def prepare(folder: Path) -> None:
         succeed(f"export to-internevo {MODEL} ckpt/{step}")
@@ -229,6 +225,7 @@ def internevo_checkpoint(step: str) -> Callable[[Path], None]:
 
 
 def internevo_config(folder: Path) -> None:
+    """The config of a run from a checkpoint, and the checkpoint."""
     shutil.copy(CONFIGS / "internevo_sft.py.txt", folder / "7b_sft.py")
     changed(folder / "7b_sft.py", ("local:/ckpts/7b/20000", "local:ckpt/20000"), ("/data/sft/tokens", "data/train"))
     without(folder, "my-sft.toml", "data_order.txt")
@@ -269,7 +266,7 @@ BEFORE: Mapping[str, Callable[[Path], None]] = {
     "from-xtuner.md": xtuner_config,
     "launching.md": lambda folder: without(folder, "work/my-sft/train", "work/my-sft/export"),
     "migrate.md": configs,
-    "plan.md": long_pipeline,
+    "plan.md": two_pipelines,
     "scaling.md": lambda folder: without(folder, "work"),
 }
 BETWEEN: Mapping[tuple[str, str], Callable[[Path], None]] = {
