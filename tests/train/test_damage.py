@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.artifacts import Manifest
+from pipelines.checkpoints import Checkpoint
 from pipelines.errors import CheckError
 from pipelines.shards import read_shard
 from tests.train.conftest import SETTINGS
@@ -79,3 +80,6 @@ def test_tokenizer_that_changed_since_is_in_no_checkpoint(home: Path, monkeypatc
         run(pipeline(home, **{**SETTINGS, "checkpoint": {"save_steps": 1}, "max_steps": 2}))
     assert [path.name for path in checkpoints(home)] == ["step-00000001"]
     assert [path.name for path in (checkpoints(home)[0] / "tokenizer").iterdir()] == ["tokenizer.json"]
+    [weights] = Checkpoint(checkpoints(home)[0]).manifest.facts["weights"]
+    size = (checkpoints(home)[0] / weights["path"]).stat().st_size
+    assert weights["size"] < size / 2, "Adam's two moments are no part of what exports look at"
