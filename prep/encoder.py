@@ -11,6 +11,7 @@ from pipelines import schema
 from pipelines.bounds import RunawayTemplate
 from prep.conversation import Json, RecordError
 from prep.formats.fault import RecordFault
+from prep.json_tokenizer import UntokenizedError
 from prep.last_record import LastRecord
 from prep.records import record_map
 from prep.spans import Span, audible
@@ -108,14 +109,14 @@ class Encoder:
         conversation = self._map(record)
         try:
             return self._template.sample(conversation) if conversation else ([], [])
-        except SpecialTokenError as error:
+        except (SpecialTokenError, UntokenizedError) as error:
             raise RecordError("", str(error)) from error
 
     def _tokenized(self, rendered: Sequence[_Rendered]) -> Iterator[tuple[int, Marked]]:
         spans = [span for _, spans in rendered for span in spans]
         try:
             tokens = self._runs(spans)
-        except SpecialTokenError as error:
+        except (SpecialTokenError, UntokenizedError) as error:
             if len(rendered) == 1:
                 raise RecordFault(rendered[0][0], str(error)) from error
             for one in rendered:

@@ -45,7 +45,15 @@ class JsonTokenizer:
 
     def encode(self, texts: Sequence[str], *, prefixed: bool) -> Encoded:
         tokenizer = self._prefixed if prefixed else self._bare
-        return Encoded.of_lists([found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)])
+        try:
+            found = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except BaseException as error:
+            # A regex that takes too long for a text ends in Rust's own kind of error, which is no Exception.
+            if type(error).__module__ != "pyo3_runtime":
+                raise
+            finding = f"the tokenizer gives up on its text: {error}; mend the text, or leave it out"
+            raise UntokenizedError(finding) from None
+        return Encoded.of_lists([one.ids for one in found])
 
     def offsets(self, text: str, *, prefixed: bool) -> tuple[list[int], list[tuple[int, int]]]:
         found = (self._prefixed if prefixed else self._bare).encode(text, add_special_tokens=False)
@@ -140,3 +148,7 @@ def _steps(table: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             yield step
         else:
             left += inner
+
+
+class UntokenizedError(ValueError):
+    """A text that the library cannot tokenize."""

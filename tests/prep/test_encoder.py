@@ -17,7 +17,7 @@ from prep.encoder import Encoder
 from prep.formats.fault import RecordFault
 from prep.store import LOSS_BIT
 from tests.prep.folders import byte_level, configured, internlm2, spm, texts
-from tests.prep.test_template import AGENT
+from tests.prep.test_template import AGENT, CHATML
 
 ALPACA = [{"instruction": text, "input": "", "output": f"{text} {text}"} for text in texts()]
 
@@ -132,3 +132,15 @@ def test_real_records_with_internlm2s_tokenizer(tmp_path: Path) -> None:
     assert (len(samples), tokens.size) == (999, 177_792)
     assert np.count_nonzero(tokens & LOSS_BIT) == sum(len(model.encode(record["output"])) + 1 for record in records)
     assert all(sample[0] == 1 and np.count_nonzero(sample == 1) == 1 for sample in samples)  # exactly one BOS
+
+
+def test_a_text_that_the_tokenizers_regex_gives_up_on_is_a_fault_of_its_record(tmp_path: Path) -> None:
+    byte_level(tmp_path, config={"chat_template": CHATML})
+    table = json.loads((tmp_path / "tokenizer.json").read_bytes())
+    pattern = {"Regex": "(a+)+$"}
+    table["pre_tokenizer"] = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    made = Encoder(tmp_path, schema.Template(), "openai")
+    question = {"role": "user", "content": "a" * 40 + "!"}
+    with pytest.raises(RecordFault, match=r"the tokenizer gives up on its text: .*retry-limit"):
+        list(made.encode([(3, {"messages": [question, {"role": "assistant", "content": "x"}]})]))
