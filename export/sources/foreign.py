@@ -161,7 +161,11 @@ class Foreign:
             self._refuse_others()
 
     def _refuse_others(self) -> None:
-        if self._digests(fresh=True) != self.manifest.facts["files"]:
+        try:
+            changed = self._digests(fresh=True) != self.manifest.facts["files"]
+        except FileNotFoundError:
+            changed = True
+        if changed:
             raise CheckError(f"{self.folder}: changed since its digests were taken; export again")
 
     def _compare_twice(self) -> None:

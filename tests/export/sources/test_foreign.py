@@ -386,6 +386,9 @@ def test_weights_that_change_after_their_digests_were_taken_are_found(tmp_path: 
         file.write(b"\1\2\3\4")
     with pytest.raises(CheckError, match=r"changed since its digests were taken"):
         source.refuse_changed()
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckError, match=r"changed since its digests were taken"):
+        source.refuse_changed()
 
 
 def test_code_of_a_model_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
