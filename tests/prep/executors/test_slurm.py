@@ -87,7 +87,7 @@ def test_tasks_that_are_killed_and_run_twice_change_no_byte(
     barrier.touch()
     freeze(file)
     tasks = [task(file, number, 3) for number in range(3)]
-    while not (at_work := noted(note)):
+    while not (at_work := at_a_record(tasks, note)):
         assert None in [one.poll() for one in tasks]
         time.sleep(0.02)
     victim = next(one for one in tasks if one.pid in at_work)
@@ -101,13 +101,21 @@ def test_tasks_that_are_killed_and_run_twice_change_no_byte(
 
     note.unlink()
     twice = [task(file, 0, 1), task(file, 0, 1)]
-    while noted(note) != {one.pid for one in twice}:  # both are in the middle of the same chunk
+    while at_a_record(twice, note) != {one.pid for one in twice}:  # both are in the middle of the same chunk
         assert [one.poll() for one in twice] == [None, None]
         time.sleep(0.02)
     barrier.unlink()
     assert [one.wait() for one in twice] == [0, 0]
     run(load(file, [ON_SLURM, OBEDIENT]), workers=1)
     assert written(file) == once
+
+
+def at_a_record(tasks: "list[subprocess.Popen[bytes]]", note: Path) -> set[int]:
+    """Tasks whose map came to the record with this note, in their own process or in one that they started."""
+    found = noted(note)
+    stats = [Path(f"/proc/{process}/stat").read_text() for process in found if Path(f"/proc/{process}").exists()]
+    parents = {int(stat.rpartition(")")[2].split()[1]) for stat in stats}
+    return (found | parents) & {task.pid for task in tasks}
 
 
 SBATCH = """\
