@@ -70,14 +70,14 @@ def exported(model_type: str, folder: Path, dtype: Any = "float32", *, new_token
 
 def grow(checkpoint: Path) -> None:
     """Add a token, as a tokenizer that prep grew has it."""
+    tensors = dict(Checkpoint(checkpoint).tensors())
     path = checkpoint / "tokenizer" / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.add_special_tokens([AddedToken("<|new|>", special=True)])
     tokenizer.save(str(path))
     config = json.loads((path.parent / "tokenizer_config.json").read_text())
     (path.parent / "tokenizer_config.json").write_text(json.dumps({**config, "extra_special_tokens": ["<|new|>"]}))
-    opened = Checkpoint(checkpoint)
-    complete(checkpoint, dict(opened.tensors()))
+    complete(checkpoint, tensors)
 
 
 def loaded(folders: dict[str, Path], **environment: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -234,7 +234,7 @@ def test_what_does_not_fit_the_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no model.safetensors, nor an index of several"):
         build_model(pipeline(tmp_path, model={"name_or_path": str(folder)}), PREP)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../x.safetensors"}}')
-    with pytest.raises(DataError, match=r"names ../x.safetensors, which is not beside it"):
+    with pytest.raises(DataError, match=r"names '../x.safetensors', which is no file beside it"):
         build_model(pipeline(tmp_path, model={"name_or_path": str(folder)}), PREP)
 
 
