@@ -203,7 +203,7 @@ def test_every_command_of_the_page_is_understood(
     [block] = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     for line in block.splitlines():
         words = line.partition("#")[0].split()
-        assert words[:3] == ["packtrain", "preview", "my.toml"]
+        assert words[:3] == ["packtrain", "preview", "my-sft.toml"]
         names = {"17": "1", "40": "2", "chats:1240": "a:7", "17:306": "1:9"}
         answer = preview(prepared, *[names.get(word, word) for word in words[3:]])
         assert answer.exit_code == 0, (line, answer.output)
